@@ -1,0 +1,23 @@
+//! The plain types every part of Berth shares: ids, digests, image references,
+//! lifecycle states, and what a client wants of a sandbox or a container.
+//!
+//! Invariants: no I/O, no syscalls, no clock; a value that exists is valid (ids,
+//! digests and references are checked when they are made). Not here: the OCI
+//! runtime specification (`spec`), stored records (`metadata`).
+
+pub mod container;
+pub mod digest;
+pub mod error;
+pub mod id;
+pub mod image;
+pub mod mount;
+pub mod reference;
+pub mod sandbox;
+pub mod stats;
+
+pub use container::{ContainerSpec, ContainerState};
+pub use digest::{ChainId, DiffId, Digest};
+pub use error::ErrorKind;
+pub use id::{ContainerId, ExecId, SandboxId};
+pub use reference::Reference;
+pub use sandbox::{SandboxSpec, SandboxState};
