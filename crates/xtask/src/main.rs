@@ -1,2 +1,56 @@
-//! Skeleton.
-fn main() {}
+//! `cargo xtask`: the tasks a developer or CI runs.
+//!
+//! | task | does |
+//! |---|---|
+//! | `demo` | builds release binaries and runs a pod end to end, narrated |
+//! | `test` | format, tidy, clippy, unit and crate tests, then the e2e suite |
+//! | `tidy` | crate arrows, licences, doubled versions, file lengths, layout |
+//! | `build [--release]` | `berthd`, the static shim and the demo client, in one folder |
+//!
+//! Invariants: nothing here is linked into the product; a task that installs
+//! something says what and why first; a check that cannot run says so.
+
+mod binaries;
+mod demo;
+mod host;
+mod report;
+mod run;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask TASK
+
+tasks:
+  demo [--keep]        build release binaries and run one pod end to end
+  test                 run every check and test
+  tidy                 check crate arrows, licences, doubled versions, lengths, layout
+  build [--release]    build berthd, the static shim and the demo client
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match arguments.as_slice() {
+        ["demo"] => demo::demo(false),
+        ["demo", "--keep"] => demo::demo(true),
+        ["test"] => test::test(),
+        ["tidy"] => tidy::tidy(),
+        ["build"] => binaries::build(binaries::Profile::Dev).map(|built| built.announce()),
+        ["build", "--release"] => {
+            binaries::build(binaries::Profile::Release).map(|built| built.announce())
+        }
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

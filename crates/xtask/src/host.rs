@@ -1,0 +1,95 @@
+//! What a task needs of the machine, and how it gets it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::run;
+
+/// A Debian package, why it is wanted, and how to see that it is there.
+struct Package {
+    name: &'static str,
+    why: &'static str,
+    present: fn() -> bool,
+}
+
+/// What the demo and the tests use beside the Rust toolchain.
+const PACKAGES: &[Package] = &[
+    Package {
+        name: "gcc",
+        why: "compiles the C parts of two dependencies (SQLite, ring) and links",
+        present: || on_path("cc"),
+    },
+    Package {
+        name: "libc6-dev",
+        why: "C headers, and the static C library of the shim",
+        present: static_libc,
+    },
+    Package {
+        name: "docker-registry",
+        why: "the real registry that images are pulled from",
+        present: || on_path("docker-registry"),
+    },
+    Package {
+        name: "busybox-static",
+        why: "the one program in the test image",
+        present: static_busybox,
+    },
+];
+
+pub(crate) fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Installs the packages that are missing, saying which and why.
+pub(crate) fn install_packages() -> Result<()> {
+    let missing: Vec<_> = PACKAGES.iter().filter(|package| !(package.present)()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("Debian packages that are missing here:");
+    for package in &missing {
+        eprintln!("  {:<16} {}", package.name, package.why);
+    }
+    let names: Vec<_> = missing.iter().map(|package| package.name).collect();
+    if !is_root() {
+        bail!("not root, so nothing was installed; run: apt-get install {}", names.join(" "));
+    }
+    if !on_path("apt-get") {
+        bail!("no apt-get here; install by hand: {}", names.join(" "));
+    }
+    eprintln!("installing: {}", names.join(" "));
+    apt_get(&["update"])?;
+    apt_get(&[&["install", "--yes", "--no-install-recommends"], names.as_slice()].concat())?;
+    match missing.iter().find(|package| !(package.present)()) {
+        Some(package) => bail!("{} was installed, yet is not usable", package.name),
+        None => Ok(()),
+    }
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command.arg("-qq").args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    run::output(command).context("install Debian packages").map(drop)
+}
+
+fn on_path(program: &str) -> bool {
+    let Some(path) = std::env::var_os("PATH") else { return false };
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+fn static_libc() -> bool {
+    let mut command = Command::new("cc");
+    command.arg("-print-file-name=libc.a");
+    // The compiler echoes the bare name when it does not find the file.
+    run::output(command)
+        .is_ok_and(|found| Path::new(String::from_utf8_lossy(&found).trim()).is_absolute())
+}
+
+fn static_busybox() -> bool {
+    let candidates = ["/bin/busybox", "/usr/bin/busybox"];
+    let mut found = candidates.iter().filter_map(|path| fs::read(path).ok());
+    found.any(|elf| crate::binaries::is_static(&elf).unwrap_or(false))
+}

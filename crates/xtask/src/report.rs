@@ -1,0 +1,109 @@
+//! Runs the steps of a long task and sums up what they did.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::run;
+
+/// What test runners said, added up over all steps.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    passed: usize,
+    failed: usize,
+    skipped: Vec<String>,
+    times: Vec<(String, Duration)>,
+}
+
+impl Report {
+    /// Runs one step. Its output goes to a file; a person sees results and failures.
+    pub(crate) fn step(&mut self, name: &str, mut command: Command) -> Result<()> {
+        eprintln!("== {name}: {}", run::shown(&command));
+        let log = log_path(name)?;
+        let mut file = File::create(&log).with_context(|| format!("create {}", log.display()))?;
+        let started = Instant::now();
+        command.stdout(Stdio::piped()).stderr(file.try_clone()?);
+        let mut child =
+            command.spawn().with_context(|| format!("start `{}`", run::shown(&command)))?;
+        let stdout = child.stdout.take().expect("standard output was piped");
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.context("read the step's output")?;
+            let text = String::from_utf8_lossy(&line);
+            self.count(&text);
+            writeln!(file, "{text}").with_context(|| format!("write {}", log.display()))?;
+        }
+        let status = child.wait().context("wait for the step")?;
+        let took = started.elapsed();
+        self.times.push((name.to_owned(), took));
+        if status.success() {
+            eprintln!("   ok, {:.1} s", took.as_secs_f64());
+            return Ok(());
+        }
+        eprintln!("{}", fs::read_to_string(&log).unwrap_or_default());
+        bail!("step {name} failed: {status}");
+    }
+
+    /// Reads one line of a test runner's output.
+    fn count(&mut self, line: &str) {
+        if let Some(result) = line.strip_prefix("test result: ") {
+            let number = |word: &str| {
+                let before = result.split(word).next().unwrap_or_default().trim_end();
+                before.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+            };
+            self.passed += number(" passed");
+            self.failed += number(" failed");
+        } else if let Some(reason) = line.trim().strip_prefix("skipped: ") {
+            self.skipped.push(reason.to_owned());
+        }
+    }
+
+    /// Says what was done; the last line is for machines.
+    pub(crate) fn sum_up(&self) {
+        eprintln!("\nsteps:");
+        for (name, took) in &self.times {
+            eprintln!("  {name:<14} {:>7.1} s", took.as_secs_f64());
+        }
+        if !self.skipped.is_empty() {
+            eprintln!("skipped, and why:");
+            for reason in &self.skipped {
+                eprintln!("  {reason}");
+            }
+        }
+        eprintln!("{}", self.closing_line());
+    }
+
+    fn closing_line(&self) -> String {
+        // A test that skips itself counts as passed for its runner.
+        let passed = self.passed.saturating_sub(self.skipped.len());
+        format!("{passed} passed, {} failed, {} skipped", self.failed, self.skipped.len())
+    }
+}
+
+fn log_path(step: &str) -> Result<PathBuf> {
+    let folder = run::target().join("xtask");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    Ok(folder.join(format!("{}.log", step.replace(' ', "-"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_and_reasons_are_added_up() {
+        let mut report = Report::default();
+        for line in [
+            "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
+            "test result: FAILED. 3 passed; 2 failed; 0 ignored",
+            "skipped: cgroup v2: no controllers here",
+            "running 5 tests",
+        ] {
+            report.count(line);
+        }
+        assert_eq!(report.closing_line(), "14 passed, 2 failed, 1 skipped");
+    }
+}

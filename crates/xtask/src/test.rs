@@ -1,0 +1,39 @@
+//! `cargo xtask test`: every check and test, cheap ones first.
+
+use anyhow::Result;
+
+use crate::report::Report;
+use crate::{binaries, host, run, tidy};
+
+pub(crate) fn test() -> Result<()> {
+    if !host::is_root() {
+        eprintln!(
+            "not root: tests that make namespaces, mounts, cgroups or links skip themselves, \
+             and the e2e suite cannot run"
+        );
+    }
+    host::install_packages()?;
+    let mut report = Report::default();
+    let done = steps(&mut report);
+    report.sum_up();
+    done
+}
+
+fn steps(report: &mut Report) -> Result<()> {
+    report.step("format", run::cargo(["fmt", "--all", "--check"]))?;
+    eprintln!("== tidy");
+    tidy::tidy()?;
+    let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+    report.step("clippy", run::cargo(clippy))?;
+    let units = ["test", "--workspace", "--exclude", "berth-e2e", "--locked", "--no-fail-fast"];
+    let mut command = run::cargo(units);
+    let built = binaries::build(binaries::Profile::Dev)?;
+    command.args(["--", "--show-output"]).env("BERTH_BIN_DIR", &built.folder);
+    report.step("unit tests", command)?;
+    if !host::is_root() {
+        return Ok(());
+    }
+    let mut command = run::cargo(["test", "--package", "berth-e2e", "--locked", "--no-fail-fast"]);
+    command.args(["--", "--show-output"]).env("BERTH_BIN_DIR", &built.folder);
+    report.step("e2e", command)
+}
