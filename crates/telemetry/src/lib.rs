@@ -1,1 +1,121 @@
-//! Skeleton.
+//! Where logs and spans go: standard error, for people on a terminal and as JSON
+//! otherwise.
+//!
+//! A span that ends is logged with its duration at the span's own level, so a filter of
+//! `info` shows one line for each request that changes something, and `debug` the phases
+//! of each as well. Used by binaries only: libraries know `tracing` and nothing of this.
+//!
+//! Not here yet: OpenTelemetry export and Prometheus metrics.
+
+use std::fmt;
+use std::io::{self, IsTerminal as _};
+use std::str::FromStr;
+
+use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Format {
+    /// [`Format::Human`] on a terminal, [`Format::Json`] otherwise.
+    #[default]
+    Auto,
+    /// One readable line, in colour on a terminal.
+    Human,
+    /// One JSON object a line, with the fields of the spans around it.
+    Json,
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "human" => Ok(Self::Human),
+            "json" => Ok(Self::Json),
+            _ => Err(Error::Format(text.to_owned())),
+        }
+    }
+}
+
+/// What is logged: a level (`info`), or levels by target (`info,berth_engine=debug`).
+#[derive(Clone, Debug)]
+pub struct Filter(Targets);
+
+impl FromStr for Filter {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let targets =
+            text.parse().map_err(|source| Error::Filter { filter: text.to_owned(), source })?;
+        Ok(Self(targets))
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Why logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not the name of a [`Format`].
+    #[error("log format {0:?} is not auto, human or json")]
+    Format(String),
+    /// Not a [`Filter`].
+    #[error("log filter {filter:?} is not a level, nor a list of target=level")]
+    Filter {
+        /// What was given.
+        filter: String,
+        /// Why it does not parse.
+        source: ParseError,
+    },
+    /// Something in this process has set up logging already.
+    #[error("set up logging")]
+    Init(#[source] TryInitError),
+}
+
+/// Sends the logs and spans of this process to standard error. Call once, in `main`.
+pub fn init(format: Format, filter: Filter) -> Result<(), Error> {
+    let terminal = io::stderr().is_terminal();
+    let human = match format {
+        Format::Auto => terminal,
+        Format::Human => true,
+        Format::Json => false,
+    };
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_span_events(FmtSpan::CLOSE)
+        .with_ansi(human && terminal);
+    let subscriber = tracing_subscriber::registry().with(filter.0);
+    if human {
+        subscriber.with(layer).try_init().map_err(Error::Init)
+    } else {
+        subscriber.with(layer.json().flatten_event(true)).try_init().map_err(Error::Init)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_levels_by_target() {
+        assert!("info".parse::<Filter>().is_ok());
+        assert!("warn,berth_engine=debug".parse::<Filter>().is_ok());
+        let error = "berth_engine=loud".parse::<Filter>().unwrap_err();
+        assert!(error.to_string().contains("berth_engine=loud"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_format_is_refused_by_name() {
+        assert!("json".parse::<Format>().is_ok());
+        let error = "xml".parse::<Format>().unwrap_err();
+        assert!(error.to_string().contains("xml"), "{error}");
+    }
+}

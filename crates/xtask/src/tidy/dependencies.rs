@@ -8,7 +8,20 @@ use serde_json::Value;
 use super::{licence, packages, text};
 
 /// Crates that stand in the lock file in several versions, and why.
-const DOUBLED: &[(&str, &str)] = &[];
+const DOUBLED: &[(&str, &str)] = &[
+    ("base64", "hyper-util moved on before tonic did"),
+    ("bitflags", "ttrpc uses nix 0.26"),
+    ("foldhash", "only builds: petgraph under prost-build"),
+    ("getrandom", "ring stays on 0.2"),
+    ("hashbrown", "only builds: petgraph under prost-build"),
+    ("linux-raw-sys", "only builds: which under ttrpc's code generator"),
+    ("memoffset", "ttrpc uses nix 0.26"),
+    ("nix", "ttrpc uses 0.26"),
+    ("rustix", "only builds: which under ttrpc's code generator"),
+    ("syn", "only builds: derive macros are moving to version 3"),
+    ("thiserror", "ttrpc and rust-protobuf use version 1"),
+    ("thiserror-impl", "ttrpc and rust-protobuf use version 1"),
+];
 
 /// Crates that must never come in, not even through another, and why.
 const BANNED: &[(&str, &str)] = &[
