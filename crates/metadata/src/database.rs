@@ -1,0 +1,150 @@
+//! Opening one file: schema, settings, damage.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+
+use crate::Error;
+
+/// How long a call waits for another process (an operator's `sqlite3`).
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Statements kept compiled per connection.
+const CACHED_STATEMENTS: usize = 32;
+
+/// How durable a commit is (`PRAGMA synchronous`).
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Durability {
+    /// On disk when the call returns.
+    Full,
+    /// In the kernel's hands when the call returns.
+    Normal,
+}
+
+/// What the code knows of one file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Schema {
+    /// Step `n` leads from schema `n` to `n + 1`.
+    pub(crate) steps: &'static [&'static str],
+    pub(crate) durability: Durability,
+}
+
+impl Schema {
+    fn version(&self) -> u32 {
+        u32::try_from(self.steps.len()).expect("a schema has few steps")
+    }
+}
+
+/// One open file.
+#[derive(Debug)]
+pub(crate) struct Database {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+impl Database {
+    pub(crate) fn open(path: &Path, schema: Schema) -> Result<Self, Error> {
+        refuse_newer(path, &schema)?;
+        let failed = |action| move |source| Error::query(path, action, source);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection =
+            Connection::open_with_flags(path, flags).map_err(failed("open database"))?;
+        configure(&connection, schema.durability).map_err(failed("configure database"))?;
+        check_pages(&connection, path)?;
+        migrate(&mut connection, &schema).map_err(failed("create tables"))?;
+        connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+    }
+
+    /// Runs `work` on the connection; a failure names `action`.
+    pub(crate) fn read<T>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        work(&self.lock()).map_err(|source| Error::query(&self.path, action, source))
+    }
+
+    /// Runs `work` in one transaction, committed when it succeeds.
+    pub(crate) fn write<T>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        let mut connection = self.lock();
+        let run = |connection: &mut Connection| {
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        run(&mut connection).map_err(|source| Error::query(&self.path, action, source))
+    }
+
+    /// A panic in another call leaves no open transaction: it rolled back on its way out.
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks at the schema number through a read-only connection, so that a newer file
+/// stays exactly as it is.
+fn refuse_newer(path: &Path, schema: &Schema) -> Result<(), Error> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let failed = |source| Error::query(path, "read schema version", source);
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+    let found: u32 =
+        connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+    if found > schema.version() {
+        return Err(Error::NewerSchema { path: path.to_owned(), found, known: schema.version() });
+    }
+    Ok(())
+}
+
+/// Caches stay under 2 MB per connection; temporary tables never touch the disk.
+fn configure(connection: &Connection, durability: Durability) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    connection.pragma_update(
+        None,
+        "synchronous",
+        match durability {
+            Durability::Full => "FULL",
+            Durability::Normal => "NORMAL",
+        },
+    )?;
+    connection.pragma_update(None, "cache_size", -1024)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+    connection.pragma_update_and_check(None, "journal_size_limit", 4 << 20, |_| Ok(()))
+}
+
+fn check_pages(connection: &Connection, path: &Path) -> Result<(), Error> {
+    let finding: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(|source| Error::query(path, "check pages", source))?;
+    if finding == "ok" {
+        return Ok(());
+    }
+    Err(Error::Damaged { path: path.to_owned(), finding })
+}
+
+fn migrate(connection: &mut Connection, schema: &Schema) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found: u32 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let done = usize::try_from(found).unwrap_or(usize::MAX).min(schema.steps.len());
+    for step in &schema.steps[done..] {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "user_version", schema.version())?;
+    transaction.commit()
+}

@@ -1,0 +1,96 @@
+//! Addresses that belong to sandboxes. An address has one owner; it is free again when
+//! its row is gone, whoever died in between.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::Ordering;
+
+use berth_model::SandboxId;
+use rusqlite::{Connection, params};
+
+use crate::images::unreadable;
+use crate::{Error, Lease, PodStore};
+
+impl PodStore {
+    /// Leases to `sandbox` the next free address from `first` to `last`, both included.
+    ///
+    /// The search goes on where the last one ended, so that an address rests as long as
+    /// the range allows before it is given again.
+    pub fn lease_address(
+        &self,
+        sandbox: &SandboxId,
+        first: Ipv4Addr,
+        last: Ipv4Addr,
+    ) -> Result<Ipv4Addr, Error> {
+        let (low, high) = (u32::from(first), u32::from(last));
+        let start = self.cursor.load(Ordering::Relaxed).clamp(low, high.max(low));
+        let leased = self.database.write("lease address", |sql| {
+            let free = match free_number(sql, start, high)? {
+                Some(free) => Some(free),
+                None => free_number(sql, low, start)?,
+            };
+            let Some(number) = free else { return Ok(None) };
+            sql.prepare_cached(
+                "INSERT INTO leases (number, address, sandbox) VALUES (?1, ?2, ?3)",
+            )?
+            .execute(params![
+                number,
+                Ipv4Addr::from(number).to_string(),
+                sandbox.as_str()
+            ])?;
+            Ok(Some(number))
+        })?;
+        let number = leased.ok_or(Error::NoAddress { first, last })?;
+        self.cursor.store(number.wrapping_add(1), Ordering::Relaxed);
+        Ok(number.into())
+    }
+
+    /// Gives one address back; says whether it was leased.
+    pub fn release_address(&self, address: Ipv4Addr) -> Result<bool, Error> {
+        self.database.write("release address", |sql| {
+            Ok(sql
+                .prepare_cached("DELETE FROM leases WHERE number = ?1")?
+                .execute([u32::from(address)])?
+                > 0)
+        })
+    }
+
+    /// Gives back every address of `sandbox`; returns how many there were.
+    pub fn release_sandbox(&self, sandbox: &SandboxId) -> Result<usize, Error> {
+        self.database.write("release addresses", |sql| {
+            sql.prepare_cached("DELETE FROM leases WHERE sandbox = ?1")?.execute([sandbox.as_str()])
+        })
+    }
+
+    /// Every lease, in the order of the addresses.
+    pub fn leases(&self) -> Result<Vec<Lease>, Error> {
+        let rows = self.database.read("list leases", |sql| {
+            sql.prepare_cached("SELECT number, sandbox FROM leases ORDER BY number")?
+                .query_map([], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, String>(1)?)))?
+                .collect::<rusqlite::Result<Vec<_>>>()
+        })?;
+        rows.into_iter()
+            .map(|(number, sandbox)| {
+                let address = Ipv4Addr::from(number);
+                let sandbox = SandboxId::new(sandbox)
+                    .map_err(|source| unreadable("leases", &address.to_string(), source))?;
+                Ok(Lease { address, sandbox })
+            })
+            .collect()
+    }
+}
+
+/// The lowest number from `low` to `high` that no row has.
+fn free_number(sql: &Connection, low: u32, high: u32) -> rusqlite::Result<Option<u32>> {
+    let mut query = sql.prepare_cached(
+        "SELECT number FROM leases WHERE number BETWEEN ?1 AND ?2 ORDER BY number",
+    )?;
+    let mut expected = low;
+    for taken in query.query_map([low, high], |row| row.get::<_, u32>(0))? {
+        if taken? != expected {
+            break;
+        }
+        let Some(next) = expected.checked_add(1) else { return Ok(None) };
+        expected = next;
+    }
+    Ok((expected <= high).then_some(expected))
+}
