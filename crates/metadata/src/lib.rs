@@ -21,6 +21,8 @@ mod images;
 mod leases;
 mod pods;
 mod records;
+#[cfg(test)]
+mod tests;
 
 pub use error::Error;
 pub use images::ImageStore;

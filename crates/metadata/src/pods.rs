@@ -149,6 +149,16 @@ impl PodStore {
         })
     }
 
+    /// Makes the file act as a disk of `pages` pages would.
+    #[cfg(test)]
+    pub(crate) fn limit_pages_for_test(&self, pages: u32) {
+        self.database
+            .read("limit pages", |sql| {
+                sql.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
+            })
+            .expect("the pragma is known");
+    }
+
     fn all<T: serde::de::DeserializeOwned>(
         &self,
         action: &'static str,
