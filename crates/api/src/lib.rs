@@ -1,1 +1,35 @@
-//! Skeleton.
+//! Code generated from `proto/`: Kubernetes' CRI v1 and the extension of our shim.
+//!
+//! Features: `shim` for [`shim`], `cri` for the messages of [`v1`], `client` and
+//! `server` for its two services. Nothing is on by default, so that the static shim
+//! links prost alone.
+//!
+//! Invariants: a test holds every message, field, enum and RPC of [`v1`] against
+//! `proto/cri-v1.json`; formatting an `AuthConfig` never shows a secret. Not here:
+//! translation to our own types (`cri`), ttrpc (`shim`, `shim-client`).
+
+/// Kubernetes' container runtime interface, package `runtime.v1`.
+#[cfg(feature = "cri")]
+#[allow(clippy::all, clippy::pedantic, missing_docs, missing_debug_implementations)]
+pub mod v1 {
+    include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
+}
+
+/// The extension service of `containerd-shim-berth-v1`, package `berth.shim.v1`.
+#[cfg(feature = "shim")]
+#[allow(clippy::all, clippy::pedantic)]
+pub mod shim {
+    include!(concat!(env!("OUT_DIR"), "/berth.shim.v1.rs"));
+
+    /// ttrpc name of the service.
+    pub const SERVICE: &str = "berth.shim.v1.Extension";
+    /// ttrpc name of the method that opens a container's log file again.
+    pub const REOPEN_LOG: &str = "ReopenLog";
+}
+
+#[cfg(feature = "cri")]
+mod redacted;
+
+#[cfg(test)]
+#[cfg(feature = "cri")]
+mod tests;
