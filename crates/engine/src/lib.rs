@@ -1,1 +1,33 @@
-//! Skeleton.
+//! Sandboxes and containers: their drivers, their recovery.
+//!
+//! ```text
+//!  run_sandbox ──▶ sandbox driver ──create──▶ container driver ──▶ shim ──▶ container
+//!                        │                          │
+//!                        └────────── board ◀────────┘     list, status: read, never wait
+//! ```
+//!
+//! Each sandbox and each container has one driver, a task with a bounded queue and the
+//! only code that changes its record. A transition is decided (a pure function), stored,
+//! published on the board, then acted on. Requests for work in flight join it; work
+//! outlives its client, but for exec.
+//!
+//! Invariants: nothing is published that is not stored; whoever makes something pushes
+//! its undo; no lock is held across an await, and no lock is shared by all objects.
+//! Not here: CRI translation (`cri`), what a pull does (`image`), namespaces of containers
+//! (`oci-runtime`, behind the shim).
+
+mod config;
+mod engine;
+mod error;
+mod status;
+
+pub use berth_image::{Auth, FsInfo};
+pub use config::{Config, RuntimeConfig};
+pub use engine::Engine;
+pub use error::Error;
+pub use status::{
+    Condition, ContainerStats, ContainerStatus, ExecOutput, NodeStatus, SandboxStats, SandboxStatus,
+};
+
+/// Most bytes kept of each output stream of [`Engine::exec_sync`] (what kubelet expects).
+pub const MAX_EXEC_OUTPUT: usize = 16 << 20;

@@ -1,0 +1,253 @@
+//! What can go wrong in the engine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_model::{ContainerId, ErrorKind, SandboxId};
+
+/// A failure that several waiters share.
+pub(crate) type SharedError = Arc<Error>;
+
+/// Why an engine operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No sandbox has that id.
+    #[error("sandbox {0} not found")]
+    SandboxNotFound(SandboxId),
+    /// No container has that id.
+    #[error("container {0} not found")]
+    ContainerNotFound(ContainerId),
+    /// The configuration knows no such runtime handler.
+    #[error("runtime handler {0:?} is not configured")]
+    UnknownRuntime(String),
+    /// A sandbox of that name exists and is not what was asked for.
+    #[error("sandbox name {name} is used by sandbox {id}")]
+    SandboxNameTaken {
+        /// The name, for people.
+        name: String,
+        /// Who has it.
+        id: SandboxId,
+    },
+    /// A container of that name exists in the sandbox.
+    #[error("container name {name} of sandbox {sandbox} is used by container {id}")]
+    ContainerNameTaken {
+        /// The name, for people.
+        name: String,
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// Who has it.
+        id: ContainerId,
+    },
+    /// The sandbox is stopped, or being stopped.
+    #[error("{verb} in sandbox {id}: the sandbox is not ready")]
+    SandboxNotReady {
+        /// What was asked for.
+        verb: &'static str,
+        /// Which sandbox.
+        id: SandboxId,
+    },
+    /// The container is in a state that forbids the verb.
+    #[error("{verb} container {id}: it is {state}")]
+    ContainerState {
+        /// What was asked for.
+        verb: &'static str,
+        /// Which container.
+        id: ContainerId,
+        /// Where it is.
+        state: &'static str,
+    },
+    /// The request is wrong whatever the state of the node.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// The part of the request.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A bind mount names what the host does not have.
+    #[error("mount source {} does not exist", path.display())]
+    MissingMountSource {
+        /// The host path.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// The program of a container could not be executed.
+    #[error("start container {id}: {message}")]
+    Exec {
+        /// Which container.
+        id: ContainerId,
+        /// Which program and why.
+        message: String,
+        /// What a front makes of it.
+        kind: ErrorKind,
+    },
+    /// A deadline passed.
+    #[error("{what} took longer than {} ms", limit.as_millis())]
+    Deadline {
+        /// What was done.
+        what: String,
+        /// How long it was given.
+        limit: Duration,
+    },
+    /// The daemon is shutting down.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+    /// A file or directory of ours, or one that was named to us, refuses.
+    #[error("{action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// A namespace could not be made or set up.
+    #[error("make namespaces of sandbox {sandbox}: {step}")]
+    Namespaces {
+        /// For which sandbox.
+        sandbox: SandboxId,
+        /// Which step failed.
+        step: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// The stores of record.
+    #[error("{action}")]
+    Metadata {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: berth_metadata::Error,
+    },
+    /// The network.
+    #[error("{action} of sandbox {sandbox}")]
+    Network {
+        /// What was tried.
+        action: &'static str,
+        /// For which sandbox.
+        sandbox: SandboxId,
+        /// Why it failed.
+        source: berth_network::Error,
+    },
+    /// The network as a whole.
+    #[error("set up the sandbox network")]
+    NetworkBase {
+        /// Why it failed.
+        source: berth_network::Error,
+    },
+    /// A cgroup.
+    #[error("{action} {path}")]
+    Cgroup {
+        /// What was tried.
+        action: &'static str,
+        /// Which cgroup.
+        path: String,
+        /// Why it failed.
+        source: berth_cgroup::Error,
+    },
+    /// A snapshot.
+    #[error("{action} {key}")]
+    Snapshot {
+        /// What was tried.
+        action: &'static str,
+        /// Which snapshot.
+        key: String,
+        /// Why it failed.
+        source: berth_snapshot::Error,
+    },
+    /// An image.
+    #[error("{action} {reference}")]
+    Image {
+        /// What was tried.
+        action: &'static str,
+        /// Which image.
+        reference: String,
+        /// Why it failed.
+        source: berth_image::Error,
+    },
+    /// No image has that name.
+    #[error("image {0:?} not found")]
+    ImageNotFound(String),
+    /// The OCI runtime specification of a container cannot be built.
+    #[error("container {name}")]
+    Spec {
+        /// The client's name of it.
+        name: String,
+        /// What is wrong.
+        source: berth_spec::Error,
+    },
+    /// A shim.
+    #[error("{action} {id}")]
+    Shim {
+        /// What was tried.
+        action: &'static str,
+        /// Which sandbox or container.
+        id: String,
+        /// Why it failed.
+        source: berth_shim_client::Error,
+    },
+    /// A task or thread of ours died; its panic was logged.
+    #[error("{0} died")]
+    TaskDied(&'static str),
+    /// The same failure as that of the work this request joined.
+    #[error(transparent)]
+    Shared(SharedError),
+}
+
+impl Error {
+    /// What a front turns into a gRPC or HTTP status.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::SandboxNotFound(_) | Self::ContainerNotFound(_) | Self::ImageNotFound(_) => {
+                ErrorKind::NotFound
+            }
+            Self::UnknownRuntime(_) | Self::Invalid { .. } | Self::MissingMountSource { .. } => {
+                ErrorKind::InvalidArgument
+            }
+            Self::SandboxNameTaken { .. } | Self::ContainerNameTaken { .. } => {
+                ErrorKind::AlreadyExists
+            }
+            Self::SandboxNotReady { .. } | Self::ContainerState { .. } => {
+                ErrorKind::FailedPrecondition
+            }
+            Self::Exec { kind, .. } => *kind,
+            Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
+            Self::ShuttingDown => ErrorKind::Cancelled,
+            Self::Io { source, .. } | Self::Namespaces { source, .. } => io_kind(source),
+            Self::Metadata { source, .. } => source.kind(),
+            Self::Network { source, .. } | Self::NetworkBase { source } => source.kind(),
+            Self::Cgroup { source, .. } => source.kind(),
+            Self::Snapshot { source, .. } => source.kind(),
+            Self::Image { source, .. } => source.kind(),
+            Self::Spec { source, .. } => source.kind(),
+            Self::Shim { source, .. } => source.kind(),
+            Self::TaskDied(_) => ErrorKind::Internal,
+            Self::Shared(error) => error.kind(),
+        }
+    }
+
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+
+    pub(crate) fn invalid(field: &'static str, problem: impl Into<String>) -> Self {
+        Self::Invalid { field, problem: problem.into() }
+    }
+}
+
+fn io_kind(error: &std::io::Error) -> ErrorKind {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull
+        | std::io::ErrorKind::QuotaExceeded
+        | std::io::ErrorKind::FileTooLarge => ErrorKind::ResourceExhausted,
+        _ => ErrorKind::Internal,
+    }
+}

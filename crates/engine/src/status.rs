@@ -1,0 +1,128 @@
+//! What the engine tells of its objects.
+//!
+//! Statuses are snapshots: a driver publishes a new one after it stored a change, and
+//! whoever asks gets the last one without waiting for the driver.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use berth_model::container::Timestamp;
+use berth_model::stats::DiskUsage;
+use berth_model::{ContainerId, ContainerSpec, ContainerState, Digest};
+use berth_model::{SandboxId, SandboxSpec, SandboxState};
+use berth_stats::Sample;
+
+/// A sandbox as its driver last published it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SandboxStatus {
+    /// Its id.
+    pub id: SandboxId,
+    /// What the client asked for.
+    pub spec: Arc<SandboxSpec>,
+    /// Where it is in its life.
+    pub state: SandboxState,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// Its address; `None` with the node's network, and once stopped.
+    pub ip: Option<IpAddr>,
+    /// The runtime handler that serves it; never empty.
+    pub runtime: Arc<str>,
+    /// Process id of its shim; zero when there is none.
+    pub shim_pid: u32,
+    /// Path under `/proc` of its network namespace; `None` with the node's.
+    pub netns: Option<PathBuf>,
+}
+
+/// A container as its driver last published it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ContainerStatus {
+    /// Its id.
+    pub id: ContainerId,
+    /// The sandbox it belongs to.
+    pub sandbox: SandboxId,
+    /// What the client asked for.
+    pub spec: Arc<ContainerSpec>,
+    /// Where it is in its life; holds process id, times, exit code and reason.
+    pub state: ContainerState,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// Digest of the image's config blob (CRI `image_id`).
+    pub image_id: Digest,
+    /// How the image is called: a normalised reference, or its id.
+    pub image_ref: Arc<str>,
+    /// Log file, absolute; `None` means no log.
+    pub log_path: Option<PathBuf>,
+    /// The signal that asks it to stop, by name.
+    pub stop_signal: Arc<str>,
+    /// User id of the first process.
+    pub uid: u32,
+    /// Group id of the first process.
+    pub gid: u32,
+    /// Groups of the first process beside the primary one.
+    pub groups: Arc<[u32]>,
+}
+
+impl ContainerStatus {
+    /// Process id of the first process on the node, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        match self.state {
+            ContainerState::Running { pid, .. } => Some(pid),
+            ContainerState::Created | ContainerState::Exited { .. } => None,
+        }
+    }
+}
+
+/// What a finished command wrote and how it ended.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ExecOutput {
+    /// Standard output, at most [`crate::MAX_EXEC_OUTPUT`] bytes; the rest was discarded.
+    pub stdout: Vec<u8>,
+    /// Standard error, with the same limit.
+    pub stderr: Vec<u8>,
+    /// Exit code; 128 and the signal's number for a killed one.
+    pub code: i32,
+}
+
+/// Usage of one container.
+#[derive(Clone, Debug)]
+pub struct ContainerStats {
+    /// Whose usage it is.
+    pub status: Arc<ContainerStatus>,
+    /// Its cgroup; `None` when nothing of it runs.
+    pub cgroup: Option<Sample>,
+    /// Its writable layer, as last measured.
+    pub writable_layer: Option<DiskUsage>,
+}
+
+/// Usage of one sandbox.
+#[derive(Clone, Debug)]
+pub struct SandboxStats {
+    /// Whose usage it is.
+    pub status: Arc<SandboxStatus>,
+    /// The cgroup of the whole sandbox; `None` when it is gone.
+    pub cgroup: Option<Sample>,
+    /// Usage of each of its containers.
+    pub containers: Vec<ContainerStats>,
+}
+
+/// Whether one part of the node can serve, and why not.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Condition {
+    /// Whether it can.
+    pub ready: bool,
+    /// Why not, in one CamelCase word; empty when ready.
+    pub reason: String,
+    /// Why not, for people; empty when ready.
+    pub message: String,
+}
+
+/// Whether the node can run sandboxes (CRI `RuntimeStatus`).
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct NodeStatus {
+    /// Stores, cgroups and shims.
+    pub runtime: Condition,
+    /// The sandbox network.
+    pub network: Condition,
+}
