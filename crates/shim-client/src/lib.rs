@@ -1,1 +1,35 @@
-//! Skeleton.
+//! Starts, finds and talks to any shim v2: ours and third-party ones.
+//!
+//! [`start`] runs a shim's `start` command and understands the three forms of its
+//! answer ([`Bootstrap`]); [`Shim`] is one connection to a running shim, which dials
+//! again when it was lost; [`EventServer`] is what shims publish their events to;
+//! [`ProcessId`] names a process so that a recycled pid is never killed.
+//!
+//! ```text
+//! start ──posix_spawn──▶ containerd-shim-x start ──fork──▶ the shim
+//!   ▲                        │ address                       ▲ ttrpc
+//!   └────────────────────────┘        Shim ──────────────────┘
+//! ```
+//!
+//! Invariants: every call has a deadline, except [`Shim::wait`], which ends with the
+//! connection; a request is never sent twice, save where the shim said that it does
+//! not have the service at all (v3 to v2 of the Task API). Not here: what a sandbox
+//! or a container is (`engine`), FIFOs and logs (`engine`, `shim`).
+
+mod bootstrap;
+mod connection;
+mod error;
+mod events;
+mod process;
+mod sandbox;
+mod start;
+mod task;
+
+pub use bootstrap::{ApiVersion, Bootstrap};
+pub use connection::Shim;
+pub use error::Error;
+pub use events::{Event, EventKind, EventServer};
+pub use process::ProcessId;
+pub use sandbox::{SandboxOptions, SandboxStatus};
+pub use start::{Runtime, StartRequest, Started, delete, start};
+pub use task::{CreateRequest, ExecRequest, Exited, Input, Output, Process, TaskState, TaskStatus};

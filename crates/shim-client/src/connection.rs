@@ -1,0 +1,351 @@
+//! One connection to a shim, dialled again when it was lost.
+//!
+//! ttrpc's client fails every later call for ever once its socket has closed, so the
+//! socket is wrapped: its drop tells that the connection is gone, and the next call
+//! dials. A call that was under way is not repeated: the shim may have done it.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use protobuf::Message;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use ttrpc::asynchronous::transport::Socket;
+use ttrpc::proto::Request;
+use ttrpc::{Code, asynchronous::Client};
+
+use crate::bootstrap::{ApiVersion, Bootstrap};
+use crate::{Error, ProcessId};
+
+/// How long one connect(2) may take, a listening shim's full backlog included.
+const DIAL: Duration = Duration::from_secs(5);
+/// Pause before a lost connection is dialled again, so that a shim which accepts and
+/// closes at once does not spin this daemon.
+const REDIAL_PAUSE: Duration = Duration::from_millis(20);
+
+/// A running shim. Clones share one connection.
+#[derive(Clone)]
+pub struct Shim {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    address: String,
+    /// Set once the shim said that it does not have v3 of the Task API.
+    old: AtomicBool,
+    link: Mutex<Option<Link>>,
+}
+
+#[derive(Clone)]
+struct Link {
+    client: Client,
+    lost: watch::Receiver<()>,
+    peer: Option<u32>,
+}
+
+impl fmt::Debug for Shim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shim").field("address", &self.inner.address).finish_non_exhaustive()
+    }
+}
+
+impl Shim {
+    /// Connects to a shim that is known to run; `deadline` bounds the whole attempt.
+    ///
+    /// A socket that refuses is tried again until then only if `patient`: a shim just
+    /// started may not listen yet, one that was running and refuses is dead.
+    pub async fn connect(
+        bootstrap: &Bootstrap,
+        deadline: Duration,
+        patient: bool,
+    ) -> Result<Self, Error> {
+        let until = Instant::now() + deadline;
+        let link = loop {
+            match dial(&bootstrap.address, until).await {
+                Err(Error::Connect { .. }) if patient && Instant::now() + REDIAL_PAUSE < until => {
+                    sleep(REDIAL_PAUSE).await;
+                }
+                other => break other?,
+            }
+        };
+        let inner = Inner {
+            address: bootstrap.address.clone(),
+            old: AtomicBool::new(bootstrap.version == ApiVersion::V2),
+            link: Mutex::new(Some(link)),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// `unix://` and the path of its socket.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.inner.address
+    }
+
+    /// How to find it again.
+    #[must_use]
+    pub fn bootstrap(&self) -> Bootstrap {
+        Bootstrap { version: self.version(), address: self.inner.address.clone() }
+    }
+
+    /// The process that listens on the socket, by the kernel's word (SO_PEERCRED).
+    ///
+    /// For a shim that is not ours this may be the `start` command, long gone, which
+    /// gives `None`: ask [`Shim::shim_pid`] then.
+    #[must_use]
+    pub fn peer(&self) -> Option<ProcessId> {
+        let peer = self.current().and_then(|link| link.peer)?;
+        ProcessId::of(peer).ok()
+    }
+
+    /// Resolves once the shim is gone: the connection was lost and its socket does not
+    /// answer any more.
+    pub async fn closed(&self) {
+        while let Ok(mut link) = self.link(Instant::now() + DIAL).await {
+            while link.lost.changed().await.is_ok() {}
+            sleep(REDIAL_PAUSE).await;
+        }
+    }
+
+    pub(crate) fn version(&self) -> ApiVersion {
+        if self.inner.old.load(Ordering::Relaxed) { ApiVersion::V2 } else { ApiVersion::V3 }
+    }
+
+    /// Calls `method` of the Task API in the version that the shim has.
+    pub(crate) async fn task<Q: Message, R: Message>(
+        &self,
+        method: &'static str,
+        request: &Q,
+        deadline: Option<Duration>,
+    ) -> Result<R, Error> {
+        let version = self.version();
+        match self.call(version.service(), method, request, deadline).await {
+            Err(error) if version == ApiVersion::V3 && lacks_service(&error) => {
+                let answer = self.call(ApiVersion::V2.service(), method, request, deadline).await?;
+                self.inner.old.store(true, Ordering::Relaxed);
+                Ok(answer)
+            }
+            other => other,
+        }
+    }
+
+    /// Calls `method` of `service`; without a deadline only the connection's end ends it.
+    pub(crate) async fn call<Q: Message, R: Message>(
+        &self,
+        service: &str,
+        method: &'static str,
+        request: &Q,
+        deadline: Option<Duration>,
+    ) -> Result<R, Error> {
+        let payload =
+            request.write_to_bytes().map_err(|source| Error::Message { method, source })?;
+        let answer = self.raw(service, method, payload, deadline).await?;
+        R::parse_from_bytes(&answer).map_err(|source| Error::Message { method, source })
+    }
+
+    /// As [`Shim::call`], over encoded messages.
+    pub(crate) async fn raw(
+        &self,
+        service: &str,
+        method: &'static str,
+        payload: Vec<u8>,
+        deadline: Option<Duration>,
+    ) -> Result<Vec<u8>, Error> {
+        let late =
+            |deadline| Error::Deadline { address: self.inner.address.clone(), method, deadline };
+        let mut request = Request::new();
+        request.service = service.to_owned();
+        request.method = method.to_owned();
+        request.payload = payload;
+        let Some(deadline) = deadline else {
+            let link = self.link(Instant::now() + DIAL).await?;
+            return self.answer(method, link.client.request(request).await);
+        };
+        let until = Instant::now() + deadline;
+        let link = self.link(until).await?;
+        request.timeout_nano = i64::try_from(deadline.as_nanos()).unwrap_or(i64::MAX);
+        // The shim gets the same deadline, so ours runs out a little later: its answer
+        // says what it was doing.
+        match timeout_at(until + REDIAL_PAUSE, link.client.request(request)).await {
+            Err(_) => Err(late(deadline)),
+            Ok(Err(ttrpc::Error::Others(text))) if text.contains("deadline elapsed") => {
+                Err(late(deadline))
+            }
+            Ok(answer) => self.answer(method, answer),
+        }
+    }
+
+    fn answer(
+        &self,
+        method: &'static str,
+        answer: ttrpc::Result<ttrpc::proto::Response>,
+    ) -> Result<Vec<u8>, Error> {
+        match answer {
+            Ok(response) => Ok(response.payload),
+            Err(ttrpc::Error::RpcStatus(status)) => {
+                Err(Error::Rpc { method, code: status.code(), message: status.message })
+            }
+            Err(other) => Err(Error::Lost {
+                address: self.inner.address.clone(),
+                method,
+                cause: other.to_string(),
+            }),
+        }
+    }
+
+    fn current(&self) -> Option<Link> {
+        let link = self.inner.link.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        // The sender lives in the socket: an error here means that the socket is gone.
+        link.lost.has_changed().is_ok().then_some(link)
+    }
+
+    async fn link(&self, until: Instant) -> Result<Link, Error> {
+        if let Some(link) = self.current() {
+            return Ok(link);
+        }
+        let link = dial(&self.inner.address, until).await?;
+        *self.inner.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.clone());
+        Ok(link)
+    }
+}
+
+/// Whether the shim said that it does not know the service, hence did nothing.
+fn lacks_service(error: &Error) -> bool {
+    let Error::Rpc { code, message, .. } = error else { return false };
+    matches!(code, Code::INVALID_ARGUMENT | Code::UNIMPLEMENTED | Code::NOT_FOUND)
+        && message.contains("service")
+        && (message.contains(ApiVersion::V3.service()) || message.contains("does not exist"))
+}
+
+async fn dial(address: &str, until: Instant) -> Result<Link, Error> {
+    let refused = |source| Error::Connect { address: address.to_owned(), source };
+    let path = Path::new(address.strip_prefix("unix://").unwrap_or(address));
+    let left = until.saturating_duration_since(Instant::now()).min(DIAL);
+    let stream = timeout(left, UnixStream::connect(path))
+        .await
+        .map_err(|_| refused(io::ErrorKind::TimedOut.into()))?
+        .map_err(refused)?;
+    let peer = stream.peer_cred().map_err(refused)?;
+    if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(Error::Peer { address: address.to_owned(), uid: peer.uid() });
+    }
+    let (alive, lost) = watch::channel(());
+    let client = Client::new(Socket::new(Watched { stream, _alive: alive }));
+    let peer = peer.pid().and_then(|pid| u32::try_from(pid).ok());
+    Ok(Link { client, lost, peer })
+}
+
+/// A socket whose drop closes a channel.
+struct Watched {
+    stream: UnixStream,
+    _alive: watch::Sender<()>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_missing_service_makes_the_client_fall_back() {
+        let rpc =
+            |code, message: &str| Error::Rpc { method: "Create", code, message: message.into() };
+        for (error, expected) in [
+            (rpc(Code::INVALID_ARGUMENT, "containerd.task.v3.Task service does not exist"), true),
+            (rpc(Code::UNIMPLEMENTED, "service containerd.task.v3.Task"), true),
+            (rpc(Code::INVALID_ARGUMENT, "mount source does not exist"), false),
+            (rpc(Code::NOT_FOUND, "container a does not exist"), false),
+            (rpc(Code::INTERNAL, "containerd.task.v3.Task service does not exist"), false),
+        ] {
+            assert_eq!(lacks_service(&error), expected, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_connection_is_dialled_again_and_a_gone_shim_closes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let address = format!("unix://{}", path.display());
+        let bootstrap = Bootstrap { version: ApiVersion::V3, address };
+        let shim = Shim::connect(&bootstrap, Duration::from_secs(1), false).await.unwrap();
+
+        let first = listener.accept().await.unwrap();
+        let waiter = tokio::spawn({
+            let shim = shim.clone();
+            async move { shim.closed().await }
+        });
+        drop(first);
+        let second = timeout(Duration::from_secs(2), listener.accept()).await.unwrap().unwrap();
+        assert!(!waiter.is_finished(), "the shim answers again");
+        assert_eq!(shim.peer().unwrap().pid, std::process::id());
+
+        drop(listener);
+        drop(second);
+        timeout(Duration::from_secs(2), waiter).await.unwrap().unwrap();
+        let error = shim.call::<Request, Request>("s", "m", &Request::new(), Some(DIAL)).await;
+        assert_eq!(error.unwrap_err().kind(), berth_model::ErrorKind::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_does_not_answer_runs_into_the_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let address = format!("unix://{}", path.display());
+        let bootstrap = Bootstrap { version: ApiVersion::V3, address };
+        let shim = Shim::connect(&bootstrap, Duration::from_secs(1), false).await.unwrap();
+        let _held = listener.accept().await.unwrap();
+
+        let deadline = Some(Duration::from_millis(30));
+        let error = shim.call::<Request, Request>("s", "m", &Request::new(), deadline).await;
+        assert_eq!(error.unwrap_err().kind(), berth_model::ErrorKind::DeadlineExceeded);
+    }
+}
