@@ -1,0 +1,451 @@
+//! The directories below one root.
+
+use std::collections::HashSet;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use berth_model::mount::Mount;
+use berth_model::stats::DiskUsage;
+use berth_model::{ChainId, Digest};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, readlinkat, renameat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+
+use crate::meta::{copy_metadata, is_opaque};
+use crate::{Error, MergedView, SnapshotKey, probe, tree};
+
+/// Most lower directories of one overlay (the kernel's `OVL_MAX_STACK`).
+const MAX_LAYERS: usize = 500;
+
+const LAYERS: &str = "l";
+const COMMITTED: &str = "committed";
+const ACTIVE: &str = "active";
+const INGEST: &str = "ingest";
+const TRASH: &str = "trash";
+const EMPTY: &str = "empty";
+
+const DIRECTORY: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// Whether what a container writes must survive a crash of the host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Durability {
+    /// No: overlay's `volatile` is used where the kernel has it. After a crash the
+    /// snapshot must be removed, never mounted again.
+    Volatile,
+    /// Yes.
+    Durable,
+}
+
+/// The snapshots below one root; clones share it.
+#[derive(Clone, Debug)]
+pub struct Snapshots(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// Absolute and UTF-8, without characters that overlay's options give a meaning to.
+    path: String,
+    root: OwnedFd,
+    next: AtomicU64,
+    volatile: bool,
+}
+
+/// A layer in the making; what is not committed is removed when dropped.
+#[derive(Debug)]
+pub struct LayerDir {
+    snapshots: Snapshots,
+    /// `Some` until committed.
+    name: Option<String>,
+    root: OwnedFd,
+}
+
+/// A layer that is committed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Committed {
+    /// Its directory, relative to the snapshot root.
+    pub dir: String,
+    /// Whether this commit made it; otherwise it was there, and what was to be committed
+    /// is gone.
+    pub fresh: bool,
+}
+
+impl LayerDir {
+    /// The root directory of the layer, open for reading.
+    #[must_use]
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+}
+
+impl Drop for LayerDir {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept at the next start.
+        if let Some(name) = self.name.take() {
+            drop(self.snapshots.discard(INGEST, &name));
+        }
+    }
+}
+
+impl Snapshots {
+    /// Opens or makes the root, and asks the kernel once whether it has `volatile`.
+    ///
+    /// Blocking, as everything here.
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        let bad = || Error::BadRoot(root.to_owned());
+        let path = root.to_str().ok_or_else(bad)?;
+        if !root.is_absolute() || path.contains([':', ',', '\\', '\n']) {
+            return Err(bad());
+        }
+        std::fs::create_dir_all(root).map_err(Error::io("make directory", root))?;
+        let fd = open(root, DIRECTORY, Mode::empty()).map_err(Error::io("open", root))?;
+        nix::sys::stat::fchmod(&fd, Mode::S_IRWXU).map_err(Error::io("change mode of", root))?;
+        for name in [LAYERS, COMMITTED, ACTIVE, INGEST, TRASH] {
+            ensure_directory(&fd, name, Mode::S_IRWXU)?;
+        }
+        ensure_directory(&fd, EMPTY, Mode::from_bits_truncate(0o755))?;
+        let mut inner = Inner {
+            path: path.trim_end_matches('/').to_owned(),
+            root: fd,
+            next: AtomicU64::new(0),
+            volatile: false,
+        };
+        let mut last = 0;
+        for place in [LAYERS, INGEST, TRASH] {
+            let numbers = inner.names(place)?.into_iter().filter_map(|name| name.parse().ok());
+            last = numbers.fold(last, u64::max);
+        }
+        inner.next = AtomicU64::new(last + 1);
+        inner.volatile = inner.probe()?;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Where everything is.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        Path::new(&self.0.path)
+    }
+
+    /// A descriptor of the root, for syncfs(2) and the like.
+    #[must_use]
+    pub fn root_fd(&self) -> BorrowedFd<'_> {
+        self.0.root.as_fd()
+    }
+
+    /// Whether overlay mounts can be `volatile` on this host.
+    #[must_use]
+    pub fn volatile(&self) -> bool {
+        self.0.volatile
+    }
+
+    /// Starts a layer: an empty directory that no one else sees.
+    pub fn begin_layer(&self) -> Result<LayerDir, Error> {
+        let name = self.0.number();
+        let path = format!("{INGEST}/{name}");
+        self.0.make(&path, Mode::from_bits_truncate(0o755))?;
+        let root = self.0.open_directory(&path)?;
+        Ok(LayerDir { snapshots: self.clone(), name: Some(name), root })
+    }
+
+    /// Makes `layer` the committed snapshot `chain`, unless there is one.
+    ///
+    /// Visible at once, durable only after a sync of the file system.
+    pub fn commit_layer(&self, mut layer: LayerDir, chain: ChainId) -> Result<Committed, Error> {
+        if let Some(dir) = self.directory_of(chain)? {
+            return Ok(Committed { dir, fresh: false });
+        }
+        let Some(name) = layer.name.take() else {
+            return Err(Error::MissingLayer(chain));
+        };
+        let dir = format!("{LAYERS}/{name}");
+        self.0.rename(&format!("{INGEST}/{name}"), &dir)?;
+        let link = format!("{COMMITTED}/{}", chain.0.hex());
+        match symlinkat(format!("../{dir}").as_str(), &self.0.root, link.as_str()) {
+            Ok(()) => Ok(Committed { dir, fresh: true }),
+            Err(Errno::EEXIST) => {
+                self.discard(LAYERS, &name)?;
+                let dir = self.directory_of(chain)?.ok_or(Error::MissingLayer(chain))?;
+                Ok(Committed { dir, fresh: false })
+            }
+            Err(errno) => {
+                layer.name = None;
+                self.discard(LAYERS, &name)?;
+                Err(self.0.io("make link", &link)(errno))
+            }
+        }
+    }
+
+    /// Whether `chain` is committed.
+    pub fn is_committed(&self, chain: ChainId) -> Result<bool, Error> {
+        Ok(self.directory_of(chain)?.is_some())
+    }
+
+    /// Every committed snapshot, in no order.
+    pub fn committed(&self) -> Result<Vec<ChainId>, Error> {
+        let names = self.0.names(COMMITTED)?;
+        let digests =
+            names.iter().filter_map(|name| Digest::from_str(&format!("sha256:{name}")).ok());
+        Ok(digests.map(ChainId).collect())
+    }
+
+    /// Removes the committed snapshot `chain`; what is absent is success.
+    ///
+    /// No container may be using it: overlayfs does not survive that.
+    pub fn remove_committed(&self, chain: ChainId) -> Result<(), Error> {
+        let Some(dir) = self.directory_of(chain)? else { return Ok(()) };
+        let link = format!("{COMMITTED}/{}", chain.0.hex());
+        match unlinkat(&self.0.root, link.as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(self.0.io("remove", &link)(errno)),
+        }
+        let name = dir.trim_start_matches(LAYERS).trim_start_matches('/');
+        self.discard(LAYERS, name)
+    }
+
+    /// Makes the active snapshot `key` on top of `chain` (lowest layer first; may be
+    /// empty), and says how to mount it.
+    pub fn prepare(
+        &self,
+        key: &SnapshotKey,
+        chain: &[ChainId],
+        durability: Durability,
+    ) -> Result<Vec<Mount>, Error> {
+        let mounts = self.mounts(key, chain, durability)?;
+        let own = format!("{ACTIVE}/{key}");
+        match self.0.make(&own, Mode::S_IRWXU) {
+            Err(Error::Io { source: Errno::EEXIST, .. }) => return Err(Error::Exists(key.clone())),
+            answer => answer?,
+        }
+        let filled = self.fill(&own, chain);
+        if filled.is_err() {
+            drop(self.remove(key)); // the first failure is the one to report
+        }
+        filled.map(|()| mounts)
+    }
+
+    /// Upper and work directory; the merged root shows the upper's metadata, so it takes
+    /// that of the layer below.
+    fn fill(&self, own: &str, chain: &[ChainId]) -> Result<(), Error> {
+        self.0.make(&format!("{own}/work"), Mode::S_IRWXU)?;
+        let upper = format!("{own}/upper");
+        self.0.make(&upper, Mode::from_bits_truncate(0o755))?;
+        if let Some(top) = chain.last() {
+            let upper = self.0.open_directory(&upper)?;
+            copy_metadata(self.layer(*top)?.as_fd(), upper.as_fd())?;
+        }
+        Ok(())
+    }
+
+    /// How to mount the active snapshot `key`, made on top of `chain`.
+    pub fn mounts(
+        &self,
+        key: &SnapshotKey,
+        chain: &[ChainId],
+        durability: Durability,
+    ) -> Result<Vec<Mount>, Error> {
+        if chain.len() > MAX_LAYERS {
+            return Err(Error::TooManyLayers { layers: chain.len(), limit: MAX_LAYERS });
+        }
+        let root = &self.0.path;
+        let mut lower = Vec::with_capacity(chain.len());
+        for chain in chain.iter().rev() {
+            let dir = self.directory_of(*chain)?.ok_or(Error::MissingLayer(*chain))?;
+            lower.push(format!("{root}/{dir}"));
+            if is_opaque(self.layer(*chain)?.as_fd()) {
+                break; // overlayfs itself never asks whether a root is opaque
+            }
+        }
+        if lower.is_empty() {
+            lower.push(format!("{root}/{EMPTY}"));
+        }
+        let mut options = vec![
+            format!("lowerdir={}", lower.join(":")),
+            format!("upperdir={root}/{ACTIVE}/{key}/upper"),
+            format!("workdir={root}/{ACTIVE}/{key}/work"),
+        ];
+        if self.0.volatile && durability == Durability::Volatile {
+            options.push("volatile".to_owned());
+        }
+        Ok(vec![Mount { fs_type: "overlay".to_owned(), source: "overlay".to_owned(), options }])
+    }
+
+    /// Removes the active snapshot `key`; what is absent is success. It must not be
+    /// mounted any more.
+    pub fn remove(&self, key: &SnapshotKey) -> Result<(), Error> {
+        self.discard(ACTIVE, key.as_str())
+    }
+
+    /// Every active snapshot, in no order.
+    pub fn active(&self) -> Result<Vec<SnapshotKey>, Error> {
+        Ok(self.0.names(ACTIVE)?.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// What the container of `key` has written.
+    pub fn usage(&self, key: &SnapshotKey) -> Result<DiskUsage, Error> {
+        match self.0.open_directory(&format!("{ACTIVE}/{key}/upper")) {
+            Ok(upper) => tree::usage(upper.as_fd()),
+            Err(Error::Io { source: Errno::ENOENT, .. }) => Err(Error::NotFound(key.clone())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The merged view of `chain`, lowest layer first.
+    pub fn view(&self, chain: &[ChainId]) -> Result<MergedView, Error> {
+        let layers = chain.iter().rev().map(|chain| self.layer(*chain));
+        Ok(MergedView::new(layers.collect::<Result<_, _>>()?))
+    }
+
+    /// Removes every active snapshot whose key is not in `live`; returns their keys.
+    ///
+    /// For the start of the daemon: nothing may be preparing one meanwhile.
+    pub fn sweep_active(&self, live: &HashSet<SnapshotKey>) -> Result<Vec<SnapshotKey>, Error> {
+        let mut removed = Vec::new();
+        for name in self.0.names(ACTIVE)? {
+            match name.parse::<SnapshotKey>() {
+                Ok(key) if live.contains(&key) => continue,
+                Ok(key) => removed.push(key),
+                Err(_) => {}
+            }
+            self.discard(ACTIVE, &name)?;
+        }
+        Ok(removed)
+    }
+
+    /// Removes every committed snapshot that is not in `live`, every layer in the making
+    /// and what an earlier removal left; returns how many things were removed.
+    ///
+    /// For the start of the daemon: nothing may be unpacking meanwhile.
+    pub fn sweep_committed(&self, live: &HashSet<ChainId>) -> Result<usize, Error> {
+        let mut removed = 0;
+        let mut kept = HashSet::new();
+        for name in self.0.names(COMMITTED)? {
+            let chain = Digest::from_str(&format!("sha256:{name}")).ok().map(ChainId);
+            let dir = match chain.filter(|chain| live.contains(chain)) {
+                Some(chain) => self.directory_of(chain)?,
+                None => None,
+            };
+            match dir {
+                Some(dir) => drop(kept.insert(dir)),
+                None => {
+                    self.discard(COMMITTED, &name)?;
+                    removed += 1;
+                }
+            }
+        }
+        for place in [LAYERS, INGEST, TRASH] {
+            for name in self.0.names(place)? {
+                if !kept.contains(&format!("{place}/{name}")) {
+                    self.discard(place, &name)?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// The directory of a committed layer, relative to the root.
+    fn directory_of(&self, chain: ChainId) -> Result<Option<String>, Error> {
+        let link = format!("{COMMITTED}/{}", chain.0.hex());
+        let target = match readlinkat(&self.0.root, link.as_str()) {
+            Ok(target) => target.to_string_lossy().into_owned(),
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(self.0.io("read link", &link)(errno)),
+        };
+        let number = target.strip_prefix("../l/").filter(|number| number.parse::<u64>().is_ok());
+        match number {
+            Some(number) => Ok(Some(format!("{LAYERS}/{number}"))),
+            None => Err(Error::BadLink { chain, target }),
+        }
+    }
+
+    fn layer(&self, chain: ChainId) -> Result<OwnedFd, Error> {
+        let dir = self.directory_of(chain)?.ok_or(Error::MissingLayer(chain))?;
+        match self.0.open_directory(&dir) {
+            Err(Error::Io { source: Errno::ENOENT, .. }) => Err(Error::MissingLayer(chain)),
+            answer => answer,
+        }
+    }
+
+    /// Takes `name` away from `place` at once, then removes what it holds.
+    fn discard(&self, place: &str, name: &str) -> Result<(), Error> {
+        let mut path = format!("{place}/{name}");
+        if place != TRASH {
+            let trash = format!("{TRASH}/{}", self.0.number());
+            match self.0.rename(&path, &trash) {
+                Err(Error::Io { source: Errno::ENOENT, .. }) => return Ok(()),
+                answer => answer?,
+            }
+            path = trash;
+        }
+        let path = CString::new(path).expect("names come from directories and from numbers");
+        tree::remove(self.0.root.as_fd(), &path)
+    }
+}
+
+impl Inner {
+    /// A number no directory of this root has had since it was opened.
+    fn number(&self) -> String {
+        self.next.fetch_add(1, Ordering::Relaxed).to_string()
+    }
+
+    fn probe(&self) -> Result<bool, Error> {
+        let name = format!("{INGEST}/{}", self.number());
+        self.make(&name, Mode::S_IRWXU)?;
+        let answer = probe::volatile(&Path::new(&self.path).join(&name));
+        let path = CString::new(name).expect("a number has no NUL");
+        tree::remove(self.root.as_fd(), &path)?;
+        answer
+    }
+
+    fn make(&self, path: &str, mode: Mode) -> Result<(), Error> {
+        mkdirat(&self.root, path, mode).map_err(self.io("make directory", path))?;
+        // mkdir(2) obeys the umask, which is not ours to change.
+        let fd = self.open_directory(path)?;
+        nix::sys::stat::fchmod(&fd, mode).map_err(self.io("change mode of", path))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<(), Error> {
+        renameat(&self.root, from, &self.root, to).map_err(self.io("rename", from))
+    }
+
+    fn open_directory(&self, path: &str) -> Result<OwnedFd, Error> {
+        openat(&self.root, path, DIRECTORY, Mode::empty()).map_err(self.io("open", path))
+    }
+
+    /// What is in the directory `place`.
+    fn names(&self, place: &str) -> Result<Vec<String>, Error> {
+        let fd = self.open_directory(place)?;
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&fd).map_err(self.io("read directory", place))? {
+            let entry = entry.map_err(self.io("read directory", place))?;
+            if let Ok(name) = entry.file_name().to_str()
+                && !matches!(name, "." | "..")
+            {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    fn io<E: crate::error::IntoErrno>(
+        &self,
+        action: &'static str,
+        path: &str,
+    ) -> impl FnOnce(E) -> Error + use<E> {
+        let path: PathBuf = Path::new(&self.path).join(path);
+        Error::io(action, path)
+    }
+}
+
+fn ensure_directory(root: &OwnedFd, name: &str, mode: Mode) -> Result<(), Error> {
+    match mkdirat(root, name, mode) {
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(Error::io("make directory", name)(errno)),
+    }
+    let fd = openat(root, name, DIRECTORY, Mode::empty()).map_err(Error::io("open", name))?;
+    nix::sys::stat::fchmod(&fd, mode).map_err(Error::io("change mode of", name))
+}
