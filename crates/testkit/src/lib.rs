@@ -1,1 +1,25 @@
-//! Skeleton.
+//! A disposable node for tests and the demo: images, a real registry, a daemon.
+//!
+//! Everything a [`Node`] makes is its own: directories, sockets, cgroups, and a network
+//! namespace that holds the registry, the daemon and its bridge. It talks to the daemon by
+//! the CRI socket only, as kubelet does, and can prove that nothing is left.
+
+pub mod cri;
+pub mod image;
+pub mod log;
+pub mod registry;
+pub mod tar;
+
+mod http;
+mod netns;
+mod node;
+
+pub use cri::{Cri, container_config, sandbox_config};
+pub use netns::NetworkNamespace;
+pub use node::{Daemon, Node, NodeOptions, binaries};
+
+/// Reports, for the summary of `cargo xtask test`, that a test cannot run here.
+#[allow(clippy::print_stdout, reason = "the summary reads what tests print")]
+pub fn skip(test: &str, reason: &str) {
+    println!("skipped: {test}: {reason}");
+}

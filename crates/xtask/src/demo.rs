@@ -6,7 +6,8 @@ use anyhow::{Result, bail};
 
 use crate::{binaries, host, run};
 
-pub(crate) fn demo(keep: bool) -> Result<()> {
+/// Builds and runs the demo with `arguments` of its own.
+pub(crate) fn demo(arguments: &[&str]) -> Result<()> {
     if !host::is_root() {
         bail!(
             "not root: the demo makes namespaces, mounts, cgroups and a bridge; \
@@ -17,9 +18,6 @@ pub(crate) fn demo(keep: bool) -> Result<()> {
     eprintln!("building release binaries (several minutes the first time)");
     let built = binaries::build(binaries::Profile::Release)?;
     let mut demo = Command::new(built.folder.join("berth-demo"));
-    demo.env("BERTH_BIN_DIR", &built.folder);
-    if keep {
-        demo.arg("--keep");
-    }
+    demo.env("BERTH_BIN_DIR", &built.folder).args(arguments);
     run::check(demo)
 }

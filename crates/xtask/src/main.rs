@@ -24,6 +24,7 @@ const USAGE: &str = "usage: cargo xtask TASK
 
 tasks:
   demo [--keep]        build release binaries and run one pod end to end
+  demo --end DIR       end what a kept demo left running
   test                 run every check and test
   tidy                 check crate arrows, licences, doubled versions, lengths, layout
   build [--release]    build berthd, the static shim and the demo client
@@ -33,8 +34,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments.as_slice() {
-        ["demo"] => demo::demo(false),
-        ["demo", "--keep"] => demo::demo(true),
+        ["demo"] | ["demo", "--keep"] | ["demo", "--end", _] => demo::demo(&arguments[1..]),
         ["test"] => test::test(),
         ["tidy"] => tidy::tidy(),
         ["build"] => binaries::build(binaries::Profile::Dev).map(|built| built.announce()),

@@ -1,0 +1,158 @@
+//! The daemon of a node: its binary, its configuration, its process.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::netns::NetworkNamespace;
+
+const START_DEADLINE: Duration = Duration::from_secs(30);
+const STOP_DEADLINE: Duration = Duration::from_secs(15);
+
+/// The folder with `berthd` and the static shim.
+///
+/// `BERTH_BIN_DIR` names it; `cargo xtask` builds and sets it.
+pub fn binaries() -> Result<PathBuf> {
+    std::env::var_os("BERTH_BIN_DIR")
+        .map(PathBuf::from)
+        .context("BERTH_BIN_DIR is not set: run this through cargo xtask")
+}
+
+/// A `berthd` of a node's own.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Option<Child>,
+    config: PathBuf,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Daemon {
+    pub(super) fn start(
+        network: &NetworkNamespace,
+        dir: &Path,
+        cgroup_base: &str,
+        more: &str,
+    ) -> Result<Self> {
+        let (config, socket) = (dir.join("berthd.toml"), dir.join("run/berth.sock"));
+        fs::write(&config, configuration(dir, cgroup_base, more)?)?;
+        let mut daemon = Self { process: None, config, socket, log: dir.join("berthd.log") };
+        daemon.start_again(network)?;
+        Ok(daemon)
+    }
+
+    /// The CRI socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The configuration file.
+    #[must_use]
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// The process id; `None` when it does not run.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
+    /// The file that its log goes to.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Starts the process and waits until it accepts connections.
+    pub fn start_again(&mut self, network: &NetworkNamespace) -> Result<()> {
+        let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let program = binaries()?.join("berthd");
+        let config = self.config.clone();
+        let process = network.run(move || spawn(&program, &config, log))?;
+        self.process = Some(process);
+        let deadline = Instant::now() + START_DEADLINE;
+        while UnixStream::connect(&self.socket).is_err() {
+            let process = self.process.as_mut().context("the daemon was just started")?;
+            if let Some(status) = process.try_wait()? {
+                self.process = None;
+                bail!("berthd ended at once: {status}\n{}", self.log_tail());
+            }
+            if Instant::now() > deadline {
+                bail!("berthd did not listen within {START_DEADLINE:?}\n{}", self.log_tail());
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Asks the daemon to end, and expects it to do so well.
+    pub fn terminate(&mut self) -> Result<()> {
+        let Some(mut process) = self.process.take() else { return Ok(()) };
+        signal(&process, Signal::SIGTERM)?;
+        let deadline = Instant::now() + STOP_DEADLINE;
+        loop {
+            match process.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("berthd ended with {status}\n{}", self.log_tail()),
+                None if Instant::now() > deadline => {
+                    self.process = Some(process);
+                    bail!("berthd still runs {STOP_DEADLINE:?} after SIGTERM");
+                }
+                None => thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// Kills the daemon without warning.
+    pub fn kill(&mut self) -> Result<Option<ExitStatus>> {
+        let Some(mut process) = self.process.take() else { return Ok(None) };
+        process.kill().context("kill berthd")?;
+        Ok(Some(process.wait().context("wait for berthd")?))
+    }
+
+    /// The end of its log, for messages.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+}
+
+fn spawn(program: &Path, config: &Path, log: File) -> Result<Child> {
+    Command::new(program)
+        .arg("--config")
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("start {}", program.display()))
+}
+
+fn signal(process: &Child, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(process.id())?);
+    kill(pid, signal).with_context(|| format!("send {signal} to berthd"))
+}
+
+fn configuration(dir: &Path, cgroup_base: &str, more: &str) -> Result<String> {
+    let shim = binaries()?.join("containerd-shim-berth-v1");
+    Ok(format!(
+        "root = '{dir}/root'\nstate = '{dir}/run'\n\n\
+         [cri]\nsocket = '{dir}/run/berth.sock'\n\n\
+         [log]\nformat = 'human'\nfilter = 'debug,h2=warn,hyper=warn,tower=warn'\n\n\
+         [container]\ncgroup_base = '{cgroup_base}'\n\n\
+         [runtime.handlers.berth]\nshim = '{shim}'\n\n{more}",
+        dir = dir.display(),
+        shim = shim.display(),
+    ))
+}

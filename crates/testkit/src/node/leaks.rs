@@ -1,0 +1,178 @@
+//! What a node may leave behind, found from outside: in `/proc`, in `/sys`, on disk.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use berth_metadata::PodStore;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::Node;
+
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+impl Node {
+    /// What is left while the daemon runs without sandboxes.
+    pub(super) fn leaks(&self) -> Result<Vec<String>> {
+        let mut left: Vec<String> = self
+            .shims()?
+            .into_iter()
+            .map(|(pid, command)| format!("process {pid}: {command}"))
+            .collect();
+        left.extend(self.mounts("self")?);
+        if let Some(pid) = self.daemon.pid() {
+            left.extend(self.mounts(&pid.to_string())?);
+        }
+        for dir in self.cgroups() {
+            left.extend(below(&dir).into_iter().map(|path| format!("cgroup {}", path.display())));
+        }
+        left.extend(self.links()?);
+        left.extend(self.active_snapshots());
+        Ok(left)
+    }
+
+    /// What is left after the daemon has ended too.
+    pub(super) fn leaks_at_rest(&self) -> Result<Vec<String>> {
+        let mut left = self.leaks()?;
+        let mut files = Vec::new();
+        walk(&self.dir().join("run"), &mut files);
+        for path in files {
+            let kind = fs::symlink_metadata(&path).map(|found| found.file_type());
+            let ours = path.ends_with("berth.sock");
+            if kind.is_ok_and(|kind| kind.is_socket() || kind.is_fifo()) && !ours {
+                left.push(format!("socket or FIFO {}", path.display()));
+            }
+        }
+        let pods = PodStore::open(&self.dir().join("root/pods.db")).context("open pods.db")?;
+        for sandbox in pods.sandboxes().context("list sandboxes")? {
+            left.push(format!("record of sandbox {}", sandbox.id));
+        }
+        for container in pods.containers().context("list containers")? {
+            left.push(format!("record of container {}", container.id));
+        }
+        for lease in pods.leases().context("list leases")? {
+            left.push(format!("lease {lease:?}"));
+        }
+        Ok(left)
+    }
+
+    /// Processes whose command line names the node's directory, without the daemon and
+    /// the registry.
+    fn shims(&self) -> Result<Vec<(i32, String)>> {
+        let own = self.dir().as_os_str().as_bytes();
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
+            // Processes come and go while the folder is read.
+            let Ok(command) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+            let working = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+            let names_us = command.windows(own.len()).any(|window| window == own);
+            let program = command.split(|byte| *byte == 0).next().unwrap_or_default();
+            let name = Path::new(OsStr::from_bytes(program)).file_name();
+            let expected =
+                name == Some(OsStr::new("berthd")) || name == Some(OsStr::new("docker-registry"));
+            if (names_us || working.starts_with(self.dir())) && !expected {
+                found.push((pid, String::from_utf8_lossy(&command).replace('\0', " ")));
+            }
+        }
+        Ok(found)
+    }
+
+    fn mounts(&self, process: &str) -> Result<Vec<String>> {
+        let own = self.dir().display().to_string();
+        let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo"))?;
+        Ok(mounts
+            .lines()
+            .filter(|line| line.contains(&own))
+            .map(|line| format!("mount {line}"))
+            .collect())
+    }
+
+    /// The node's base cgroup in each hierarchy that has it.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let base = self.cgroup_base().trim_start_matches('/');
+        let mut dirs = vec![Path::new(CGROUP_ROOT).join(base)];
+        for entry in fs::read_dir(CGROUP_ROOT).into_iter().flatten().flatten() {
+            dirs.push(entry.path().join(base));
+        }
+        dirs.retain(|dir| dir.is_dir());
+        dirs
+    }
+
+    /// Links in the node's namespace other than loopback and the bridge.
+    fn links(&self) -> Result<Vec<String>> {
+        let devices = self.network.run(|| Ok(fs::read_to_string("/proc/thread-self/net/dev")?))?;
+        Ok(devices
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, _)| name.trim().to_owned())
+            .filter(|name| name != "lo" && name != "berth0")
+            .map(|name| format!("link {name}"))
+            .collect())
+    }
+
+    fn active_snapshots(&self) -> Vec<String> {
+        let active = self.dir().join("root/snapshots/active");
+        let entries = fs::read_dir(active).into_iter().flatten().flatten();
+        entries.map(|entry| format!("snapshot {}", entry.path().display())).collect()
+    }
+
+    /// Removes what a failed test left, as far as it goes.
+    pub(super) fn scrub(&self) {
+        for dir in self.cgroups() {
+            let mut dirs = below(&dir);
+            dirs.push(dir);
+            for dir in &dirs {
+                let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+                pids.lines().filter_map(|pid| pid.parse().ok()).for_each(end);
+            }
+            for dir in &dirs {
+                fs::remove_dir(dir).ok();
+            }
+        }
+        for (pid, _) in self.shims().unwrap_or_default() {
+            end(pid);
+        }
+        for line in self.mounts("self").unwrap_or_default() {
+            if let Some(target) = line.split(' ').nth(5) {
+                umount2(target, MntFlags::MNT_DETACH).ok();
+            }
+        }
+    }
+}
+
+fn end(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+}
+
+/// Every folder below `dir`, deepest first.
+fn below(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(below(&path));
+            found.push(path);
+        }
+    }
+    found
+}
+
+fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_symlink() {
+            continue;
+        }
+        if path.is_dir() {
+            walk(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! A node of a test's own: a namespace, a registry, a daemon.
+
+mod daemon;
+mod leaks;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use berth_api::v1;
+use tempfile::TempDir;
+
+use crate::cri::{self, Cri};
+use crate::netns::NetworkNamespace;
+use crate::registry::Registry;
+use crate::{image, log};
+
+pub use daemon::{Daemon, binaries};
+
+/// How long teardown that goes on in the background may take.
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// What differs from a default node.
+#[derive(Clone, Debug, Default)]
+pub struct NodeOptions {
+    /// Lines added to the daemon's configuration, after its own tables.
+    pub config: String,
+}
+
+/// A disposable node.
+#[derive(Debug)]
+pub struct Node {
+    /// The registry, inside [`Node::network`].
+    pub registry: Registry,
+    /// The network namespace of registry and daemon.
+    pub network: NetworkNamespace,
+    /// The client.
+    pub cri: Cri,
+    daemon: Daemon,
+    dir: TempDir,
+    cgroup_base: String,
+}
+
+impl Node {
+    /// Starts a registry and a daemon.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(NodeOptions::default()).await
+    }
+
+    /// Starts a registry and a daemon with `options`.
+    pub async fn start_with(options: NodeOptions) -> Result<Self> {
+        static NODES: AtomicU32 = AtomicU32::new(0);
+        let number = NODES.fetch_add(1, Ordering::Relaxed);
+        let cgroup_base = format!("/berth-test-{}-{number}", std::process::id());
+        let dir =
+            tempfile::Builder::new().prefix("berth-").tempdir().context("make a directory")?;
+        let network = NetworkNamespace::new()?;
+        let registry = Registry::start(&network, dir.path())?;
+        let daemon = Daemon::start(&network, dir.path(), &cgroup_base, &options.config)?;
+        let cri = Cri::connect(daemon.socket()).await?;
+        Ok(Self { registry, network, cri, daemon, dir, cgroup_base })
+    }
+
+    /// The directory that holds everything the node made.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The daemon's process and files.
+    #[must_use]
+    pub fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    /// The cgroup below which all of the node's cgroups lie.
+    #[must_use]
+    pub fn cgroup_base(&self) -> &str {
+        &self.cgroup_base
+    }
+
+    /// Pushes the busybox image and pulls it; returns its reference.
+    pub async fn busybox(&mut self) -> Result<String> {
+        let reference = self.push("busybox", "latest", &image::busybox()?)?;
+        self.cri.pull(&reference).await?;
+        Ok(reference)
+    }
+
+    /// Pushes `image`; returns its reference.
+    pub fn push(&self, repository: &str, tag: &str, image: &image::Image) -> Result<String> {
+        self.registry.push(&self.network, repository, tag, image)
+    }
+
+    /// Where sandbox `name` has its logs.
+    #[must_use]
+    pub fn log_directory(&self, name: &str) -> PathBuf {
+        self.dir.path().join("logs").join(name)
+    }
+
+    /// The log of container `container` of sandbox `sandbox`.
+    pub fn read_log(&self, sandbox: &str, container: &str) -> Result<Vec<log::Line>> {
+        log::read(&self.log_directory(sandbox).join(format!("{container}.log")))
+    }
+
+    /// What kubelet would ask for a sandbox called `name`.
+    #[must_use]
+    pub fn sandbox_config(&self, name: &str) -> v1::PodSandboxConfig {
+        cri::sandbox_config(name, &self.log_directory(name))
+    }
+
+    /// Creates and starts a container; returns its id.
+    pub async fn run_container(
+        &mut self,
+        sandbox_id: &str,
+        sandbox: &v1::PodSandboxConfig,
+        config: &v1::ContainerConfig,
+    ) -> Result<String> {
+        let id = self.cri.create_container(sandbox_id, sandbox, config).await?;
+        self.cri.start_container(&id).await?;
+        Ok(id)
+    }
+
+    /// Waits until a container has exited.
+    pub async fn wait_exit(&mut self, id: &str) -> Result<v1::ContainerStatus> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let status = self.cri.container_status(id).await?;
+            if status.state() == v1::ContainerState::ContainerExited {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("container {id} is still {:?} after {SETTLE:?}", status.state());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends the daemon as a supervisor does, and starts it again.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.daemon.terminate()?;
+        self.reopen().await
+    }
+
+    /// Kills the daemon without warning, and starts it again.
+    pub async fn kill_and_restart(&mut self) -> Result<()> {
+        self.daemon.kill()?;
+        self.reopen().await
+    }
+
+    async fn reopen(&mut self) -> Result<()> {
+        self.daemon.start_again(&self.network)?;
+        self.cri = Cri::connect(self.daemon.socket()).await?;
+        Ok(())
+    }
+
+    /// Lets everything run on after this process; returns the node's directory, where the
+    /// file `kept` says which processes to end.
+    pub fn detach(self) -> Result<PathBuf> {
+        let daemon = self.daemon.pid().context("the daemon does not run")?;
+        let kept = format!("{daemon} berthd\n{} docker-registry\n", self.registry.pid());
+        fs::write(self.dir.path().join("kept"), kept)?;
+        let dir = self.dir.path().to_owned();
+        // Dropping would end and remove everything.
+        std::mem::forget(self);
+        Ok(dir)
+    }
+
+    /// Removes what sandboxes there are, ends the daemon, and proves that nothing of the
+    /// node is left: no process, mount, link, cgroup, socket, snapshot, lease or record.
+    pub async fn assert_clean(mut self) -> Result<()> {
+        for id in self.cri.sandboxes().await? {
+            self.cri.remove_sandbox(&id).await?;
+        }
+        let containers = self.cri.containers().await?;
+        anyhow::ensure!(containers.is_empty(), "containers are left: {containers:?}");
+        settle(|| self.leaks())?;
+        self.daemon.terminate()?;
+        let left = self.leaks_at_rest()?;
+        anyhow::ensure!(left.is_empty(), "left behind after the daemon ended: {left:#?}");
+        Ok(())
+    }
+}
+
+/// Waits until `leaks` finds nothing: teardown goes on after a verb has answered.
+fn settle(leaks: impl Fn() -> Result<Vec<String>>) -> Result<()> {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        let left = leaks()?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("left behind after {SETTLE:?}: {left:#?}");
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("the daemon's log ends:\n{}", self.daemon.log_tail());
+        }
+        self.daemon.kill().ok();
+        self.scrub();
+    }
+}
