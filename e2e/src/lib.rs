@@ -1,1 +1,4 @@
-//! End-to-end tests live in `tests/`; this library is empty on purpose.
+//! End-to-end tests: the real daemon, shim and registry, driven by socket only.
+//!
+//! One file in `tests/` for each feature; each test starts a node of its own and ends by
+//! proving that nothing of it is left. This library is empty on purpose.

@@ -138,6 +138,16 @@ impl Node {
         }
     }
 
+    /// Ends the daemon as a supervisor does.
+    pub fn terminate_daemon(&mut self) -> Result<()> {
+        self.daemon.terminate()
+    }
+
+    /// Kills the daemon without warning.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        self.daemon.kill().map(drop)
+    }
+
     /// Ends the daemon as a supervisor does, and starts it again.
     pub async fn restart(&mut self) -> Result<()> {
         self.daemon.terminate()?;
