@@ -1,0 +1,7 @@
+//! The compiler against an interpreter and a plain reading of the profile.
+
+mod equivalence;
+mod errors;
+mod interpreter;
+mod naive;
+mod profiles;
