@@ -16,7 +16,7 @@ mod node;
 
 pub use cri::{Cri, container_config, sandbox_config};
 pub use netns::NetworkNamespace;
-pub use node::{Daemon, Node, NodeOptions, binaries};
+pub use node::{Daemon, Finished, Node, NodeOptions, Pod, binaries};
 
 /// Reports, for the summary of `cargo xtask test`, that a test cannot run here.
 #[allow(clippy::print_stdout, reason = "the summary reads what tests print")]

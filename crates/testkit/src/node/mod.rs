@@ -2,6 +2,7 @@
 
 mod daemon;
 mod leaks;
+mod pods;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use crate::registry::Registry;
 use crate::{image, log};
 
 pub use daemon::{Daemon, binaries};
+pub use pods::{Finished, Pod};
 
 /// How long teardown that goes on in the background may take.
 const SETTLE: Duration = Duration::from_secs(20);

@@ -1,0 +1,72 @@
+//! Pods on a node, as tests speak of them.
+
+use anyhow::{Context as _, Result};
+use berth_api::v1;
+
+use super::Node;
+use crate::{cri, log};
+
+/// A sandbox that was run, with what was asked for.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Id of the sandbox.
+    pub id: String,
+    /// What was asked for.
+    pub config: v1::PodSandboxConfig,
+}
+
+/// What a container did from start to end.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub status: v1::ContainerStatus,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+impl Node {
+    /// Runs a sandbox with nothing special about it.
+    pub async fn pod(&mut self, name: &str) -> Result<Pod> {
+        let config = self.sandbox_config(name);
+        self.pod_with(config).await
+    }
+
+    /// Runs the sandbox that `config` asks for.
+    pub async fn pod_with(&mut self, config: v1::PodSandboxConfig) -> Result<Pod> {
+        let id = self.cri.run_sandbox(&config).await?;
+        Ok(Pod { id, config })
+    }
+
+    /// Creates and starts a container in `pod`; returns its id.
+    pub async fn run(&mut self, pod: &Pod, config: &v1::ContainerConfig) -> Result<String> {
+        self.run_container(&pod.id, &pod.config, config).await
+    }
+
+    /// Runs a container to its end, removes it, and returns what it did.
+    pub async fn finish(&mut self, pod: &Pod, config: &v1::ContainerConfig) -> Result<Finished> {
+        let id = self.run(pod, config).await?;
+        let status = self.wait_exit(&id).await?;
+        let sandbox = &pod.config.metadata.as_ref().context("the pod has no metadata")?.name;
+        let name = &config.metadata.as_ref().context("the container has no metadata")?.name;
+        let lines = self.read_log(sandbox, name)?;
+        self.cri.remove_container(&id).await?;
+        std::fs::remove_file(self.log_directory(sandbox).join(&config.log_path))?;
+        let (stdout, stderr) = (log::text(&lines, "stdout"), log::text(&lines, "stderr"));
+        Ok(Finished { status, stdout, stderr })
+    }
+
+    /// What the shell script `script` prints in a container of `image`.
+    pub async fn shell(&mut self, pod: &Pod, image: &str, script: &str) -> Result<String> {
+        let config = cri::container_config("shell", image, &["sh", "-c", script]);
+        let finished = self.finish(pod, &config).await?;
+        anyhow::ensure!(
+            finished.status.exit_code == 0,
+            "{script:?} ended with {}: {}",
+            finished.status.exit_code,
+            finished.stderr
+        );
+        Ok(finished.stdout)
+    }
+}
