@@ -1,1 +1,34 @@
-//! Skeleton.
+//! Distribution client: resolve a reference, fetch manifests and blobs.
+//!
+//! ```text
+//! Client ── repository(reference, auth) ──> Repository ── resolve, manifest ──> Manifest
+//!                                                      ── blob ──> Blob ── next ──> bytes
+//! ```
+//!
+//! A [`Repository`] is what one pull speaks to: one host, one path, one set of
+//! credentials, and the token they were traded for. A [`Blob`] survives broken
+//! connections by asking for the rest.
+//!
+//! HTTP/1.1 only: layers come in parallel, and one connection each is as fast as any
+//! multiplexing and leaves its flow control and its attacks out.
+//!
+//! Invariants: credentials and tokens go to the registry host the reference names and to
+//! the token service that this host itself names, and nowhere else, redirects included;
+//! they are in no error, log or `Debug`; what came is no larger than what was expected,
+//! and nothing waits longer than its deadline. A manifest has been verified against its
+//! digest; **a blob has only been measured**: whoever stores it hashes it (`content`).
+//! Not here: what a manifest means (`image`), mirrors (a later issue).
+
+mod auth;
+mod blob;
+mod client;
+mod config;
+mod error;
+mod manifest;
+
+pub use auth::{Auth, InvalidAuth};
+pub use blob::Blob;
+pub use client::{Client, Repository};
+pub use config::{Config, Proxies};
+pub use error::{Error, Subject};
+pub use manifest::{MAX_MANIFEST_BYTES, Manifest, MediaType};

@@ -1,0 +1,222 @@
+//! Why a registry did not give what was asked for.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use berth_model::{Digest, ErrorKind, Reference};
+use http::StatusCode;
+
+/// What was asked for, and from whom.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Subject {
+    /// The image, or the repository that a blob or manifest is in.
+    pub reference: Reference,
+    /// The blob, if it is one.
+    pub blob: Option<Digest>,
+    /// The registry host, with its port if one was given.
+    pub host: String,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.blob {
+            Some(digest) => write!(f, "blob {digest} of {}", self.reference.repository())?,
+            None => write!(f, "manifest {}", self.reference)?,
+        }
+        write!(f, " from {}", self.host)
+    }
+}
+
+/// Whatever a lower layer reports; none of these sources holds a header or a body.
+pub(crate) type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a registry did not give what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The registry knows no such repository, tag, manifest or blob.
+    #[error("{0} does not exist")]
+    NotFound(Subject),
+    /// The registry, or its token service, refused.
+    #[error("{subject} was refused with status {status}{detail}")]
+    Refused {
+        /// What was asked for.
+        subject: Subject,
+        /// 401 or 403 as a rule.
+        status: StatusCode,
+        /// What the registry says, or nothing.
+        detail: Detail,
+    },
+    /// Too many requests, on every attempt.
+    #[error("{subject} was deferred by the registry on each of {attempts} attempts")]
+    Throttled {
+        /// What was asked for.
+        subject: Subject,
+        /// How often.
+        attempts: u32,
+    },
+    /// A status that no rule covers, or that did not change over all attempts.
+    #[error("{subject} was answered with status {status}{detail}")]
+    Status {
+        /// What was asked for.
+        subject: Subject,
+        /// The status.
+        status: StatusCode,
+        /// What the registry says, or nothing.
+        detail: Detail,
+    },
+    /// No connection: refused, unknown name, unreachable, untrusted certificate.
+    #[error("connect to {peer} for {subject}")]
+    Connect {
+        /// What was asked for.
+        subject: Subject,
+        /// The host that could not be connected to.
+        peer: String,
+        /// Why not.
+        source: Source,
+    },
+    /// A connection broke on every attempt.
+    #[error("read {subject}")]
+    Broken {
+        /// What was asked for.
+        subject: Subject,
+        /// How it broke.
+        source: Source,
+    },
+    /// A connection was silent, or trickled, on every attempt.
+    #[error("{subject} made no progress for {} s", waited.as_secs_f32())]
+    Stalled {
+        /// What was asked for.
+        subject: Subject,
+        /// The limit that was reached.
+        waited: Duration,
+    },
+    /// A body or a whole response has not the promised size.
+    #[error("{subject} has {actual} bytes instead of {expected}")]
+    WrongSize {
+        /// What was asked for.
+        subject: Subject,
+        /// By its descriptor, bytes.
+        expected: u64,
+        /// By the registry, bytes.
+        actual: u64,
+    },
+    /// More came than is read.
+    #[error("{subject} is longer than {limit} bytes")]
+    TooLarge {
+        /// What was asked for.
+        subject: Subject,
+        /// The limit, bytes.
+        limit: u64,
+    },
+    /// A manifest is not the one that was asked for, or that the registry says it is.
+    #[error("{subject} arrived with digest {actual} instead of {expected}")]
+    WrongDigest {
+        /// What was asked for.
+        subject: Subject,
+        /// By the reference, or by the registry's own header.
+        expected: Digest,
+        /// What its bytes hash to.
+        actual: Digest,
+    },
+    /// Docker's image manifest of 2014, which names layers by no digest of theirs.
+    #[error("{subject} is a docker schema 1 manifest ({media_type}), which is not supported")]
+    Schema1 {
+        /// What was asked for.
+        subject: Subject,
+        /// Its media type.
+        media_type: String,
+    },
+    /// The document is no image.
+    #[error("{subject} has media type {media_type:?}, which is no image manifest or index")]
+    MediaType {
+        /// What was asked for.
+        subject: Subject,
+        /// Its media type, shortened.
+        media_type: String,
+    },
+    /// A redirect that is not followed, or one too many.
+    #[error("{subject} was redirected {why}")]
+    Redirect {
+        /// What was asked for.
+        subject: Subject,
+        /// Where to, in words.
+        why: &'static str,
+    },
+    /// The registry asks for authentication in a way that is not followed.
+    #[error("{subject} needs authentication, but {why}")]
+    Challenge {
+        /// What was asked for.
+        subject: Subject,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A certificate authority's file is unusable.
+    #[error("read certificate authorities from {}", path.display())]
+    Authorities {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// A certificate authority's file holds a certificate that cannot be an authority.
+    #[error("trust the certificate authority in {}", path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// A proxy's address is of a kind that is not spoken.
+    #[error("proxy for {0} is no http:// address")]
+    Proxy(&'static str),
+}
+
+impl Error {
+    /// What a front turns into a gRPC or HTTP status; the text is for people only.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound(_) => ErrorKind::NotFound,
+            Self::Refused { .. } | Self::Challenge { .. } => ErrorKind::PermissionDenied,
+            Self::Status { status, .. } if !status.is_server_error() => ErrorKind::Internal,
+            Self::Throttled { .. }
+            | Self::Status { .. }
+            | Self::Connect { .. }
+            | Self::Broken { .. }
+            | Self::Redirect { .. } => ErrorKind::Unavailable,
+            Self::Stalled { .. } => ErrorKind::DeadlineExceeded,
+            Self::WrongSize { .. } | Self::WrongDigest { .. } => ErrorKind::FailedPrecondition,
+            Self::TooLarge { .. }
+            | Self::MediaType { .. }
+            | Self::Authorities { .. }
+            | Self::Authority { .. }
+            | Self::Proxy(_) => ErrorKind::InvalidArgument,
+            Self::Schema1 { .. } => ErrorKind::Unimplemented,
+        }
+    }
+}
+
+/// What a registry says about a failure: bounded, on one line, possibly empty.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Detail(Option<String>);
+
+impl Detail {
+    /// Longest text that is shown, characters.
+    const LIMIT: usize = 200;
+
+    pub(crate) fn new(text: &str) -> Self {
+        let shown: String =
+            text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(Self::LIMIT).collect();
+        Self(Some(shown.trim().to_owned()).filter(|shown| !shown.is_empty()))
+    }
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(text) => write!(f, ": {text}"),
+            None => Ok(()),
+        }
+    }
+}
