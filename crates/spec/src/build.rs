@@ -75,4 +75,4 @@ fn namespace(kind: LinuxNamespaceType, path: Option<std::path::PathBuf>) -> Linu
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -188,7 +188,7 @@ mod tests {
         }
     }
 
-    /// teeth: capabilities.rs: `.inheritable(ambient.clone())` → `.inheritable(all())`
+    /// teeth: crates/spec/src/capabilities.rs: `.inheritable(ambient.clone())` → `.inheritable(all())`
     #[test]
     fn r13_inheritable_is_empty_unless_ambient_was_asked_for() {
         let plain = sets(&security(&["ALL"], &[], &[]), &all()).unwrap();

@@ -62,7 +62,7 @@ fn check_text(name: &str, value: &str) -> Result<(), &'static str> {
     if !name.split('.').all(segment) {
         return Err("its name must be words joined by dots");
     }
-    if value.len() > MAX_VALUE_BYTES || value.contains(|c: char| c == '\0' || c == '\n') {
+    if value.len() > MAX_VALUE_BYTES || value.contains(['\0', '\n']) {
         return Err("its value must be one line of at most 4096 bytes");
     }
     Ok(())
@@ -88,7 +88,7 @@ mod tests {
         }
     }
 
-    /// teeth: sysctl.rs: `return Err(error("it does not belong to a namespace"))` → `continue`
+    /// teeth: crates/spec/src/sysctl.rs: `return Err(error("it does not belong to a namespace"))` → `continue`
     #[test]
     fn d9_parameters_of_the_node_are_refused() {
         for name in [
