@@ -1,34 +1,43 @@
 //! One cgroup.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use berth_model::stats::CgroupUsage;
 
-use crate::{CgroupPath, Error, JoinHandles, Limits};
+use crate::hierarchy::Mounts;
+use crate::{CgroupPath, Error, JoinHandles, Limits, apply, create, processes, usage};
 
 /// One cgroup, in every hierarchy of the host. A name, not an owner: dropping it removes nothing.
 #[derive(Clone, Debug)]
-pub struct Cgroup {}
+pub struct Cgroup {
+    mounts: Arc<Mounts>,
+    path: CgroupPath,
+}
 
 impl Cgroup {
+    pub(crate) fn new(mounts: Arc<Mounts>, path: CgroupPath) -> Self {
+        Self { mounts, path }
+    }
+
     /// Its name.
     pub fn path(&self) -> &CgroupPath {
-        todo!()
+        &self.path
     }
 
     /// Its directory in each hierarchy.
     pub fn paths(&self) -> Vec<PathBuf> {
-        todo!()
+        self.mounts.roots().map(|root| self.path.below(root)).collect()
     }
 
     /// Its v2 directory, where there is one (`cgroup.events`, pressure files).
     pub fn unified(&self) -> Option<PathBuf> {
-        todo!()
+        Some(self.mounts.unified(&self.path)?.path().to_owned())
     }
 
     /// Whether it is there in any hierarchy.
     pub fn exists(&self) -> bool {
-        todo!()
+        self.mounts.roots().any(|root| self.path.below(root).is_dir())
     }
 
     /// Sets every limit that is given.
@@ -36,8 +45,8 @@ impl Cgroup {
     /// # Errors
     /// [`Error::MissingController`], [`Error::MissingFile`], [`Error::InvalidLimit`],
     /// [`Error::MemoryInUse`], [`Error::DeviceRule`], [`Error::DeviceProgram`], [`Error::Write`].
-    pub fn apply(&self, _limits: &Limits) -> Result<(), Error> {
-        todo!()
+    pub fn apply(&self, limits: &Limits) -> Result<(), Error> {
+        apply::apply(&self.mounts, &self.path, limits)
     }
 
     /// Opens what a child needs to join.
@@ -45,7 +54,7 @@ impl Cgroup {
     /// # Errors
     /// [`Error::Open`].
     pub fn join_handles(&self) -> Result<JoinHandles, Error> {
-        todo!()
+        JoinHandles::open(&self.mounts, &self.path)
     }
 
     /// Its processes and those of cgroups below it, ascending, as this pid namespace numbers them.
@@ -53,7 +62,7 @@ impl Cgroup {
     /// # Errors
     /// [`Error::Read`]; a cgroup that is gone has none.
     pub fn pids(&self) -> Result<Vec<u32>, Error> {
-        todo!()
+        Ok(processes::pids(&self.mounts, &self.path)?.into_iter().collect())
     }
 
     /// Sends SIGKILL to every process in it and below; returns without waiting for their end.
@@ -61,15 +70,15 @@ impl Cgroup {
     /// # Errors
     /// [`Error::Write`], [`Error::Kill`], [`Error::Read`]; a cgroup that is gone is success.
     pub fn kill_all(&self) -> Result<(), Error> {
-        todo!()
+        if self.exists() { processes::kill_all(&self.mounts, &self.path) } else { Ok(()) }
     }
 
-    /// Stops every process in it and below, and waits until they are stopped.
+    /// Stops every process in it and below, and waits until they are stopped, 2 s at most.
     ///
     /// # Errors
     /// [`Error::NoFreezer`], [`Error::FreezeTimeout`] (it is thawed again), [`Error::Write`].
     pub fn freeze(&self) -> Result<(), Error> {
-        todo!()
+        processes::freeze(&self.mounts, &self.path)
     }
 
     /// Lets them run again.
@@ -77,7 +86,7 @@ impl Cgroup {
     /// # Errors
     /// As [`Cgroup::freeze`].
     pub fn thaw(&self) -> Result<(), Error> {
-        todo!()
+        processes::thaw(&self.mounts, &self.path)
     }
 
     /// What it uses now. Values of a controller that the host lacks are zero.
@@ -85,7 +94,7 @@ impl Cgroup {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Read`], [`Error::Malformed`].
     pub fn usage(&self) -> Result<CgroupUsage, Error> {
-        todo!()
+        self.found(usage::usage(&self.mounts, &self.path))
     }
 
     /// Processes that the kernel killed for its memory limit.
@@ -93,15 +102,26 @@ impl Cgroup {
     /// # Errors
     /// As [`Cgroup::usage`].
     pub fn oom_kills(&self) -> Result<u64, Error> {
-        todo!()
+        self.found(usage::oom_kills(&self.mounts, &self.path))
     }
 
     /// Removes it and the cgroups below it from every hierarchy, deepest first. What is not
-    /// there is success; every hierarchy is tried.
+    /// there is success; every hierarchy is tried. Does not wait: right after a kill it may
+    /// be busy for some milliseconds, and the caller tries again.
     ///
     /// # Errors
     /// [`Error::Busy`] while it has processes, [`Error::Remove`].
     pub fn remove(&self) -> Result<(), Error> {
-        todo!()
+        create::remove(&self.mounts, &self.path)
+    }
+
+    /// A failure to read a cgroup that is gone is said so.
+    fn found<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        match result {
+            Err(Error::Read { .. }) if !self.exists() => {
+                Err(Error::NotFound(self.path.to_string()))
+            }
+            other => other,
+        }
     }
 }

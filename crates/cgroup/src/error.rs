@@ -77,6 +77,16 @@ pub enum Error {
         /// Why not.
         source: Errno,
     },
+    /// A cgroup could not be made, and what had been made of it could not be removed.
+    #[error("create cgroup {cgroup}; left behind: {left:?}")]
+    LeftBehind {
+        /// The cgroup.
+        cgroup: String,
+        /// Directories that are still there.
+        left: Vec<PathBuf>,
+        /// Why it could not be made.
+        source: Box<Error>,
+    },
     /// A cgroup directory cannot be opened.
     #[error("open {}", path.display())]
     Open {
@@ -152,6 +162,7 @@ impl Error {
             Self::FreezeTimeout { .. } => ErrorKind::DeadlineExceeded,
             Self::Write { source: Errno::EINVAL | Errno::ERANGE, .. } => ErrorKind::InvalidArgument,
             Self::Create { source: Errno::ENOSPC, .. } => ErrorKind::ResourceExhausted,
+            Self::LeftBehind { source, .. } => source.kind(),
             Self::Write { .. }
             | Self::Read { .. }
             | Self::Malformed { .. }

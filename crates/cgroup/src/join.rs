@@ -1,8 +1,13 @@
 //! How a new process enters its cgroup by itself.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
+use rustix::fs::{Mode, OFlags};
+
+use crate::create::converted;
+use crate::hierarchy::Mounts;
+use crate::{CgroupPath, Error};
 
 /// Descriptors through which a forked child joins a cgroup (design decision 14).
 ///
@@ -11,14 +16,32 @@ use nix::errno::Errno;
 /// for the v1 ones. All are close-on-exec.
 #[derive(Debug)]
 pub struct JoinHandles {
-    pub(crate) tasks: Vec<OwnedFd>,
-    pub(crate) unified: Option<OwnedFd>,
+    tasks: Vec<OwnedFd>,
+    unified: Option<OwnedFd>,
 }
 
 impl JoinHandles {
+    pub(crate) fn open(mounts: &Mounts, path: &CgroupPath) -> Result<Self, Error> {
+        let open = |path: std::path::PathBuf, flags: OFlags| {
+            rustix::fs::open(&path, flags | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|error| Error::Open { path, source: converted(error) })
+        };
+        let tasks = mounts
+            .legacy
+            .iter()
+            .map(|legacy| open(path.below(&legacy.mount).join("tasks"), OFlags::WRONLY))
+            .collect::<Result<_, _>>()?;
+        let unified = mounts
+            .unified
+            .as_ref()
+            .map(|unified| open(path.below(&unified.mount), OFlags::PATH | OFlags::DIRECTORY))
+            .transpose()?;
+        Ok(Self { tasks, unified })
+    }
+
     /// The v2 directory, for `CLONE_INTO_CGROUP`.
     pub fn unified(&self) -> Option<BorrowedFd<'_>> {
-        todo!()
+        self.unified.as_ref().map(AsFd::as_fd)
     }
 
     /// Moves the calling thread into the v1 hierarchies. For a single-threaded process.
@@ -27,7 +50,7 @@ impl JoinHandles {
     /// # Errors
     /// That of the first write that fails.
     pub fn join_self(&self) -> Result<(), Errno> {
-        todo!()
+        self.tasks.iter().try_for_each(|tasks| write_self(tasks.as_fd()))
     }
 
     /// Moves the calling process into the v2 hierarchy, for one that could not be cloned into
@@ -36,6 +59,21 @@ impl JoinHandles {
     /// # Errors
     /// That of open or write.
     pub fn join_unified_self(&self) -> Result<(), Errno> {
-        todo!()
+        let Some(unified) = &self.unified else { return Ok(()) };
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let processes = rustix::fs::openat(unified, c"cgroup.procs", flags, Mode::empty())
+            .map_err(converted)?;
+        write_self(processes.as_fd())
+    }
+}
+
+/// Writes `0`, which is "whoever writes this".
+fn write_self(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    loop {
+        match rustix::io::write(file, b"0") {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(converted(error)),
+        }
     }
 }

@@ -12,10 +12,12 @@
 //! anything that `nix` or `rustix` offers safely.
 
 pub mod allocator;
+pub mod bpf;
 pub mod descriptor;
 pub mod exec;
 pub mod keyring;
 pub mod mount;
+pub mod netlink;
 pub mod network;
 pub mod process;
 pub mod seccomp;

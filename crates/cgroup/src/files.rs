@@ -1,0 +1,142 @@
+//! Reading and writing the files of one cgroup directory.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use crate::Error;
+
+/// Most that is read of a file with counters or a list, bytes.
+const READ_LIMIT: u64 = 16 << 20;
+
+/// The directory of a cgroup in one hierarchy.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Directory(PathBuf);
+
+impl Directory {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Writes `value` to `name` in one write(2).
+    pub(crate) fn write(&self, name: &str, value: &str) -> Result<(), Error> {
+        let path = self.file(name);
+        let written = OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(value.as_bytes()));
+        written.map_err(|error| match errno(&error) {
+            Errno::ENOENT if self.0.is_dir() => Error::MissingFile { path },
+            source => Error::Write { path, value: value.to_owned(), source },
+        })
+    }
+
+    /// As [`Directory::write`]; a file that does not exist is no error.
+    pub(crate) fn write_if_there(&self, name: &str, value: &str) -> Result<(), Error> {
+        match self.write(name, value) {
+            Err(Error::MissingFile { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The text of `name`.
+    pub(crate) fn read(&self, name: &str) -> Result<String, Error> {
+        let path = self.file(name);
+        let mut text = String::new();
+        let read =
+            File::open(&path).and_then(|file| file.take(READ_LIMIT).read_to_string(&mut text));
+        match read {
+            Ok(_) => Ok(text),
+            Err(error) => Err(Error::Read { path, source: errno(&error) }),
+        }
+    }
+
+    /// As [`Directory::read`]; `None` when there is no such file or directory.
+    pub(crate) fn read_if_there(&self, name: &str) -> Result<Option<String>, Error> {
+        match self.read(name) {
+            Ok(text) => Ok(Some(text)),
+            // ENODEV: the cgroup was removed while the file was open.
+            Err(Error::Read { source: Errno::ENOENT | Errno::ENODEV, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The number in `name`; `None` for `max`.
+    pub(crate) fn number(&self, name: &str) -> Result<Option<u64>, Error> {
+        let text = self.read(name)?;
+        match text.trim() {
+            "max" => Ok(None),
+            number => {
+                number.parse().map(Some).map_err(|_| Error::Malformed { path: self.file(name) })
+            }
+        }
+    }
+}
+
+/// Value of `key` in a file of `key value` lines; zero when it is not there, since kernels
+/// add keys.
+pub(crate) fn keyed(text: &str, key: &str) -> u64 {
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(name, _)| *name == key)
+        .and_then(|(_, value)| value.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// The error number of a failed call.
+pub(crate) fn errno(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_matched_entirely() {
+        let text = "total_rss_huge 1\ntotal_rss 2\nrss 3\nodd\n";
+        assert_eq!(keyed(text, "rss"), 3);
+        assert_eq!(keyed(text, "total_rss"), 2);
+        assert_eq!(keyed(text, "absent"), 0);
+        assert_eq!(keyed(text, "odd"), 0);
+    }
+
+    #[test]
+    fn files_are_neither_made_nor_confused_with_a_missing_cgroup() {
+        let root = tempfile::tempdir().unwrap();
+        let there = Directory::new(root.path().to_owned());
+        let gone = Directory::new(root.path().join("gone"));
+        assert!(matches!(there.write("pids.max", "1"), Err(Error::MissingFile { .. })));
+        assert!(matches!(
+            gone.write("pids.max", "1"),
+            Err(Error::Write { source: Errno::ENOENT, .. })
+        ));
+        assert!(std::fs::read_dir(root.path()).unwrap().next().is_none());
+        assert_eq!(gone.read_if_there("pids.max").unwrap(), None);
+    }
+
+    #[test]
+    fn a_number_is_read_or_the_file_is_malformed() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = Directory::new(root.path().to_owned());
+        for (text, expected) in [("7\n", Some(Some(7))), ("max\n", Some(None)), ("-1\n", None)] {
+            std::fs::write(directory.file("f"), text).unwrap();
+            match expected {
+                Some(number) => assert_eq!(directory.number("f").unwrap(), number),
+                None => {
+                    assert!(matches!(directory.number("f"), Err(Error::Malformed { .. })));
+                }
+            }
+        }
+    }
+}
