@@ -62,8 +62,10 @@ async fn an_address_is_leased_until_its_sandbox_is_gone() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_subnet_is_the_configured_one_and_can_be_used_up() -> Result<()> {
-    let options =
-        berth_testkit::NodeOptions { config: "[network]\nsubnet = '10.99.0.0/29'\n".into() };
+    let options = berth_testkit::NodeOptions {
+        config: "[network]\nsubnet = '10.99.0.0/29'\n".into(),
+        ..Default::default()
+    };
     let mut node = Node::start_with(options).await?;
     // Eight addresses, without those of the network, the bridge and the broadcast.
     for number in 0..5 {

@@ -25,6 +25,7 @@ const USAGE: &str = "usage: cargo xtask TASK
 tasks:
   demo [--keep]        build release binaries and run one pod end to end
   demo --end DIR       end what a kept demo left running
+  demo --measure PODS  say how long pods take to come up and go down
   test                 run every check and test
   tidy                 check crate arrows, licences, doubled versions, lengths, layout
   build [--release]    build berthd, the static shim and the demo client
@@ -34,7 +35,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments.as_slice() {
-        ["demo"] | ["demo", "--keep"] | ["demo", "--end", _] => demo::demo(&arguments[1..]),
+        ["demo"] | ["demo", "--keep"] | ["demo", "--end" | "--measure", _] => {
+            demo::demo(&arguments[1..])
+        }
         ["test"] => test::test(),
         ["tidy"] => tidy::tidy(),
         ["build"] => binaries::build(binaries::Profile::Dev).map(|built| built.announce()),

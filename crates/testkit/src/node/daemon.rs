@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::NodeOptions;
 use crate::netns::NetworkNamespace;
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -39,10 +40,10 @@ impl Daemon {
         network: &NetworkNamespace,
         dir: &Path,
         cgroup_base: &str,
-        more: &str,
+        options: &NodeOptions,
     ) -> Result<Self> {
         let (config, socket) = (dir.join("berthd.toml"), dir.join("run/berth.sock"));
-        fs::write(&config, configuration(dir, cgroup_base, more)?)?;
+        fs::write(&config, configuration(dir, cgroup_base, options)?)?;
         let mut daemon = Self { process: None, config, socket, log: dir.join("berthd.log") };
         daemon.start_again(network)?;
         Ok(daemon)
@@ -144,14 +145,16 @@ fn signal(process: &Child, signal: Signal) -> Result<()> {
     kill(pid, signal).with_context(|| format!("send {signal} to berthd"))
 }
 
-fn configuration(dir: &Path, cgroup_base: &str, more: &str) -> Result<String> {
+fn configuration(dir: &Path, cgroup_base: &str, options: &NodeOptions) -> Result<String> {
+    let filter = if options.quiet { "info" } else { "debug,h2=warn,hyper=warn,tower=warn" };
     let shim = binaries()?.join("containerd-shim-berth-v1");
     Ok(format!(
         "root = '{dir}/root'\nstate = '{dir}/run'\n\n\
          [cri]\nsocket = '{dir}/run/berth.sock'\n\n\
-         [log]\nformat = 'human'\nfilter = 'debug,h2=warn,hyper=warn,tower=warn'\n\n\
+         [log]\nformat = 'human'\nfilter = '{filter}'\n\n\
          [container]\ncgroup_base = '{cgroup_base}'\n\n\
          [runtime.handlers.berth]\nshim = '{shim}'\n\n{more}",
+        more = options.config,
         dir = dir.display(),
         shim = shim.display(),
     ))

@@ -30,6 +30,8 @@ const SETTLE: Duration = Duration::from_secs(20);
 pub struct NodeOptions {
     /// Lines added to the daemon's configuration, after its own tables.
     pub config: String,
+    /// Whether the daemon logs no more than a user's would by default.
+    pub quiet: bool,
 }
 
 /// A disposable node.
@@ -61,7 +63,7 @@ impl Node {
             tempfile::Builder::new().prefix("berth-").tempdir().context("make a directory")?;
         let network = NetworkNamespace::new()?;
         let registry = Registry::start(&network, dir.path())?;
-        let daemon = Daemon::start(&network, dir.path(), &cgroup_base, &options.config)?;
+        let daemon = Daemon::start(&network, dir.path(), &cgroup_base, &options)?;
         let cri = Cri::connect(daemon.socket()).await?;
         Ok(Self { registry, network, cri, daemon, dir, cgroup_base })
     }

@@ -1,11 +1,13 @@
 //! The demo: a pod from a registry image, end to end through the CRI, narrated.
 //!
 //! `berth-demo` runs it and cleans up; `--keep` leaves daemon, registry and pod running
-//! and says how to reach and how to end them; `--end DIR` ends what was kept.
+//! and says how to reach and how to end them; `--end DIR` ends what was kept; `--measure
+//! PODS` says how long pods take.
 
 #![allow(clippy::print_stdout, reason = "the demo talks to a person")]
 
 mod end;
+mod measure;
 mod narrator;
 mod story;
 
@@ -14,7 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-const USAGE: &str = "usage: berth-demo [--keep | --end DIR]";
+const USAGE: &str = "usage: berth-demo [--keep | --end DIR | --measure PODS]";
 
 fn main() -> ExitCode {
     let runtime =
@@ -36,6 +38,7 @@ async fn run() -> Result<()> {
         [] => story::tell(false).await,
         ["--keep"] => story::tell(true).await,
         ["--end", dir] => end::end(Path::new(dir)).await,
+        ["--measure", pods] => measure::measure(measure::pods(pods)?).await,
         _ => bail!("{USAGE}"),
     }
 }

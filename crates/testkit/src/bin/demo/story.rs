@@ -237,7 +237,7 @@ async fn stop(narrator: &mut Narrator, cri: &mut Cri, pod: &Pod) -> Result<()> {
 }
 
 /// The proportional set size of the daemon, in words.
-fn daemon_memory(node: &Node) -> Result<String> {
+pub(crate) fn daemon_memory(node: &Node) -> Result<String> {
     let pid = node.daemon().pid().context("the daemon does not run")?;
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
