@@ -1,1 +1,42 @@
-//! Skeleton.
+//! Images: pulled from a registry, verified, unpacked, listed, removed.
+//!
+//! ```text
+//! reference -> index -> manifest of this platform -> config
+//!                                                 -> layers, several at once:
+//!   registry -> digest, content -> gunzip -> diff ID -> untar -> snapshot
+//! ```
+//!
+//! One pull is one task. Requests for the same reference with the same credentials join
+//! it; it outlives each of them, and stops [`Config::orphan_grace`] after the last is
+//! gone. Each layer is one pipeline of two blocking threads with bounded queues between.
+//!
+//! Invariants: a blob or layer is verified and on disk before the row that names it is
+//! committed; whatever a pull needs is pinned, so that a removal that runs meanwhile
+//! leaves it; nothing of an image's content decides anything but what its files are
+//! (policy comes from the request alone). Not here: credentials and transport
+//! (`registry`), blobs (`content`), mounts (`snapshot`).
+
+mod apply;
+mod config;
+mod document;
+mod error;
+mod images;
+mod pins;
+mod pull;
+mod tar;
+
+pub use berth_registry::Auth;
+pub use config::{Config, Limits, Platform};
+pub use error::{BadArchive, BadDocument, BadEntry, Error, LayerError};
+pub use images::{FsInfo, Hold, Images, Recovered};
+
+/// Runs `work` on a blocking thread; `what` names it should it panic.
+///
+/// Dropping the future does not stop the work: it ends by itself, when the queue it reads
+/// from is closed.
+async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Panicked(what))
+}

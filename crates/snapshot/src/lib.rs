@@ -31,6 +31,7 @@ mod view;
 pub use error::Error;
 pub use key::SnapshotKey;
 pub use meta::{MAX_XATTR_BYTES, OPAQUE_XATTR, copy_metadata, is_overlay_xattr};
-pub use store::{Committed, Durability, LayerDir, Snapshots};
+pub use probe::volatile_supported;
+pub use store::{Committed, Durability, LayerDir, Snapshots, Trash};
 pub use tree::{OPEN_DIRECTORIES, remove as remove_tree, usage};
 pub use view::{Found, MergedView};

@@ -25,3 +25,14 @@ pub(crate) fn volatile(scratch: &Path) -> Result<bool, Error> {
     };
     Ok(attempt().is_ok())
 }
+
+/// Whether overlay mounts can be `volatile` on this host, asked in a directory of its own
+/// in the machine's temporary directory. [`crate::Snapshots::open`] asks for its own root.
+#[must_use]
+pub fn volatile_supported() -> bool {
+    let template = std::env::temp_dir().join("berth-probe-XXXXXX");
+    let Ok(scratch) = nix::unistd::mkdtemp(&template) else { return false };
+    let answer = volatile(&scratch).unwrap_or(false);
+    let removed = std::fs::remove_dir_all(&scratch);
+    answer && removed.is_ok()
+}

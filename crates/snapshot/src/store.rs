@@ -64,6 +64,23 @@ pub struct LayerDir {
     root: OwnedFd,
 }
 
+/// Something that has lost its name and waits to be removed; what is dropped instead is
+/// swept at the next start.
+#[derive(Debug)]
+#[must_use = "its files stay until it is emptied, or until the next start"]
+pub struct Trash {
+    snapshots: Snapshots,
+    path: String,
+}
+
+impl Trash {
+    /// Removes the files.
+    pub fn empty(self) -> Result<(), Error> {
+        let path = CString::new(self.path).expect("names come from directories and from numbers");
+        tree::remove(self.snapshots.0.root.as_fd(), &path)
+    }
+}
+
 /// A layer that is committed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Committed {
@@ -192,18 +209,31 @@ impl Snapshots {
         Ok(digests.map(ChainId).collect())
     }
 
+    /// The directory of the committed snapshot `chain`, relative to the root, and what it
+    /// uses.
+    pub fn committed_usage(&self, chain: ChainId) -> Result<(String, DiskUsage), Error> {
+        let dir = self.directory_of(chain)?.ok_or(Error::MissingLayer(chain))?;
+        Ok((dir, tree::usage(self.layer(chain)?.as_fd())?))
+    }
+
     /// Removes the committed snapshot `chain`; what is absent is success.
     ///
     /// No container may be using it: overlayfs does not survive that.
     pub fn remove_committed(&self, chain: ChainId) -> Result<(), Error> {
-        let Some(dir) = self.directory_of(chain)? else { return Ok(()) };
+        self.detach_committed(chain)?.map_or(Ok(()), Trash::empty)
+    }
+
+    /// Takes the committed snapshot `chain` away at once and leaves its files for
+    /// [`Trash::empty`]; `None` if there is none. As [`Snapshots::remove_committed`]
+    /// otherwise.
+    pub fn detach_committed(&self, chain: ChainId) -> Result<Option<Trash>, Error> {
+        let Some(dir) = self.directory_of(chain)? else { return Ok(None) };
         let link = format!("{COMMITTED}/{}", chain.0.hex());
         match unlinkat(&self.0.root, link.as_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => return Err(self.0.io("remove", &link)(errno)),
         }
-        let name = dir.trim_start_matches(LAYERS).trim_start_matches('/');
-        self.discard(LAYERS, name)
+        self.detach(&dir)
     }
 
     /// Makes the active snapshot `key` on top of `chain` (lowest layer first; may be
@@ -372,17 +402,20 @@ impl Snapshots {
 
     /// Takes `name` away from `place` at once, then removes what it holds.
     fn discard(&self, place: &str, name: &str) -> Result<(), Error> {
-        let mut path = format!("{place}/{name}");
-        if place != TRASH {
-            let trash = format!("{TRASH}/{}", self.0.number());
-            match self.0.rename(&path, &trash) {
-                Err(Error::Io { source: Errno::ENOENT, .. }) => return Ok(()),
-                answer => answer?,
-            }
-            path = trash;
+        let path = format!("{place}/{name}");
+        if place == TRASH {
+            return Trash { snapshots: self.clone(), path }.empty();
         }
-        let path = CString::new(path).expect("names come from directories and from numbers");
-        tree::remove(self.0.root.as_fd(), &path)
+        self.detach(&path)?.map_or(Ok(()), Trash::empty)
+    }
+
+    fn detach(&self, path: &str) -> Result<Option<Trash>, Error> {
+        let trash = format!("{TRASH}/{}", self.0.number());
+        match self.0.rename(path, &trash) {
+            Err(Error::Io { source: Errno::ENOENT, .. }) => Ok(None),
+            Err(error) => Err(error),
+            Ok(()) => Ok(Some(Trash { snapshots: self.clone(), path: trash })),
+        }
     }
 }
 

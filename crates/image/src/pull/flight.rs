@@ -1,0 +1,155 @@
+//! Pulls under way: requests for the same thing join.
+//!
+//! ```text
+//! first request --> task --> outcome --> every waiter
+//!                    └── stopped: shutdown, deadline, or no waiter for the grace time
+//! ```
+//!
+//! Invariant: a waiter is counted, and a pull without waiters given up, under the same
+//! lock, so nobody joins a pull that is about to stop.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use berth_model::Reference;
+use berth_model::image::ImageRecord;
+use berth_registry::Auth;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+use crate::Error;
+use crate::images::Inner;
+
+/// Those who prove themselves differently do not share an answer.
+type Key = (Reference, Option<Auth>);
+
+type Outcome = Option<Result<ImageRecord, Arc<Error>>>;
+
+/// How long a shutdown waits for pulls to notice it.
+const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// The pulls under way.
+#[derive(Debug, Default)]
+pub(crate) struct Flights {
+    flights: Mutex<HashMap<Key, Arc<Flight>>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Flight {
+    outcome: watch::Receiver<Outcome>,
+    waiters: watch::Sender<usize>,
+}
+
+/// One that awaits a pull.
+struct Waiter(Arc<Flight>);
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.0.waiters.send_modify(|waiters| *waiters -= 1);
+    }
+}
+
+/// Takes the pull off the list, whatever its end.
+struct Landing {
+    images: Arc<Inner>,
+    key: Key,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.images.flights.lock().remove(&self.key);
+    }
+}
+
+impl Flights {
+    /// Joins the pull of `reference`, or starts it. Must be called on a tokio runtime.
+    pub(crate) async fn pull(
+        images: &Arc<Inner>,
+        reference: &Reference,
+        auth: Option<Auth>,
+    ) -> Result<ImageRecord, Error> {
+        let waiter = images.flights.board(images, (reference.clone(), auth))?;
+        let mut outcome = waiter.0.outcome.clone();
+        let landed = match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => (*outcome).clone(),
+            Err(_) => None,
+        };
+        match landed {
+            Some(Ok(record)) => Ok(record),
+            Some(Err(error)) => Err(Error::Shared(error)),
+            None => Err(Error::Panicked("a pull's task")),
+        }
+    }
+
+    /// Stops every pull and waits for their tasks.
+    pub(crate) async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(SHUTDOWN, self.tasks.wait()).await.is_err() {
+            tracing::warn!("pulls did not stop in time");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Flight>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn board(&self, images: &Arc<Inner>, key: Key) -> Result<Waiter, Error> {
+        if self.stop.is_cancelled() {
+            return Err(Error::Stopped(key.0.to_string()));
+        }
+        let mut flights = self.lock();
+        if let Some(flight) = flights.get(&key) {
+            flight.waiters.send_modify(|waiters| *waiters += 1);
+            tracing::debug!(image.r#ref = %key.0, "joined a pull");
+            return Ok(Waiter(flight.clone()));
+        }
+        let (report, outcome) = watch::channel(None);
+        let flight = Arc::new(Flight { outcome, waiters: watch::Sender::new(1) });
+        flights.insert(key.clone(), flight.clone());
+        let span = tracing::info_span!("image.pull", image.r#ref = %key.0);
+        let landing = Landing { images: images.clone(), key };
+        self.tasks.spawn(fly(landing, flight.clone(), report).instrument(span));
+        Ok(Waiter(flight))
+    }
+}
+
+async fn fly(landing: Landing, flight: Arc<Flight>, report: watch::Sender<Outcome>) {
+    let (images, (reference, auth)) = (landing.images.clone(), landing.key.clone());
+    let limit = images.config.pull_deadline;
+    let work = super::pull(images.clone(), reference.clone(), auth);
+    let result = tokio::select! {
+        done = tokio::time::timeout(limit, work) => done.unwrap_or_else(|_| {
+            Err(Error::Deadline { reference: reference.to_string(), limit })
+        }),
+        () = abandoned(&landing, &flight) => Err(Error::Stopped(reference.to_string())),
+        () = images.flights.stop.cancelled() => Err(Error::Stopped(reference.to_string())),
+    };
+    // First off the list, then the answer: who asks after it starts anew.
+    drop(landing);
+    report.send_replace(Some(result.map_err(Arc::new)));
+}
+
+/// Returns when the pull has had no waiter for the grace time, and is off the list.
+async fn abandoned(landing: &Landing, flight: &Flight) {
+    let mut waiters = flight.waiters.subscribe();
+    let grace = landing.images.config.orphan_grace;
+    loop {
+        // The sender lives in the flight, which we hold.
+        let Ok(_) = waiters.wait_for(|waiters| *waiters == 0).await else { return };
+        let back = tokio::time::timeout(grace, waiters.wait_for(|waiters| *waiters > 0)).await;
+        if back.is_ok() {
+            continue;
+        }
+        let mut flights = landing.images.flights.lock();
+        if *flight.waiters.borrow() == 0 {
+            flights.remove(&landing.key);
+            return;
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! One blob of a manifest: fetched, stored and unpacked at once.
+//!
+//! ```text
+//! registry ==8==> store: hash, write, verify ==8==> unpack: gunzip, hash, untar
+//!   async             blocking thread                   blocking thread
+//! ```
+//!
+//! A blob that unpacks badly is still read to its end: whether it is the blob that was
+//! asked for is the better answer.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
+use std::time::Instant;
+
+use berth_content::Content;
+use berth_model::{DiffId, Digest};
+use berth_registry::Repository;
+use berth_snapshot::{LayerDir, Snapshots};
+use bytes::Bytes;
+use flate2::bufread::MultiGzDecoder;
+use tokio::sync::mpsc;
+
+use super::stream::{Exceeded, Meter, Piece, PieceReader};
+use crate::apply::{Applied, apply};
+use crate::document::Compression;
+use crate::tar::Archive;
+use crate::{Error, LayerError, Limits, blocking};
+
+/// Pieces between two stages; each is what one read of a connection gave.
+const QUEUE: usize = 8;
+
+/// Bytes decompressed at once.
+const BUFFER: usize = 128 << 10;
+
+/// One blob, and where in the image it is unpacked.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) compression: Compression,
+    /// Index in the chain, and the archive's digest; more than one only if the manifest
+    /// repeats a layer.
+    pub(super) places: Vec<(usize, DiffId)>,
+}
+
+/// A layer unpacked but not committed.
+#[derive(Debug)]
+pub(super) struct Unpacked {
+    pub(super) index: usize,
+    pub(super) directory: LayerDir,
+    pub(super) applied: Applied,
+}
+
+/// What every job of a pull shares.
+#[derive(Clone, Debug)]
+pub(super) struct Workshop {
+    pub(super) repository: Repository,
+    pub(super) content: Content,
+    pub(super) snapshots: Snapshots,
+    pub(super) limits: Arc<Limits>,
+}
+
+impl Workshop {
+    /// Unpacks the job's blob at each of its places, fetching it unless it is here.
+    pub(super) async fn run(self, job: Job) -> Result<Vec<Unpacked>, Error> {
+        let started = Instant::now();
+        let mut places = job.places.clone().into_iter();
+        let mut done = Vec::with_capacity(job.places.len());
+        let digest = job.digest;
+        let present = {
+            let content = self.content.clone();
+            blocking("look for a blob", move || content.size(&digest)).await?
+        };
+        let present = present.map_err(content_error("find", digest))?;
+        if present.is_none()
+            && let Some(place) = places.next()
+        {
+            done.push(self.fetch(&job, place).await?);
+        }
+        for place in places {
+            done.push(self.unpack_stored(&job, place).await?);
+        }
+        tracing::info!(
+            layer.digest = %digest,
+            bytes = job.size,
+            fetched = present.is_none(),
+            elapsed_ms = elapsed_ms(started),
+            "layer unpacked"
+        );
+        Ok(done)
+    }
+
+    async fn fetch(&self, job: &Job, place: (usize, DiffId)) -> Result<Unpacked, Error> {
+        let (to_store, from_network) = mpsc::channel(QUEUE);
+        let (to_unpack, from_store) = mpsc::channel(QUEUE);
+        let (content, digest, size) = (self.content.clone(), job.digest, job.size);
+        let store = blocking("store a blob", move || {
+            store(&content, digest, size, from_network, &to_unpack)
+        });
+        let (shop, own) = (self.clone(), job.clone());
+        let unpack = blocking("unpack a layer", move || {
+            shop.unpack(PieceReader::new(from_store), &own, place)
+        });
+        let network = self.download(job, to_store);
+        let (network, stored, unpacked) = tokio::join!(network, store, unpack);
+        // In the order of the stages: what fails first makes those after it fail.
+        network?;
+        stored?.map_err(content_error("store", digest))?;
+        unpacked?
+    }
+
+    async fn download(&self, job: &Job, to_store: mpsc::Sender<Bytes>) -> Result<(), Error> {
+        let failed = |source| Error::Registry { action: "fetch layer", source };
+        let mut blob = self.repository.blob(&job.digest, job.size).await.map_err(failed)?;
+        while let Some(bytes) = blob.next().await.map_err(failed)? {
+            if to_store.send(bytes).await.is_err() {
+                break; // storing failed, and says why itself
+            }
+        }
+        Ok(())
+    }
+
+    async fn unpack_stored(&self, job: &Job, place: (usize, DiffId)) -> Result<Unpacked, Error> {
+        let (shop, own) = (self.clone(), job.clone());
+        blocking("unpack a layer", move || {
+            let blob = shop.content.open_blob(&own.digest);
+            let blob = blob.map_err(content_error("open", own.digest))?;
+            shop.unpack(BufReader::with_capacity(BUFFER, blob.file), &own, place)
+        })
+        .await?
+    }
+
+    fn unpack(
+        &self,
+        blob: impl BufRead,
+        job: &Job,
+        (index, diff_id): (usize, DiffId),
+    ) -> Result<Unpacked, Error> {
+        let unpacked = match job.compression {
+            Compression::None => self.untar(blob, job.size, index, diff_id),
+            Compression::Gzip => self.untar(MultiGzDecoder::new(blob), job.size, index, diff_id),
+        };
+        unpacked.map_err(|source| Error::Layer { digest: job.digest, source })
+    }
+
+    fn untar(
+        &self,
+        archive: impl Read,
+        compressed: u64,
+        index: usize,
+        wanted: DiffId,
+    ) -> Result<Unpacked, LayerError> {
+        let directory = self.snapshots.begin_layer().map_err(LayerError::Snapshot)?;
+        let meter = Meter::new(archive, compressed, &self.limits);
+        let mut archive = Archive::new(BufReader::with_capacity(BUFFER, meter));
+        let applied = apply(directory.root(), &mut archive, index == 0, &self.limits)?;
+        // What follows the archive's end belongs to its digest all the same.
+        let mut rest = archive.into_inner();
+        io::copy(&mut rest, &mut io::sink()).map_err(Exceeded::unwrap)?;
+        let (_, found) = rest.into_inner().finish();
+        if found != wanted {
+            return Err(LayerError::DiffId { wanted, found });
+        }
+        Ok(Unpacked { index, directory, applied })
+    }
+}
+
+/// Stores a blob and passes it on; goes on when nobody takes it any more.
+fn store(
+    content: &Content,
+    digest: Digest,
+    size: u64,
+    mut from_network: mpsc::Receiver<Bytes>,
+    to_unpack: &mpsc::Sender<Piece>,
+) -> Result<(), berth_content::Error> {
+    let mut ingest = content.ingest(&digest, size)?;
+    let mut wanted = true;
+    while let Some(bytes) = from_network.blocking_recv() {
+        ingest.write(&bytes)?;
+        wanted = wanted && to_unpack.blocking_send(Piece::Bytes(bytes)).is_ok();
+    }
+    ingest.commit()?;
+    if wanted {
+        // The unpacking side may have failed by now; it says why itself.
+        to_unpack.blocking_send(Piece::Verified).ok();
+    }
+    Ok(())
+}
+
+fn content_error(
+    action: &'static str,
+    digest: Digest,
+) -> impl FnOnce(berth_content::Error) -> Error {
+    move |source| Error::Content { action, digest, source }
+}
+
+fn elapsed_ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

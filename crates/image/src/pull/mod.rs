@@ -1,0 +1,307 @@
+//! Pulling one image, from reference to record.
+
+mod flight;
+mod layer;
+mod resolve;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use berth_metadata::{BlobRecord, SnapshotRecord};
+use berth_model::image::ImageRecord;
+use berth_model::stats::DiskUsage;
+use berth_model::{ChainId, Digest, Reference};
+use berth_registry::{Auth, Repository};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+pub(crate) use flight::Flights;
+pub(crate) use stream::Exceeded;
+
+use crate::apply::settle;
+use crate::document::{Compression, Config, ImageManifest};
+use crate::images::{Inner, now};
+use crate::pins::Pin;
+use crate::{Error, blocking};
+use layer::{Job, Unpacked, Workshop};
+use resolve::Resolved;
+
+/// One pull under way.
+struct Pull {
+    images: Arc<Inner>,
+    reference: Reference,
+    repository: Repository,
+    pin: Arc<Pin>,
+}
+
+/// What there is to be done for an image whose documents are known.
+#[derive(Debug)]
+struct Plan {
+    resolved: Resolved,
+    config: Config,
+    chain: Vec<ChainId>,
+}
+
+/// Pulls `reference`, whatever others do meanwhile.
+pub(crate) async fn pull(
+    images: Arc<Inner>,
+    reference: Reference,
+    auth: Option<Auth>,
+) -> Result<ImageRecord, Error> {
+    let started = Instant::now();
+    if let Some(found) = present_by_digest(&images, &reference).await? {
+        tracing::debug!("image is present by digest");
+        return Ok(found);
+    }
+    let repository = images.client.repository(&reference, auth);
+    let pin = Arc::new(images.pins.pin());
+    let pull = Pull { images, reference, repository, pin };
+    let top = pull.resolve_top().await?;
+    if let Some(found) = pull.present(top.digest).await? {
+        tracing::debug!(digest = %top.digest, "image is present");
+        return Ok(found);
+    }
+    let (resolved, config) = pull.documents(top).await?;
+    let chain = ChainId::chain(&config.diff_ids);
+    let plan = Plan { resolved, config, chain };
+    let unpacked = pull.unpack(&plan).await?;
+    let layers = unpacked.len();
+    let record = pull.record(plan, unpacked).await?;
+    tracing::info!(
+        image.id = %record.id,
+        bytes = record.size,
+        layers = record.chain.len(),
+        unpacked = layers,
+        elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "image pulled"
+    );
+    Ok(record)
+}
+
+/// A digest says which image it is without asking anyone.
+async fn present_by_digest(
+    images: &Arc<Inner>,
+    reference: &Reference,
+) -> Result<Option<ImageRecord>, Error> {
+    let Some(digest) = reference.digest() else { return Ok(None) };
+    let name = reference.with_digest(*digest).to_string();
+    let images = images.clone();
+    blocking("look for an image", move || images.complete_by_name(&name)).await?
+}
+
+impl Pull {
+    fn by_digest(&self, digest: Digest) -> String {
+        self.reference.with_digest(digest).to_string()
+    }
+
+    /// The image that the resolved digest led to before; the tag leads there now.
+    async fn present(&self, top: Digest) -> Result<Option<ImageRecord>, Error> {
+        let (images, name) = (self.images.clone(), self.by_digest(top));
+        let tag = self.tag();
+        blocking("look for an image", move || {
+            let Some(mut found) = images.complete_by_name(&name)? else { return Ok(None) };
+            if let Some(tag) = tag
+                && !found.tags.contains(&tag)
+            {
+                found.tags.push(tag);
+                found.tags.sort();
+                let failed = |source| Error::Store { action: "store image", source };
+                images.store.put_image(&found).map_err(failed)?;
+            }
+            Ok(Some(found))
+        })
+        .await?
+    }
+
+    /// The name that the image gets; a digest in the reference outdoes its tag.
+    fn tag(&self) -> Option<String> {
+        self.reference.digest().is_none().then(|| self.reference.to_string())
+    }
+
+    /// Fetches and unpacks every layer that is not committed.
+    async fn unpack(&self, plan: &Plan) -> Result<Vec<Unpacked>, Error> {
+        let jobs = self.jobs(plan).await?;
+        let shop = Workshop {
+            repository: self.repository.clone(),
+            content: self.images.content.clone(),
+            snapshots: self.images.snapshots.clone(),
+            limits: Arc::new(self.images.config.limits),
+        };
+        let slots = Arc::new(Semaphore::new(self.images.config.parallel_layers.max(1)));
+        let mut running = JoinSet::new();
+        for job in jobs {
+            let (shop, slots) = (shop.clone(), slots.clone());
+            running.spawn(tracing::Instrument::in_current_span(async move {
+                let slot = slots.acquire_owned().await;
+                let _slot = slot.map_err(|_| Error::Panicked("the pull"))?;
+                shop.run(job).await
+            }));
+        }
+        let mut unpacked = Vec::new();
+        // The first failure drops the set, which ends the other jobs.
+        while let Some(done) = running.join_next().await {
+            unpacked.extend(done.map_err(|_| Error::Panicked("a layer's task"))??);
+        }
+        unpacked.sort_by_key(|layer| layer.index);
+        Ok(unpacked)
+    }
+
+    /// One job for each blob that is needed, in the order of the layers.
+    async fn jobs(&self, plan: &Plan) -> Result<Vec<Job>, Error> {
+        let (images, pin) = (self.images.clone(), self.pin.clone());
+        let (manifest, chain) = (plan.resolved.manifest.clone(), plan.chain.clone());
+        let diff_ids = plan.config.diff_ids.clone();
+        blocking("look for layers", move || {
+            pin.chains(&chain);
+            pin.blobs(manifest.layers.iter().map(|layer| layer.digest));
+            let mut jobs: Vec<Job> = Vec::new();
+            let mut by_digest = HashMap::new();
+            for (index, layer) in manifest.layers.iter().enumerate() {
+                let compression = Compression::of(&layer.media_type).ok_or_else(|| {
+                    let media_type = layer.media_type.chars().take(200).collect();
+                    Error::MediaType { digest: layer.digest, media_type }
+                })?;
+                if images.snapshots.is_committed(chain[index]).map_err(snapshot("find layer"))? {
+                    continue;
+                }
+                let at = *by_digest.entry(layer.digest).or_insert(jobs.len());
+                if at == jobs.len() {
+                    let (digest, size) = (layer.digest, layer.size);
+                    jobs.push(Job { digest, size, compression, places: Vec::new() });
+                }
+                jobs[at].places.push((index, diff_ids[index]));
+            }
+            tracing::info!(
+                layers = manifest.layers.len(),
+                needed = jobs.len(),
+                bytes = jobs.iter().map(|job| job.size).sum::<u64>(),
+                "fetching layers"
+            );
+            Ok(jobs)
+        })
+        .await?
+    }
+
+    /// Commits the layers, syncs, then stores the rows that name all this.
+    async fn record(&self, plan: Plan, unpacked: Vec<Unpacked>) -> Result<ImageRecord, Error> {
+        let (images, pin) = (self.images.clone(), self.pin.clone());
+        let (tag, digest) = (self.tag(), self.by_digest(plan.resolved.top));
+        let span = tracing::Span::current();
+        blocking("record an image", move || {
+            let _span = span.entered();
+            let rows = commit(&images, &plan, unpacked)?;
+            let started = Instant::now();
+            images.sync()?;
+            tracing::debug!(
+                elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                "synced"
+            );
+            let record = store(&images, &plan, tag, digest, &rows);
+            drop(pin); // until here nothing of it may be collected
+            record
+        })
+        .await?
+    }
+}
+
+/// Settles and commits the layers, lowest first; returns a row for each of the chain.
+fn commit(
+    images: &Inner,
+    plan: &Plan,
+    unpacked: Vec<Unpacked>,
+) -> Result<Vec<SnapshotRecord>, Error> {
+    let mut unpacked: HashMap<_, _> =
+        unpacked.into_iter().map(|layer| (layer.index, layer)).collect();
+    let mut rows = Vec::with_capacity(plan.chain.len());
+    for (index, chain) in plan.chain.iter().enumerate() {
+        let (below, parent) = (&plan.chain[..index], index.checked_sub(1));
+        let (dir, usage) = match unpacked.remove(&index) {
+            Some(layer) => commit_one(images, plan, layer, below)?,
+            None => match images.store.snapshot(chain).map_err(read_store)? {
+                Some(row) => {
+                    rows.push(row);
+                    continue;
+                }
+                // Another pull has just committed it and has not stored its row yet.
+                None => {
+                    images.snapshots.committed_usage(*chain).map_err(snapshot("measure layer"))?
+                }
+            },
+        };
+        let parent = parent.map(|parent| plan.chain[parent]);
+        let (bytes, inodes) = (usage.bytes, usage.inodes);
+        rows.push(SnapshotRecord { chain: *chain, parent, bytes, inodes, dir });
+    }
+    Ok(rows)
+}
+
+fn commit_one(
+    images: &Inner,
+    plan: &Plan,
+    layer: Unpacked,
+    below: &[ChainId],
+) -> Result<(String, DiskUsage), Error> {
+    let digest = plan.resolved.manifest.layers[layer.index].digest;
+    let view = images.snapshots.view(below).map_err(snapshot("open layers below"))?;
+    let usage = settle(layer.directory.root(), layer.applied, &view)
+        .map_err(|source| Error::Layer { digest, source })?;
+    let committed = images
+        .snapshots
+        .commit_layer(layer.directory, plan.chain[layer.index])
+        .map_err(snapshot("commit layer"))?;
+    Ok((committed.dir, usage))
+}
+
+fn store(
+    images: &Inner,
+    plan: &Plan,
+    tag: Option<String>,
+    digest: String,
+    rows: &[SnapshotRecord],
+) -> Result<ImageRecord, Error> {
+    let failed = |source| Error::Store { action: "store image", source };
+    let ImageManifest { config, layers } = &plan.resolved.manifest;
+    let named = layers.iter().map(|layer| layer.digest).chain([config.digest]);
+    let mut blobs = Vec::new();
+    for digest in named.chain(plan.resolved.documents.iter().copied()) {
+        let find = |source| Error::Content { action: "find", digest, source };
+        let size = images.content.size(&digest).map_err(find)?;
+        // A layer that was committed already may have come from another blob.
+        if let Some(size) = size
+            && !blobs.iter().any(|blob: &BlobRecord| blob.digest == digest)
+        {
+            blobs.push(BlobRecord { digest, size });
+        }
+    }
+    images.store.put_blobs(&blobs).map_err(failed)?;
+    for row in rows {
+        images.store.put_snapshot(row).map_err(failed)?;
+    }
+    let record = ImageRecord {
+        id: config.digest,
+        tags: tag.into_iter().collect(),
+        digests: vec![digest],
+        manifest: plan.resolved.manifest_digest,
+        blobs: blobs.iter().map(|blob| blob.digest).collect(),
+        chain: plan.chain.clone(),
+        size: plan.resolved.manifest.total().unwrap_or(u64::MAX),
+        user: plan.config.user.clone(),
+        pulled_at: now(),
+    };
+    images.store.put_image(&record).map_err(failed)?;
+    // It may have had other names.
+    let stored = images.store.image_by_id(&record.id).map_err(failed)?;
+    Ok(stored.unwrap_or(record))
+}
+
+fn snapshot(action: &'static str) -> impl FnOnce(berth_snapshot::Error) -> Error {
+    move |source| Error::Snapshot { action, source }
+}
+
+fn read_store(source: berth_metadata::Error) -> Error {
+    Error::Store { action: "read layer record", source }
+}
