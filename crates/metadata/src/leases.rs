@@ -44,12 +44,12 @@ impl PodStore {
         Ok(number.into())
     }
 
-    /// Gives one address back; says whether it was leased.
-    pub fn release_address(&self, address: Ipv4Addr) -> Result<bool, Error> {
+    /// Gives `address` back if `sandbox` has it; says whether it had.
+    pub fn release_address(&self, sandbox: &SandboxId, address: Ipv4Addr) -> Result<bool, Error> {
         self.database.write("release address", |sql| {
             Ok(sql
-                .prepare_cached("DELETE FROM leases WHERE number = ?1")?
-                .execute([u32::from(address)])?
+                .prepare_cached("DELETE FROM leases WHERE number = ?1 AND sandbox = ?2")?
+                .execute(params![u32::from(address), sandbox.as_str()])?
                 > 0)
         })
     }

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use berth_model::container::Timestamp;
+use berth_model::sandbox::PortMapping;
 use berth_model::{
     ChainId, ContainerId, ContainerSpec, ContainerState, Digest, SandboxId, SandboxSpec,
 };
@@ -85,6 +86,8 @@ pub struct AttachmentRecord {
     pub host_interface: String,
     /// Index of the link on the node.
     pub host_index: u32,
+    /// Ports of the node that lead to it.
+    pub ports: Vec<PortMapping>,
 }
 
 /// One sandbox.

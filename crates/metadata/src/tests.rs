@@ -230,8 +230,9 @@ fn an_address_has_one_owner_until_it_is_released() {
     drop(store);
     let store = files.pods();
     assert_eq!(store.leases().unwrap().len(), 3, "leases survive a restart");
-    assert!(store.release_address(leased[1]).unwrap());
-    assert!(!store.release_address(leased[1]).unwrap());
+    assert!(!store.release_address(&owner(0), leased[1]).unwrap(), "it is another's");
+    assert!(store.release_address(&owner(1), leased[1]).unwrap());
+    assert!(!store.release_address(&owner(1), leased[1]).unwrap());
     assert_eq!(store.lease_address(&owner(9), first, last).unwrap(), leased[1]);
     assert_eq!(store.release_sandbox(&owner(0)).unwrap(), 1);
     let left: Vec<_> = store.leases().unwrap().into_iter().map(|lease| lease.sandbox).collect();
@@ -245,7 +246,7 @@ fn an_address_given_back_rests_while_others_are_free() {
     let owner = SandboxId::new("s").unwrap();
     let store = files.pods();
     let one = store.lease_address(&owner, first, last).unwrap();
-    store.release_address(one).unwrap();
+    store.release_address(&owner, one).unwrap();
     assert_ne!(store.lease_address(&owner, first, last).unwrap(), one);
 }
 
