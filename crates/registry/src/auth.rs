@@ -41,6 +41,17 @@ impl Auth {
         let password = password.trim_matches('\0').to_owned();
         Ok(Self::Basic { username: username.to_owned(), password })
     }
+
+    /// Whether `text` shows a secret of this, plainly or as it is sent.
+    pub(crate) fn is_shown_in(&self, text: &str) -> bool {
+        let shows = |secret: &str| !secret.is_empty() && text.contains(secret);
+        match self {
+            Self::Basic { username, password } => {
+                shows(password) || shows(&encode_basic(username, password))
+            }
+            Self::IdentityToken(token) | Self::RegistryToken(token) => shows(token),
+        }
+    }
 }
 
 impl fmt::Debug for Auth {
@@ -55,8 +66,12 @@ impl fmt::Debug for Auth {
 
 /// The header of HTTP basic authentication; hyper shows it to nobody.
 pub(crate) fn basic(username: &str, password: &str) -> HeaderValue {
-    let encoded = STANDARD.encode(format!("{username}:{password}"));
+    let encoded = encode_basic(username, password);
     sensitive(&format!("Basic {encoded}")).expect("base64 is valid in a header")
+}
+
+fn encode_basic(username: &str, password: &str) -> String {
+    STANDARD.encode(format!("{username}:{password}"))
 }
 
 /// The header of a bearer token; `None` if the token cannot be in a header.
@@ -97,5 +112,13 @@ mod tests {
             assert!(!format!("{auth:?}").contains("s3cret"));
         }
         assert_eq!(format!("{:?}", super::basic("u", "s3cret")), "Sensitive");
+    }
+
+    #[test]
+    fn a_secret_is_found_in_the_form_it_is_sent() {
+        let basic = Auth::Basic { username: "u".into(), password: "s3cret".into() };
+        assert!(basic.is_shown_in("wrong: s3cret"));
+        assert!(basic.is_shown_in(&format!("wrong: {}", STANDARD.encode("u:s3cret"))));
+        assert!(!basic.is_shown_in("wrong password for u"));
     }
 }

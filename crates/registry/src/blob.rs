@@ -1,14 +1,69 @@
 //! A blob as it arrives.
 
-use bytes::Bytes;
+use std::io;
+use std::sync::Arc;
 
-use crate::Error;
+use berth_model::Digest;
+use bytes::{Buf as _, Bytes};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
+use http::{HeaderMap, HeaderValue, StatusCode};
+
+use crate::access::Access;
+use crate::attempts::{Attempts, Failure};
+use crate::body::Body;
+use crate::{Error, Subject};
+
+/// After this many new bytes the failures before them are forgotten: a large layer over a
+/// bad line may break often, as long as it gets on.
+const RENEWING_BYTES: u64 = 4 << 20;
 
 /// A blob as it arrives. Dropping it ends the transfer.
 #[derive(Debug)]
-pub struct Blob {}
+pub struct Blob {
+    access: Arc<Access>,
+    subject: Subject,
+    path: String,
+    size: u64,
+    /// Bytes given out.
+    received: u64,
+    attempts: Attempts,
+    /// Where [`Blob::attempts`] was renewed last.
+    renewed: u64,
+    /// Whether this registry is asked for parts; one that answers them wrongly is not.
+    ranges: bool,
+    /// The transfer under way, and how many of its first bytes were given out before.
+    transfer: Option<(Body, u64)>,
+}
 
 impl Blob {
+    pub(crate) async fn open(
+        access: Arc<Access>,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Self, Error> {
+        let mut blob = Self {
+            subject: access.subject(access.reference().clone(), Some(*digest)),
+            path: format!("blobs/{digest}"),
+            attempts: Attempts::new(access.config()),
+            access,
+            size,
+            received: 0,
+            renewed: 0,
+            ranges: true,
+            transfer: None,
+        };
+        if size > 0 {
+            blob.transfer = Some(blob.connect().await?);
+        }
+        Ok(blob)
+    }
+
+    /// Its size by its descriptor, bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     /// The next bytes, never empty; `None` after exactly as many as the descriptor says.
     ///
     /// A connection that breaks or stalls is replaced by one that asks for the rest. Time
@@ -17,6 +72,139 @@ impl Blob {
     /// # Errors
     /// Any [`Error`]; after one the blob is of no more use.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        todo!()
+        while self.received < self.size {
+            let (mut body, mut skip) = match self.transfer.take() {
+                Some(transfer) => transfer,
+                None => self.connect().await?,
+            };
+            match body.next().await {
+                Ok(Some(mut bytes)) => {
+                    let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(bytes.len());
+                    bytes.advance(skipped);
+                    skip -= length(skipped);
+                    self.transfer = Some((body, skip));
+                    if !bytes.is_empty() {
+                        return self.give(bytes).map(Some);
+                    }
+                }
+                Ok(None) => self.attempts.pause(self.ended()).await?,
+                Err(why) => self.attempts.pause(why.about(&self.subject)).await?,
+            }
+        }
+        Ok(None)
+    }
+
+    fn give(&mut self, bytes: Bytes) -> Result<Bytes, Error> {
+        let received = self.received + length(bytes.len());
+        if received > self.size {
+            return Err(Error::TooLarge { subject: self.subject.clone(), limit: self.size });
+        }
+        self.received = received;
+        if received - self.renewed >= RENEWING_BYTES {
+            self.renewed = received;
+            self.attempts.renew();
+        }
+        Ok(bytes)
+    }
+
+    fn ended(&self) -> Failure {
+        let source = Box::new(io::Error::from(io::ErrorKind::UnexpectedEof));
+        Failure::passing(Error::Broken { subject: self.subject.clone(), source })
+    }
+
+    async fn connect(&mut self) -> Result<(Body, u64), Error> {
+        loop {
+            match self.connect_once().await {
+                Ok(transfer) => return Ok(transfer),
+                Err(failure) => self.attempts.pause(failure).await?,
+            }
+        }
+    }
+
+    async fn connect_once(&mut self) -> Result<(Body, u64), Failure> {
+        let mut headers = HeaderMap::new();
+        let partial = self.ranges && self.received > 0;
+        if partial {
+            // Closed, since large registries refuse open ranges at odd times, and without
+            // a look at `Accept-Ranges`, which they leave out.
+            let range = format!("bytes={}-{}", self.received, self.size - 1);
+            headers.insert(RANGE, HeaderValue::try_from(range).expect("digits are valid"));
+        }
+        let reply = self.access.get(&self.subject, &self.path, &headers).await?;
+        let head = reply.response.headers();
+        let skip = match reply.response.status() {
+            StatusCode::OK => {
+                self.check_size(announced_length(head))?;
+                self.received
+            }
+            StatusCode::PARTIAL_CONTENT if partial => match content_range(head) {
+                Some((start, total)) if start <= self.received => {
+                    self.check_size(total)?;
+                    self.received - start
+                }
+                _ => return Err(self.without_ranges()),
+            },
+            StatusCode::RANGE_NOT_SATISFIABLE if partial => return Err(self.without_ranges()),
+            _ => return Err(self.access.refusal(&self.subject, reply).await),
+        };
+        Ok((Body::new(reply.response.into_body(), self.access.config()), skip))
+    }
+
+    fn check_size(&self, announced: Option<u64>) -> Result<(), Failure> {
+        match announced.filter(|announced| *announced != self.size) {
+            None => Ok(()),
+            Some(actual) => {
+                let (subject, expected) = (self.subject.clone(), self.size);
+                Err(Failure::last(Error::WrongSize { subject, expected, actual }))
+            }
+        }
+    }
+
+    fn without_ranges(&mut self) -> Failure {
+        self.ranges = false;
+        let (subject, status) = (self.subject.clone(), StatusCode::RANGE_NOT_SATISFIABLE);
+        Failure::passing(Error::Status { subject, status, detail: Default::default() })
+    }
+}
+
+fn announced_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// First byte and whole length of `bytes 5-9/10` or `bytes 5-9/*` (RFC 9110, section 14.4).
+fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+    let value = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (start, _end) = range.split_once('-')?;
+    let total = match total {
+        "*" => None,
+        total => Some(total.parse().ok()?),
+    };
+    Some((start.trim().parse().ok()?, total))
+}
+
+fn length(bytes: usize) -> u64 {
+    u64::try_from(bytes).expect("a length fits 64 bits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_range_tells_start_and_total() {
+        for (value, expected) in [
+            ("bytes 5-9/10", Some((5, Some(10)))),
+            ("bytes 5-9/*", Some((5, None))),
+            ("bytes */10", None),
+            ("5-9/10", None),
+            ("bytes -9/10", None),
+            ("bytes 5-9/x", None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_RANGE, value.parse().unwrap());
+            assert_eq!(content_range(&headers), expected, "{value}");
+        }
     }
 }

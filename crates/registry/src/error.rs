@@ -2,29 +2,54 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use berth_model::{Digest, ErrorKind, Reference};
 use http::StatusCode;
 
-/// What was asked for, and from whom.
+/// What was asked for, and from whom. Clones are cheap.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Subject {
-    /// The image, or the repository that a blob or manifest is in.
-    pub reference: Reference,
+pub struct Subject(Arc<Named>);
+
+#[derive(Debug, Eq, PartialEq)]
+struct Named {
+    reference: Reference,
+    blob: Option<Digest>,
+    host: String,
+}
+
+impl Subject {
+    pub(crate) fn new(reference: Reference, blob: Option<Digest>, host: String) -> Self {
+        Self(Arc::new(Named { reference, blob, host }))
+    }
+
+    /// The image; for a blob, one that is in its repository.
+    #[must_use]
+    pub fn reference(&self) -> &Reference {
+        &self.0.reference
+    }
+
     /// The blob, if it is one.
-    pub blob: Option<Digest>,
+    #[must_use]
+    pub fn blob(&self) -> Option<&Digest> {
+        self.0.blob.as_ref()
+    }
+
     /// The registry host, with its port if one was given.
-    pub host: String,
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.0.host
+    }
 }
 
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.blob {
-            Some(digest) => write!(f, "blob {digest} of {}", self.reference.repository())?,
-            None => write!(f, "manifest {}", self.reference)?,
+        match self.blob() {
+            Some(digest) => write!(f, "blob {digest} of {}", self.reference().repository())?,
+            None => write!(f, "manifest {}", self.reference())?,
         }
-        write!(f, " from {}", self.host)
+        write!(f, " from {}", self.host())
     }
 }
 
@@ -47,14 +72,9 @@ pub enum Error {
         /// What the registry says, or nothing.
         detail: Detail,
     },
-    /// Too many requests, on every attempt.
-    #[error("{subject} was deferred by the registry on each of {attempts} attempts")]
-    Throttled {
-        /// What was asked for.
-        subject: Subject,
-        /// How often.
-        attempts: u32,
-    },
+    /// Too many requests, on every attempt, or for longer than is waited.
+    #[error("{0} was deferred: too many requests")]
+    Throttled(Subject),
     /// A status that no rule covers, or that did not change over all attempts.
     #[error("{subject} was answered with status {status}{detail}")]
     Status {
@@ -180,7 +200,7 @@ impl Error {
             Self::NotFound(_) => ErrorKind::NotFound,
             Self::Refused { .. } | Self::Challenge { .. } => ErrorKind::PermissionDenied,
             Self::Status { status, .. } if !status.is_server_error() => ErrorKind::Internal,
-            Self::Throttled { .. }
+            Self::Throttled(_)
             | Self::Status { .. }
             | Self::Connect { .. }
             | Self::Broken { .. }
@@ -205,11 +225,36 @@ impl Detail {
     /// Longest text that is shown, characters.
     const LIMIT: usize = 200;
 
-    pub(crate) fn new(text: &str) -> Self {
+    /// What the body of a failure says, unless `is_secret` finds a secret in it: a
+    /// registry may well repeat what it was sent.
+    pub(crate) fn of_body(body: &[u8], is_secret: impl Fn(&str) -> bool) -> Self {
+        let Ok(document) = serde_json::from_slice::<Document>(body) else { return Self(None) };
+        let listed = document.errors.into_iter().find_map(|error| error.message.or(error.code));
+        let Some(text) = listed.or(document.details).or(document.message) else {
+            return Self(None);
+        };
+        if is_secret(&text) {
+            return Self(None);
+        }
         let shown: String =
             text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(Self::LIMIT).collect();
         Self(Some(shown.trim().to_owned()).filter(|shown| !shown.is_empty()))
     }
+}
+
+/// OCI distribution specification, "Error Codes", and what token services send instead.
+#[derive(serde::Deserialize)]
+struct Document {
+    #[serde(default)]
+    errors: Vec<Listed>,
+    details: Option<String>,
+    message: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+struct Listed {
+    code: Option<String>,
+    message: Option<String>,
 }
 
 impl fmt::Display for Detail {
@@ -218,5 +263,32 @@ impl fmt::Display for Detail {
             Some(text) => write!(f, ": {text}"),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(body: &str, expected: &str) {
+        let found = Detail::of_body(body.as_bytes(), |text| text.contains("s3cret"));
+        assert_eq!(found.to_string(), expected, "{body}");
+    }
+
+    #[test]
+    fn a_registrys_words_are_shown_on_one_line() {
+        check(r#"{"errors":[{"code":"DENIED","message":"a\nb"}]}"#, ": a b");
+        check(r#"{"errors":[{"code":"DENIED"}]}"#, ": DENIED");
+        check(r#"{"details":"wrong password"}"#, ": wrong password");
+        check(r#"{"errors":[]}"#, "");
+        check(r#"{"errors":"x"}"#, "");
+        check("<html>", "");
+        let long = format!(r#"{{"message":"{}"}}"#, "x".repeat(10_000));
+        check(&long, &format!(": {}", "x".repeat(200)));
+    }
+
+    #[test]
+    fn a_registry_that_repeats_a_secret_is_not_quoted() {
+        check(r#"{"errors":[{"message":"password s3cret is wrong"}]}"#, "");
     }
 }

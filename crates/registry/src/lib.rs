@@ -19,16 +19,25 @@
 //! digest; **a blob has only been measured**: whoever stores it hashes it (`content`).
 //! Not here: what a manifest means (`image`), mirrors (a later issue).
 
+mod access;
+mod attempts;
 mod auth;
 mod blob;
+mod body;
+mod challenge;
 mod client;
 mod config;
+mod connect;
 mod error;
+mod host;
 mod manifest;
+mod tls;
+mod token;
+mod transport;
 
 pub use auth::{Auth, InvalidAuth};
 pub use blob::Blob;
 pub use client::{Client, Repository};
 pub use config::{Config, Proxies};
-pub use error::{Error, Subject};
+pub use error::{Detail, Error, Subject};
 pub use manifest::{MAX_MANIFEST_BYTES, Manifest, MediaType};
