@@ -325,6 +325,9 @@ mod tests {
         drop(first);
         let second = timeout(Duration::from_secs(2), listener.accept()).await.unwrap().unwrap();
         assert!(!waiter.is_finished(), "the shim answers again");
+        while shim.peer().is_none() {
+            sleep(Duration::from_millis(1)).await;
+        }
         assert_eq!(shim.peer().unwrap().pid, std::process::id());
 
         drop(listener);

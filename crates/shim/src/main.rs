@@ -1,2 +1,69 @@
-//! Skeleton.
-fn main() {}
+//! `containerd-shim-berth-v1`: the OCI runtime behind containerd's Task and Sandbox APIs.
+//!
+//! ```text
+//!  start ──fork──▶ shim ──fork──▶ worker ──clone3(CLONE_PARENT)──▶ container's init
+//!    │ address      │ ttrpc: service/*                                  ▲
+//!    ▼              │ reaper: a pidfd per process ─────────────────────┘
+//!  berthd           └ io: CRI logs, FIFOs, terminals
+//! ```
+//!
+//! Invariants: one thread, whatever happens; a berthd or containerd that comes or goes
+//! changes nothing here; an exit code is kept until its process is deleted; no request
+//! waits for a container's hook, mount or program. Not here: what a container is made of
+//! (`oci-runtime`), networks, images, policy (berthd).
+
+mod args;
+mod container;
+mod daemon;
+mod delete;
+mod error;
+mod events;
+mod init;
+mod io;
+mod log;
+mod process;
+mod reaper;
+mod sandbox;
+mod service;
+mod shim;
+mod start;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use protobuf::Message;
+
+use args::{Action, Args};
+use error::Error;
+
+fn main() -> ExitCode {
+    match Args::parse(std::env::args().skip(1)).and_then(|args| run(&args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("containerd-shim-berth-v1: {}", error.chain());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), Error> {
+    let version = env!("CARGO_PKG_VERSION");
+    let words = match args.action {
+        Action::Start => return start::run(args),
+        Action::Delete => return delete::run(args),
+        Action::Version => {
+            format!("containerd-shim-berth-v1:\n  Version:  {version}\n").into_bytes()
+        }
+        Action::Info => {
+            let mut info = RuntimeInfo::new();
+            info.name = "io.containerd.berth.v1".to_owned();
+            let mut release = RuntimeVersion::new();
+            release.version = version.to_owned();
+            info.version = Some(release).into();
+            info.write_to_bytes()
+                .map_err(|error| Error::Io("encode information", std::io::Error::other(error)))?
+        }
+    };
+    std::io::stdout().write_all(&words).map_err(|source| Error::Io("answer", source))
+}

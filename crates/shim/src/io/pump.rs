@@ -1,0 +1,223 @@
+//! What moves bytes: a pipe or terminal into a CRI log, and a terminal to and from FIFOs.
+//!
+//! Nothing is held between two wake-ups but an unfinished line: an idle container costs
+//! no buffer. A chunk is read, framed and written in one step without a pause, so the
+//! lines of two streams never mix within a line. Writing to a log file is the one thing
+//! here that may block the shim's thread, when the kernel throttles dirty pages.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::frame::{Framer, Stream, rfc3339};
+use super::logfile::LogFile;
+use super::{Watched, set_nonblocking, watch};
+
+/// Bytes read at once: half of a pipe's default size.
+const CHUNK: usize = 32 << 10;
+/// Chunks read before other work of the shim has its turn.
+const TURN: usize = 8;
+/// Bytes framed before they are written: a chunk of line feeds grows forty-fold.
+const BATCH: usize = 2 << 10;
+/// Bytes of lines that are written at once.
+const WRITE: usize = 32 << 10;
+
+/// One stream of a process on its way into a log.
+#[derive(Debug)]
+pub(super) struct LogStream {
+    fd: AsyncFd<Watched<OwnedFd>>,
+    framer: Mutex<Framer>,
+    file: Arc<LogFile>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Progress {
+    More,
+    Blocked,
+    Ended,
+}
+
+impl LogStream {
+    /// Takes the reading end of a pipe, or a terminal's master.
+    pub(super) fn new(fd: OwnedFd, stream: Stream, file: Arc<LogFile>) -> io::Result<Self> {
+        set_nonblocking(&fd)?;
+        let fd = watch(fd, Interest::READABLE)?;
+        Ok(Self { fd, framer: Mutex::new(Framer::new(stream)), file })
+    }
+
+    /// Writes the log until the last writer has closed the stream.
+    pub(super) async fn run(self: Arc<Self>) {
+        while let Ok(mut ready) = self.fd.readable().await {
+            match self.steps(TURN) {
+                Progress::More => tokio::task::yield_now().await,
+                Progress::Blocked => ready.clear_ready(),
+                Progress::Ended => return,
+            }
+        }
+    }
+
+    /// Writes what the stream holds now, at most what fits a pipe of the largest size
+    /// that an unprivileged process can give it (pipe(7)).
+    pub(super) fn drain(&self) {
+        self.steps((1 << 20) / CHUNK);
+    }
+
+    fn steps(&self, count: usize) -> Progress {
+        let mut chunk = vec![0; CHUNK];
+        for _ in 0..count {
+            match self.step(&mut chunk) {
+                Progress::More => {}
+                other => return other,
+            }
+        }
+        Progress::More
+    }
+
+    fn step(&self, chunk: &mut [u8]) -> Progress {
+        let mut framer = self.framer.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = loop {
+            match nix::unistd::read(&self.fd.get_ref().0, chunk) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Progress::Blocked,
+                // EIO: no process has the terminal open any more (pty(7)).
+                Err(_) => break 0,
+                Ok(read) => break read,
+            }
+        };
+        let time = rfc3339(SystemTime::now());
+        let mut lines = Vec::new();
+        for batch in chunk[..read].chunks(BATCH) {
+            framer.push(batch, &time, &mut lines);
+            if lines.len() >= WRITE {
+                self.file.write(&lines);
+                lines.clear();
+            }
+        }
+        if read == 0 {
+            framer.finish(&time, &mut lines);
+        }
+        self.file.write(&lines);
+        if read == 0 { Progress::Ended } else { Progress::More }
+    }
+}
+
+/// Copies until either end is closed. Both descriptors must not block.
+pub(super) async fn copy(
+    from: AsyncFd<Watched<OwnedFd>>,
+    to: AsyncFd<Watched<OwnedFd>>,
+) -> io::Result<()> {
+    loop {
+        from.readable().await?.retain_ready();
+        let mut chunk = vec![0; CHUNK];
+        let count = from
+            .async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(&fd.0, &mut chunk)?))
+            .await?;
+        if count == 0 {
+            return Ok(());
+        }
+        let mut rest = &chunk[..count];
+        while !rest.is_empty() {
+            let written =
+                to.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(&fd.0, rest)?)).await?;
+            rest = &rest[written..];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::time::Duration;
+
+    use nix::fcntl::OFlag;
+
+    fn stream(dir: &std::path::Path) -> (Arc<LogStream>, OwnedFd) {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+        let file = Arc::new(LogFile::open(&dir.join("log")).unwrap());
+        (Arc::new(LogStream::new(read, Stream::Stdout, file).unwrap()), write)
+    }
+
+    fn texts(dir: &std::path::Path) -> Vec<String> {
+        let log = std::fs::read_to_string(dir.join("log")).unwrap();
+        assert!(log.is_empty() || log.ends_with('\n'));
+        log.lines().map(|line| line.split_once(" stdout ").unwrap().1.to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_logged_until_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stream, write) = stream(dir.path());
+        let task = tokio::spawn(stream.run());
+        nix::unistd::write(&write, b"one\ntw").unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(texts(dir.path()), ["F one"]);
+        nix::unistd::write(&write, b"o\nthree").unwrap();
+        drop(write);
+        tokio::time::timeout(Duration::from_secs(5), task).await.unwrap().unwrap();
+        assert_eq!(texts(dir.path()), ["F one", "F two", "P three"]);
+    }
+
+    #[tokio::test]
+    async fn drain_writes_what_is_there_although_the_stream_stays_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stream, write) = stream(dir.path());
+        let mut expected = Vec::new();
+        for n in 0..4000 {
+            nix::unistd::write(&write, format!("{n:05}\n").as_bytes()).unwrap();
+            expected.push(format!("F {n:05}"));
+        }
+        stream.drain();
+        assert_eq!(texts(dir.path()), expected);
+        let task = tokio::spawn(Arc::clone(&stream).run());
+        drop(write);
+        tokio::time::timeout(Duration::from_secs(5), task).await.unwrap().unwrap();
+        assert_eq!(texts(dir.path()).len(), 4000);
+    }
+
+    #[tokio::test]
+    async fn a_chunk_of_line_feeds_is_all_empty_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stream, write) = stream(dir.path());
+        nix::unistd::write(&write, &[b'\n'; 60_000]).unwrap();
+        stream.drain();
+        let texts = texts(dir.path());
+        assert_eq!(texts.len(), 60_000);
+        assert!(texts.iter().all(|text| text == "F "));
+    }
+
+    #[tokio::test]
+    async fn copy_ends_with_its_source() {
+        let pipe = || {
+            let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+            (watch(read, Interest::READABLE).unwrap(), write)
+        };
+        let ((first, input), (output, second)) = (pipe(), pipe());
+        let task = tokio::spawn(copy(first, watch(second, Interest::WRITABLE).unwrap()));
+        // More than the pipe behind it holds, so that the copy has to wait for its reader.
+        let text = b"0123456789abcdef".repeat(3 << 10);
+        nix::unistd::write(&input, &text).unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        nix::unistd::write(&input, &text).unwrap();
+        drop(input);
+        let mut copied = Vec::new();
+        let mut chunk = [0; 4096];
+        loop {
+            let read = output
+                .async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(&fd.0, &mut chunk)?))
+                .await
+                .unwrap();
+            if read == 0 {
+                break;
+            }
+            copied.extend_from_slice(&chunk[..read]);
+        }
+        task.await.unwrap().unwrap();
+        assert!(copied == text.repeat(2));
+    }
+}

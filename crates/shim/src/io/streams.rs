@@ -1,0 +1,268 @@
+//! Opens a process's streams and keeps this side of them while it lives.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use berth_oci_runtime::Stdio;
+use nix::fcntl::OFlag;
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+use rustix::termios::Winsize;
+use tokio::io::Interest;
+use tokio::task::JoinHandle;
+
+use super::frame::Stream;
+use super::logfile::LogFile;
+use super::pump::{LogStream, copy};
+use super::uri::{Sink, Source, Uris};
+use super::{set_nonblocking, watch};
+use crate::error::Error;
+
+/// Streams that were opened: one side goes to the process, one stays.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) stdio: Stdio,
+    pub(crate) streams: Streams,
+}
+
+/// The shim's side of one process's streams.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    log: Option<Arc<LogFile>>,
+    logged: Vec<Arc<LogStream>>,
+    /// FIFOs between a terminal and the caller: input, then output.
+    terminal: Option<(Option<OwnedFd>, Option<OwnedFd>)>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Keeps the process's input from ending.
+    stdin: Option<OwnedFd>,
+    /// Keep the caller's FIFOs from breaking while the caller is away.
+    kept: Vec<OwnedFd>,
+    console: Option<OwnedFd>,
+    outputs: Vec<JoinHandle<()>>,
+    input: Option<JoinHandle<()>>,
+}
+
+impl Streams {
+    /// Opens what `uris` name. `keep` holds output FIFOs open on this side too: a
+    /// container survives a caller that restarts; an added process ends with its caller.
+    pub(crate) fn open(uris: &Uris, keep: bool) -> Result<Opened, Error> {
+        let (source, (stdout, stderr)) = (uris.source()?, uris.sinks()?);
+        let mut streams = Self::default();
+        let stdio = if uris.terminal {
+            streams.open_terminal(source, stdout)?;
+            Stdio::Terminal
+        } else {
+            Stdio::Fds {
+                stdin: streams.open_source(&source)?,
+                stdout: streams.open_sink(stdout, Stream::Stdout, keep)?,
+                stderr: streams.open_sink(stderr, Stream::Stderr, keep)?,
+            }
+        };
+        Ok(Opened { stdio, streams })
+    }
+
+    /// Begins to move bytes, once the process exists; `console` is its terminal's master.
+    pub(crate) fn attach(&mut self, console: Option<OwnedFd>) -> Result<(), Error> {
+        let failed = |source| Error::Io("watch a process's streams", source);
+        if let Some(console) = console {
+            self.attach_console(console).map_err(failed)?;
+        }
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        for stream in &self.logged {
+            inner.outputs.push(tokio::spawn(Arc::clone(stream).run()));
+        }
+        Ok(())
+    }
+
+    fn attach_console(&mut self, console: OwnedFd) -> io::Result<()> {
+        set_nonblocking(&console)?;
+        if let Some(file) = &self.log {
+            let stream = LogStream::new(console.try_clone()?, Stream::Stdout, Arc::clone(file))?;
+            self.logged.push(Arc::new(stream));
+        }
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let (input, output) = self.terminal.take().unwrap_or_default();
+        if let Some(output) = output {
+            let from = watch(console.try_clone()?, Interest::READABLE)?;
+            let copying = copy(from, watch(output, Interest::WRITABLE)?);
+            inner.outputs.push(tokio::spawn(async move { drop(copying.await) }));
+        }
+        if let Some(input) = input {
+            let to = watch(console.try_clone()?, Interest::WRITABLE)?;
+            let copying = copy(watch(input, Interest::READABLE)?, to);
+            inner.input = Some(tokio::spawn(async move { drop(copying.await) }));
+        }
+        inner.console = Some(console);
+        Ok(())
+    }
+
+    /// Opens the log anew after its file was renamed.
+    pub(crate) fn reopen_log(&self) -> Result<(), Error> {
+        let log = self.log.as_ref();
+        let log = log.ok_or_else(|| Error::invalid("container_id", "it has no CRI log"))?;
+        log.reopen().map_err(|source| Error::Io("open the log anew", source))
+    }
+
+    /// Ends the process's input.
+    pub(crate) fn close_stdin(&self) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.stdin = None;
+    }
+
+    /// Tells the terminal its size, in characters.
+    pub(crate) fn resize(&self, width: u16, height: u16) -> Result<(), Error> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let console = inner.console.as_ref();
+        let console = console.ok_or_else(|| Error::invalid("id", "the process has no terminal"))?;
+        let size = Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(console, size)
+            .map_err(|errno| Error::Io("resize terminal", errno.into()))
+    }
+
+    /// After the process's end: what it has written is logged when this returns, and
+    /// nothing keeps its FIFOs open.
+    pub(crate) fn ended(&self) {
+        for stream in &self.logged {
+            stream.drain();
+        }
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.stdin = None;
+        inner.kept.clear();
+        if let Some(input) = inner.input.take() {
+            input.abort();
+        }
+    }
+
+    /// What still moves bytes after the process's end: its orphans may write on.
+    pub(crate) fn take_outputs(&self) -> Vec<JoinHandle<()>> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.console = None;
+        std::mem::take(&mut inner.outputs)
+    }
+
+    fn open_terminal(&mut self, source: Source, stdout: Sink) -> Result<(), Error> {
+        let input = match source {
+            Source::Null | Source::Hold => None,
+            Source::Fifo(path) => Some(fifo(&path)?.into()),
+        };
+        let output = match stdout {
+            Sink::Null => Some(null()?),
+            Sink::Fifo(path) => Some(fifo(&path)?.into()),
+            Sink::File(_) => return Err(Error::Unimplemented("a terminal with a file:// output")),
+            Sink::CriLog(path) => {
+                self.log(&path)?;
+                None
+            }
+        };
+        self.terminal = Some((input, output));
+        Ok(())
+    }
+
+    fn open_source(&mut self, source: &Source) -> Result<OwnedFd, Error> {
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        match source {
+            Source::Null => null(),
+            Source::Hold => {
+                let (read, write) = pipe()?;
+                inner.stdin = Some(write);
+                Ok(read)
+            }
+            Source::Fifo(path) => {
+                let both = fifo(path)?;
+                let read = end(&both, path, OpenOptions::new().read(true))?;
+                inner.stdin = Some(both.into());
+                Ok(read)
+            }
+        }
+    }
+
+    fn open_sink(&mut self, sink: Sink, stream: Stream, keep: bool) -> Result<OwnedFd, Error> {
+        match sink {
+            Sink::Null => null(),
+            Sink::Fifo(path) => {
+                let both = fifo(&path)?;
+                let write = end(&both, &path, OpenOptions::new().write(true))?;
+                if keep {
+                    let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+                    inner.kept.push(both.into());
+                }
+                Ok(write)
+            }
+            Sink::File(path) => OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o640)
+                .open(&path)
+                .map(OwnedFd::from)
+                .map_err(|source| Error::Path { what: "open", path, source }),
+            Sink::CriLog(path) => {
+                let file = self.log(&path)?;
+                let (read, write) = pipe()?;
+                let stream = LogStream::new(read, stream, file)
+                    .map_err(|source| Error::Io("watch a pipe", source))?;
+                self.logged.push(Arc::new(stream));
+                Ok(write)
+            }
+        }
+    }
+
+    /// The log at `path`: both streams share one, and its one file.
+    fn log(&mut self, path: &Path) -> Result<Arc<LogFile>, Error> {
+        if let Some(file) = &self.log {
+            return Ok(Arc::clone(file));
+        }
+        let file = LogFile::open(path).map_err(|source| Error::Path {
+            what: "open log",
+            path: path.to_owned(),
+            source,
+        })?;
+        let file = Arc::new(file);
+        self.log = Some(Arc::clone(&file));
+        Ok(file)
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for task in inner.outputs.drain(..).chain(inner.input.take()) {
+            task.abort();
+        }
+    }
+}
+
+fn null() -> Result<OwnedFd, Error> {
+    let file = OpenOptions::new().read(true).write(true).open("/dev/null");
+    Ok(file.map_err(|source| Error::Io("open /dev/null", source))?.into())
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
+    nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::Syscall("make pipe", errno))
+}
+
+/// Opens both ends of a FIFO, which waits for nobody (fifo(7)), and does not block.
+fn fifo(path: &Path) -> Result<File, Error> {
+    let failed = |source| Error::Path { what: "open FIFO", path: path.to_owned(), source };
+    let flags = O_NONBLOCK | O_NOFOLLOW;
+    let file =
+        OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.file_type().is_fifo() {
+        return Err(Error::invalid("stdio", format!("{} is not a FIFO", path.display())));
+    }
+    Ok(file)
+}
+
+/// Opens one end of the FIFO behind `both`, in blocking mode for the process that gets
+/// it. `both` is open, so this waits for nobody; the path is not walked a second time.
+fn end(both: &File, path: &Path, how: &OpenOptions) -> Result<OwnedFd, Error> {
+    let file = how.open(format!("/proc/self/fd/{}", both.as_raw_fd()));
+    let failed = |source| Error::Path { what: "open FIFO", path: path.to_owned(), source };
+    Ok(file.map_err(failed)?.into())
+}

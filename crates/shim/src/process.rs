@@ -1,0 +1,295 @@
+//! One process of a container: its first, or one added to it.
+//!
+//! ```text
+//! Pending --created--> Created --start--> Starting --executed--> Running --+
+//!                         |                   |                            |
+//!                         +-------------------+------- its end ------------+--> Stopped
+//! ```
+//!
+//! A first process is never `Pending`. A program that cannot be executed ends `Stopped`
+//! with code 128, whatever its process returned.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use berth_oci_runtime::{Created, Creating, StartHandle};
+use berth_sys::spawn::send_signal;
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use oci_spec::runtime::Process as OciProcess;
+use tokio::io::Interest;
+use tokio::sync::watch::{self, Sender};
+use tokio::time::timeout;
+
+use crate::error::Error;
+use crate::io::{Streams, Uris, watch as watch_fd};
+use crate::reaper::{Exit, Making, Reaper};
+
+/// How long a worker may take to make a process. Mounts of network file systems may be slow.
+const MAKE: Duration = Duration::from_secs(110);
+/// How long a process may take from its release to execve(2).
+const EXECUTE: Duration = Duration::from_secs(60);
+/// Code of a process whose program could not be executed (CRI `StartError`).
+pub(crate) const START_ERROR: u32 = 128;
+
+/// A process; shared by requests and by the task that waits for its end.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// Id of the container, or of the added process: for messages.
+    pub(crate) id: String,
+    pub(crate) uris: Uris,
+    state: Mutex<State>,
+    exit: Sender<Option<Exit>>,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    pid: u32,
+    pidfd: Option<Arc<OwnedFd>>,
+    streams: Option<Arc<Streams>>,
+    failed: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Pending(Box<OciProcess>),
+    Created(StartHandle),
+    Starting,
+    Running,
+    Stopped(Exit),
+}
+
+/// Where a process is, for `State`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Status {
+    Created,
+    Running,
+    Stopped(Exit),
+}
+
+impl Process {
+    /// A process that was made and waits for its start.
+    pub(crate) fn created(
+        id: &str,
+        uris: Uris,
+        made: Created,
+        mut streams: Streams,
+    ) -> Result<Self, Error> {
+        streams.attach(made.console)?;
+        let state = State {
+            phase: Phase::Created(made.start),
+            pid: made.pid.as_raw().unsigned_abs(),
+            pidfd: Some(Arc::new(made.pidfd)),
+            streams: Some(Arc::new(streams)),
+            failed: false,
+        };
+        Ok(Self::new(id, uris, state))
+    }
+
+    /// A process that will be made when it is started.
+    pub(crate) fn pending(id: &str, uris: Uris, process: OciProcess) -> Self {
+        let phase = Phase::Pending(Box::new(process));
+        let state = State { phase, pid: 0, pidfd: None, streams: None, failed: false };
+        Self::new(id, uris, state)
+    }
+
+    fn new(id: &str, uris: Uris, state: State) -> Self {
+        let (exit, _) = watch::channel(None);
+        Self { id: id.to_owned(), uris, state: Mutex::new(state), exit }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pid on the node; 0 when it has none yet.
+    pub(crate) fn pid(&self) -> u32 {
+        self.state().pid
+    }
+
+    pub(crate) fn pidfd(&self) -> Option<Arc<OwnedFd>> {
+        self.state().pidfd.clone()
+    }
+
+    pub(crate) fn streams(&self) -> Option<Arc<Streams>> {
+        self.state().streams.clone()
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        match self.state().phase {
+            Phase::Pending(_) | Phase::Created(_) | Phase::Starting => Status::Created,
+            Phase::Running => Status::Running,
+            Phase::Stopped(exit) => Status::Stopped(exit),
+        }
+    }
+
+    /// What an added process shall be; it is being started from here on.
+    pub(crate) fn take_pending(&self) -> Result<Box<OciProcess>, Error> {
+        let mut state = self.state();
+        match std::mem::replace(&mut state.phase, Phase::Starting) {
+            Phase::Pending(process) => Ok(process),
+            other => {
+                let error = self.refused(&other);
+                state.phase = other;
+                Err(error)
+            }
+        }
+    }
+
+    /// An added process could not be made: it has ended without ever having run.
+    pub(crate) fn failed(&self) {
+        self.finish(Exit { code: START_ERROR, at: std::time::SystemTime::now() });
+    }
+
+    /// An added process was made.
+    pub(crate) fn made(&self, made: Created, mut streams: Streams) -> Result<(), Error> {
+        streams.attach(made.console)?;
+        let mut state = self.state();
+        state.phase = Phase::Created(made.start);
+        state.pid = made.pid.as_raw().unsigned_abs();
+        state.pidfd = Some(Arc::new(made.pidfd));
+        state.streams = Some(Arc::new(streams));
+        Ok(())
+    }
+
+    /// Lets it execute its program, and waits until it has; its pid.
+    pub(crate) async fn start(&self) -> Result<u32, Error> {
+        let handle = {
+            let mut state = self.state();
+            match std::mem::replace(&mut state.phase, Phase::Starting) {
+                Phase::Created(handle) => handle,
+                other => {
+                    let error = self.refused(&other);
+                    state.phase = other;
+                    return Err(error);
+                }
+            }
+        };
+        match execute(handle).await {
+            Ok(()) => {
+                let mut state = self.state();
+                if matches!(state.phase, Phase::Starting) {
+                    state.phase = Phase::Running;
+                }
+                Ok(state.pid)
+            }
+            Err(error) => {
+                self.state().failed = true;
+                // It ends by itself; one that does not, because it hangs, is made to.
+                if timeout(Duration::from_secs(1), self.wait()).await.is_err() {
+                    self.kill(Signal::SIGKILL as i32)?;
+                    self.wait().await;
+                }
+                self.fail_stopped();
+                Err(error)
+            }
+        }
+    }
+
+    /// The end may have been seen before the failure was.
+    fn fail_stopped(&self) {
+        let mut state = self.state();
+        if let Phase::Stopped(exit) = &mut state.phase {
+            exit.code = START_ERROR;
+            let exit = *exit;
+            drop(state);
+            self.exit.send_replace(Some(exit));
+        }
+    }
+
+    fn refused(&self, phase: &Phase) -> Error {
+        let state = match phase {
+            Phase::Pending(_) | Phase::Created(_) => "not started yet",
+            Phase::Starting => "being started already",
+            Phase::Running => "running already",
+            Phase::Stopped(_) => "stopped",
+        };
+        Error::State { id: self.id.clone(), state }
+    }
+
+    /// Signals it; one that has ended is an error, as containerd has it.
+    pub(crate) fn kill(&self, signal: i32) -> Result<(), Error> {
+        let pidfd = match &*self.state() {
+            State { phase: Phase::Stopped(_), .. } => None,
+            state => state.pidfd.clone(),
+        };
+        let ended = || Error::NotFound { what: "running process", id: self.id.clone() };
+        let pidfd = pidfd.ok_or_else(ended)?;
+        match send_signal(pidfd.as_fd(), signal) {
+            Ok(()) => Ok(()),
+            Err(Errno::ESRCH) => Err(ended()),
+            Err(Errno::EINVAL) => Err(Error::invalid("signal", signal.to_string())),
+            Err(errno) => Err(Error::Syscall("signal a process", errno)),
+        }
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn wait(&self) -> Exit {
+        let mut exit = self.exit.subscribe();
+        loop {
+            if let Some(exit) = *exit.borrow_and_update() {
+                return exit;
+            }
+            if exit.changed().await.is_err() {
+                // Not reached: `self` holds the sender.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Notes its end; returns it, with the code that others are told.
+    pub(crate) fn finish(&self, mut exit: Exit) -> Exit {
+        let mut state = self.state();
+        if state.failed {
+            exit.code = START_ERROR;
+        }
+        state.phase = Phase::Stopped(exit);
+        state.pidfd = None;
+        drop(state);
+        self.exit.send_replace(Some(exit));
+        exit
+    }
+}
+
+/// Waits for the worker's answer without stopping the shim. The process is known to
+/// `reaper` when this returns, and `making` held until then.
+pub(crate) async fn make(
+    creating: Creating,
+    reaper: &Reaper,
+    making: Making,
+) -> Result<Created, Error> {
+    let mut fd = watch_fd(creating, Interest::READABLE)
+        .map_err(|source| Error::Io("watch a worker", source))?;
+    let made = timeout(MAKE, async {
+        loop {
+            let mut ready =
+                fd.readable_mut().await.map_err(|source| Error::Io("wait for a worker", source))?;
+            match ready.get_inner_mut().0.advance()? {
+                Some(created) => return Ok::<_, Error>(created),
+                None => ready.clear_ready(),
+            }
+        }
+    })
+    .await
+    .map_err(|_| Error::Timeout { what: "making the process", seconds: MAKE.as_secs() })??;
+    reaper.know(made.pid.as_raw().unsigned_abs());
+    drop(making);
+    Ok(made)
+}
+
+async fn execute(handle: StartHandle) -> Result<(), Error> {
+    let starting = handle.release()?;
+    let fd = watch_fd(starting, Interest::READABLE)
+        .map_err(|source| Error::Io("watch a process", source))?;
+    match timeout(EXECUTE, fd.readable()).await {
+        Err(_) => {
+            return Err(Error::Timeout { what: "execve", seconds: EXECUTE.as_secs() });
+        }
+        Ok(ready) => {
+            ready.map_err(|source| Error::Io("wait for a process", source))?.retain_ready()
+        }
+    }
+    Ok(fd.into_inner().0.finish(Duration::from_secs(1))?)
+}

@@ -1,0 +1,243 @@
+//! What the containers of a pod share, and whether it is there.
+//!
+//! berthd hands the network, IPC and UTS namespaces over as descriptors
+//! ([`NAMESPACE_FDS`]); a shared pid namespace and the mount of `/dev/shm` are made here.
+//! All of it goes when the sandbox is stopped.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use berth_oci_runtime::SharedMounts;
+use nix::errno::Errno;
+use rustix::io::DupFlags;
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::error::Error;
+use crate::init::PidNamespace;
+use crate::reaper::{Exit, Reaper};
+
+/// Where berthd puts the network, IPC and UTS namespaces; those it does not give are the
+/// node's.
+pub(crate) const NAMESPACE_FDS: [RawFd; 3] = [10, 11, 12];
+/// Where a shared pid namespace is put, for specs to name as `/proc/self/fd/13`.
+pub(crate) const PID_NAMESPACE_FD: RawFd = 13;
+
+/// How long the pid namespace's init may take to end once it was killed.
+const GONE: Duration = Duration::from_secs(5);
+
+/// What berthd wants of a sandbox (`berth.shim.v1.SandboxOptions`, as JSON).
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Options {
+    /// Size of the shared `/dev/shm`, bytes; 0 makes none.
+    pub(crate) shm_size: u64,
+    /// Whether the containers share one pid namespace.
+    pub(crate) share_pid: bool,
+}
+
+/// The one sandbox of a shim; none when the Sandbox API is not used.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    inner: Mutex<Inner>,
+    stopped: watch::Sender<Option<SystemTime>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    id: Option<String>,
+    created_at: Option<SystemTime>,
+    shared: Arc<SharedMounts>,
+    pids: Option<PidNamespace>,
+    /// Holds [`PID_NAMESPACE_FD`], so that nothing else gets that number.
+    reserved: Option<OwnedFd>,
+}
+
+/// What `SandboxStatus` tells.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Status {
+    pub(crate) pid: u32,
+    pub(crate) created_at: Option<SystemTime>,
+    pub(crate) stopped_at: Option<SystemTime>,
+}
+
+impl Default for Sandbox {
+    fn default() -> Self {
+        let (stopped, _) = watch::channel(None);
+        Self { inner: Mutex::default(), stopped }
+    }
+}
+
+impl Sandbox {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps [`PID_NAMESPACE_FD`] free for its use; to be called before the number is taken.
+    pub(crate) fn reserve(&self) -> Result<(), Error> {
+        let failed = |source: io::Error| Error::Io("reserve a descriptor", source);
+        let null = File::open("/dev/null").map_err(failed)?;
+        let reserved = rustix::io::fcntl_dupfd_cloexec(&null, PID_NAMESPACE_FD)
+            .map_err(|errno| failed(errno.into()))?;
+        if reserved.as_raw_fd() == PID_NAMESPACE_FD {
+            self.inner().reserved = Some(reserved);
+        }
+        Ok(())
+    }
+
+    /// Makes what is shared.
+    pub(crate) fn create(
+        &self,
+        id: &str,
+        options: Options,
+        reaper: &Arc<Reaper>,
+    ) -> Result<(), Error> {
+        let mut inner = self.inner();
+        if let Some(existing) = &inner.id {
+            return Err(Error::Exists { what: "sandbox", id: existing.clone() });
+        }
+        // Both fork a helper that is reaped before they return, or is known.
+        let making = reaper.making();
+        if options.shm_size > 0 {
+            inner.shared = Arc::new(SharedMounts::new(options.shm_size)?);
+        }
+        if options.share_pid {
+            let busy = Error::Syscall("place the pid namespace", Errno::EBUSY);
+            let place = inner.reserved.as_mut().ok_or(busy)?;
+            let (pids, namespace) = PidNamespace::new()?;
+            rustix::io::dup3(&namespace, place, DupFlags::CLOEXEC)
+                .map_err(|errno| Error::Io("place the pid namespace", errno.into()))?;
+            reaper.know(pids.pid());
+            inner.pids = Some(pids);
+        }
+        drop(making);
+        inner.id = Some(id.to_owned());
+        Ok(())
+    }
+
+    /// The sandbox is used from now on; the pid of its own process, 0 without one.
+    pub(crate) fn start(&self, id: &str) -> Result<(u32, SystemTime), Error> {
+        let mut inner = self.check(id)?;
+        if self.stopped.borrow().is_some() {
+            return Err(Error::State { id: id.to_owned(), state: "stopped" });
+        }
+        let at = *inner.created_at.get_or_insert_with(SystemTime::now);
+        Ok((inner.pids.as_ref().map_or(0, PidNamespace::pid), at))
+    }
+
+    pub(crate) fn shared(&self) -> Arc<SharedMounts> {
+        Arc::clone(&self.inner().shared)
+    }
+
+    /// Whether there is one that was not stopped.
+    pub(crate) fn is_active(&self) -> bool {
+        self.inner().id.is_some() && self.stopped.borrow().is_none()
+    }
+
+    pub(crate) fn status(&self, id: &str) -> Result<Status, Error> {
+        let inner = self.check(id)?;
+        Ok(Status {
+            pid: inner.pids.as_ref().map_or(0, PidNamespace::pid),
+            created_at: inner.created_at,
+            stopped_at: *self.stopped.borrow(),
+        })
+    }
+
+    fn check(&self, id: &str) -> Result<MutexGuard<'_, Inner>, Error> {
+        let inner = self.inner();
+        match &inner.id {
+            Some(own) if own == id => Ok(inner),
+            _ => Err(Error::NotFound { what: "sandbox", id: id.to_owned() }),
+        }
+    }
+
+    /// Waits until it was stopped.
+    pub(crate) async fn wait(&self, id: &str) -> Result<Exit, Error> {
+        drop(self.check(id)?);
+        let mut stopped = self.stopped.subscribe();
+        loop {
+            if let Some(at) = *stopped.borrow_and_update() {
+                return Ok(Exit { code: 0, at });
+            }
+            if stopped.changed().await.is_err() {
+                // Not reached: `self` holds the sender.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Drops what was shared, once its containers have ended; twice is success.
+    pub(crate) async fn stop(&self, reaper: &Reaper) -> Result<(), Error> {
+        let pids = {
+            let mut inner = self.inner();
+            inner.shared = Arc::default();
+            // The last descriptor of the namespace goes with its number.
+            inner.reserved = None;
+            inner.pids.take()
+        };
+        if let Some(pids) = pids {
+            let late =
+                |_| Error::Timeout { what: "the end of the pod's init", seconds: GONE.as_secs() };
+            timeout(GONE, pids.end(reaper)).await.map_err(late)?;
+        }
+        for number in NAMESPACE_FDS.into_iter().filter(|number| is_namespace(*number)) {
+            // Closed is what it shall be: an error changes nothing.
+            nix::unistd::close(number).ok();
+        }
+        self.stopped.send_if_modified(|stopped| {
+            let first = stopped.is_none();
+            stopped.get_or_insert_with(SystemTime::now);
+            first
+        });
+        Ok(())
+    }
+}
+
+/// Whether `number` is a namespace: the number may mean anything once that was closed.
+fn is_namespace(number: RawFd) -> bool {
+    let link = std::fs::read_link(format!("/proc/self/fd/{number}"));
+    let link = link.ok().and_then(|link| link.into_os_string().into_string().ok());
+    link.is_some_and(|link| ["net:[", "ipc:[", "uts:["].iter().any(|kind| link.starts_with(kind)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_have_defaults_and_no_unknown_fields() {
+        let parse = |json: &str| serde_json::from_str::<Options>(json);
+        assert_eq!(parse("{}").unwrap(), Options::default());
+        let options = parse(r#"{"shm_size":67108864,"share_pid":true}"#).unwrap();
+        assert_eq!(options, Options { shm_size: 64 << 20, share_pid: true });
+        assert!(parse(r#"{"shm":1}"#).is_err());
+    }
+
+    #[test]
+    fn only_a_namespace_is_closed_by_its_number() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let namespace = std::fs::File::open("/proc/self/ns/net").unwrap();
+        assert!(!is_namespace(file.as_raw_fd()));
+        assert!(is_namespace(namespace.as_raw_fd()));
+        assert!(!is_namespace(9999));
+    }
+
+    #[tokio::test]
+    async fn a_sandbox_is_stopped_once_and_known_by_its_id() {
+        let (sandbox, reaper) = (Sandbox::default(), Arc::new(Reaper::default()));
+        assert!(sandbox.status("a").is_err() && !sandbox.is_active());
+        sandbox.create("a", Options::default(), &reaper).unwrap();
+        assert!(sandbox.create("a", Options::default(), &reaper).is_err());
+        assert!(sandbox.is_active() && sandbox.start("b").is_err());
+        assert_eq!(sandbox.start("a").unwrap().0, 0);
+        sandbox.stop(&reaper).await.unwrap();
+        let at = sandbox.wait("a").await.unwrap().at;
+        sandbox.stop(&reaper).await.unwrap();
+        assert_eq!(sandbox.status("a").unwrap().stopped_at, Some(at));
+        assert!(sandbox.start("a").is_err() && !sandbox.is_active());
+    }
+}

@@ -1,0 +1,51 @@
+//! `berth.shim.v1.Extension`: what kubelet's CRI needs and containerd's protocol lacks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use berth_api::shim::{REOPEN_LOG, ReopenLogRequest, ReopenLogResponse, SERVICE};
+use prost::Message;
+use ttrpc::asynchronous::{MethodHandler, Service, TtrpcContext};
+use ttrpc::{Request, Response};
+
+use crate::error::Error;
+use crate::process::Status;
+use crate::shim::Shim;
+
+pub(super) fn create(shim: &Arc<Shim>) -> HashMap<String, Service> {
+    let handler: Box<dyn MethodHandler + Send + Sync> = Box::new(ReopenLog(Arc::clone(shim)));
+    let methods = HashMap::from([(REOPEN_LOG.to_owned(), handler)]);
+    HashMap::from([(SERVICE.to_owned(), Service { methods, streams: HashMap::new() })])
+}
+
+struct ReopenLog(Arc<Shim>);
+
+impl ReopenLog {
+    fn reopen(&self, payload: &[u8]) -> Result<(), Error> {
+        let request = ReopenLogRequest::decode(payload)
+            .map_err(|error| Error::invalid("request", error.to_string()))?;
+        let container = self.0.container(&request.container_id)?;
+        // An ended container writes no more: a new file would stay empty for ever.
+        if matches!(container.init.status(), Status::Stopped(_)) {
+            return Err(Error::State { id: request.container_id, state: "stopped" });
+        }
+        let stopped = || Error::State { id: request.container_id.clone(), state: "not running" };
+        container.init.streams().ok_or_else(stopped)?.reopen_log()
+    }
+}
+
+#[async_trait]
+impl MethodHandler for ReopenLog {
+    async fn handler(&self, _: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
+        let mut response = Response::new();
+        match self.reopen(&request.payload) {
+            Ok(()) => response.payload = ReopenLogResponse {}.encode_to_vec(),
+            Err(error) => match ttrpc::Error::from(error) {
+                ttrpc::Error::RpcStatus(status) => response.set_status(status),
+                other => return Err(other),
+            },
+        }
+        Ok(response)
+    }
+}
