@@ -148,8 +148,11 @@ pub(crate) fn apply_v2(
         path: directory.path().to_owned(),
         source: errno(&error),
     })?;
-    let program = bpf::load_device_program(&devices.program()).map_err(failed("load"))?;
     let attached = bpf::device_programs(cgroup.as_fd()).map_err(failed("query"))?;
+    if attached.is_empty() && devices.allowed && devices.exceptions.is_empty() {
+        return Ok(());
+    }
+    let program = bpf::load_device_program(&devices.program()).map_err(failed("load"))?;
     let before = match attached.first() {
         Some(id) => Some(bpf::program_by_id(*id).map_err(failed("query"))?),
         None => None,
@@ -302,5 +305,43 @@ mod tests {
         assert!(!allows(&open, Block, 8, 1, "m") && allows(&open, Block, 9, 1, "rwm"));
         assert!(!allows(&fold(&[]), Char, 1, 3, "r"));
         assert!(allows(&fold(&["+a *:* rwm"]), Char, 1, 3, "rwm"));
+    }
+
+    #[test]
+    fn the_kernel_runs_the_v2_program_and_replaces_it() {
+        let mounts = crate::mountinfo::read().unwrap();
+        let path = format!("/berth-test-devices-{}", std::process::id());
+        let path = CgroupPath::new(&path).unwrap();
+        let Some(directory) = mounts.unified(&path) else {
+            eprintln!("skipped: needs cgroup v2");
+            return;
+        };
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        std::fs::create_dir(directory.path()).unwrap();
+        let reads = |device: &str| {
+            let script = format!("echo $$ > $0; exec head -c 1 {device}");
+            let processes = directory.file("cgroup.procs");
+            let mut shell = std::process::Command::new("sh");
+            shell.args(["-c", &script]).arg(processes).output().unwrap().status.success()
+        };
+        let apply = |rules: &[&str]| {
+            let rules: Vec<DeviceRule> = rules.iter().map(|text| rule(text)).collect();
+            apply_v2(&directory, &path, &Devices::fold(&rules)?)
+        };
+        let all_allowed = apply(&["+a *:* rwm"]).map(|()| reads("/dev/zero"));
+        let one_allowed =
+            apply(&["+c 1:5 r"]).map(|()| (reads("/dev/zero"), reads("/dev/urandom")));
+        let one_denied = apply(&["+a *:* rwm", "-c 1:5 r"])
+            .map(|()| (reads("/dev/zero"), reads("/dev/urandom")));
+        let cgroup = File::open(directory.path()).unwrap();
+        let attached = bpf::device_programs(cgroup.as_fd()).map(|ids| ids.len());
+        std::fs::remove_dir(directory.path()).unwrap();
+        assert!(all_allowed.unwrap());
+        assert_eq!(one_allowed.unwrap(), (true, false));
+        assert_eq!(one_denied.unwrap(), (false, true));
+        assert_eq!(attached.unwrap(), 1);
     }
 }

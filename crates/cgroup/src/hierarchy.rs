@@ -240,6 +240,13 @@ impl Hierarchy {
     }
 }
 
+impl fmt::Display for Hierarchy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.controllers().into_iter().map(Controller::name).collect();
+        write!(f, "{} ({})", self.version(), names.join(", "))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

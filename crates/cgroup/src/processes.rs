@@ -206,3 +206,50 @@ impl Freezer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::{create, mountinfo};
+
+    /// The host's v1 hierarchies alone: what a host without v2 has.
+    #[test]
+    fn without_v2_a_cgroup_is_frozen_and_killed_one_by_one() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let mounts = Mounts { unified: None, ..mountinfo::read().unwrap() };
+        if mounts.legacy.is_empty() {
+            eprintln!("skipped: needs cgroup v1");
+            return;
+        }
+        let path = format!("/berth-test-v1-{}", std::process::id());
+        let path = CgroupPath::new(&path).unwrap();
+        create::create(&mounts, &path).unwrap();
+        let handles = crate::JoinHandles::open(&mounts, &path).unwrap();
+        assert!(handles.unified().is_none());
+        let mut child = std::thread::spawn(move || {
+            handles.join_self().unwrap();
+            let script = "sleep 1000 & sleep 1000 & while :; do :; done";
+            Command::new("sh").args(["-c", script]).spawn().unwrap()
+        })
+        .join()
+        .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while pids(&mounts, &path).unwrap().len() < 3 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        freeze(&mounts, &path).unwrap();
+        thaw(&mounts, &path).unwrap();
+        kill_all(&mounts, &path).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+        while create::remove(&mounts, &path).is_err() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(mounts.roots().all(|root| !path.below(root).exists()));
+    }
+}
