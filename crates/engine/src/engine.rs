@@ -1,171 +1,280 @@
 //! The engine as the fronts see it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_image::Images;
+use berth_metadata::PodStore;
 use berth_model::image::ImageRecord;
-use berth_model::{ContainerId, ContainerSpec, Reference, SandboxId, SandboxSpec};
+use berth_model::{ChainId, ContainerId, ContainerSpec, Reference, SandboxId, SandboxSpec};
+use tracing::field::Empty;
+use tracing::{Instrument as _, info_span};
 
+use crate::container::Command as ContainerCommand;
+use crate::core::Core;
+use crate::sandbox::Command as SandboxCommand;
 use crate::status::{
-    ContainerStats, ContainerStatus, ExecOutput, NodeStatus, SandboxStats, SandboxStatus,
+    Condition, ContainerStats, ContainerStatus, ExecOutput, NodeStatus, SandboxStats, SandboxStatus,
 };
-use crate::{Auth, Config, Error, FsInfo};
+use crate::{Auth, Config, Error, FsInfo, container, exec, open, recovery, sandbox, stats};
+
+/// How long work in flight may hold up a shutdown.
+const SHUTDOWN: Duration = Duration::from_secs(10);
 
 /// The engine; clones share everything.
 #[derive(Clone, Debug)]
-pub struct Engine {}
+pub struct Engine {
+    core: Arc<Core>,
+}
 
 impl Engine {
     /// Opens the stores under `config.root`, adopts what runs, marks what ended, and
     /// removes what no record names. Must be called on a tokio runtime.
-    pub async fn open(_config: Config, _images: Images) -> Result<Self, Error> {
-        todo!()
+    ///
+    /// One engine per root: the caller keeps a second daemon away.
+    pub async fn open(config: Config, images: Images) -> Result<Self, Error> {
+        let opening = tokio::task::spawn_blocking(move || open::open(config, images));
+        let core = opening.await.map_err(|_| Error::TaskDied("the thread that opens"))??;
+        let core = Arc::new(core);
+        let pods = Arc::clone(&core.pods);
+        let recovered = core.images.recover(move || chains_in_use(&pods)).await;
+        let recovered = recovered.map_err(image_error("recover images of", "this node"))?;
+        tracing::debug!(?recovered, "images recovered");
+        recovery::recover(&core).instrument(info_span!("recover")).await?;
+        Ok(Self { core })
     }
 
-    /// Ends the engine's own tasks; sandboxes and containers keep running.
+    /// Ends the engine's own tasks; sandboxes and containers keep running. Work in flight
+    /// has ten seconds to end; what a restart finds half done it takes back.
     pub async fn shutdown(&self) {
-        todo!()
+        self.core.images.shutdown().await;
+        self.core.shutdown.cancel();
+        self.core.tasks.close();
+        if tokio::time::timeout(SHUTDOWN, self.core.tasks.wait()).await.is_err() {
+            let left = self.core.tasks.len();
+            tracing::warn!(left, "work in flight is left to the next start");
+        }
     }
 
     /// Makes and starts a sandbox. A request with the name of one in the making awaits
     /// that one; with the name of a ready one it returns its id.
-    pub async fn run_sandbox(&self, _spec: SandboxSpec) -> Result<SandboxId, Error> {
-        todo!()
+    pub async fn run_sandbox(&self, spec: SandboxSpec) -> Result<SandboxId, Error> {
+        let span = info_span!("run_sandbox", sandbox.id = Empty, pod = %spec.name.name);
+        sandbox::run(&self.core, spec).instrument(span).await
     }
 
     /// Kills the sandbox's containers, gives its address back and lets its namespaces go.
     /// A stopped or unknown sandbox is success.
-    pub async fn stop_sandbox(&self, _id: &SandboxId) -> Result<(), Error> {
-        todo!()
+    pub async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
+        match self.core.sandboxes.get(id) {
+            Some(sandbox) => sandbox.ask(SandboxCommand::Stop).await,
+            None => Ok(()),
+        }
     }
 
     /// Stops the sandbox if need be and forgets it and its containers. An unknown one is
     /// success.
-    pub async fn remove_sandbox(&self, _id: &SandboxId) -> Result<(), Error> {
-        todo!()
+    pub async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
+        match self.core.sandboxes.get(id) {
+            Some(sandbox) => sandbox.ask(SandboxCommand::Remove).await,
+            None => Ok(()),
+        }
     }
 
     /// What is known of one sandbox.
-    pub fn sandbox(&self, _id: &SandboxId) -> Result<Arc<SandboxStatus>, Error> {
-        todo!()
+    pub fn sandbox(&self, id: &SandboxId) -> Result<Arc<SandboxStatus>, Error> {
+        Ok(self.core.sandbox(id)?.status.get())
     }
 
     /// Every sandbox, in no order.
+    #[must_use]
     pub fn sandboxes(&self) -> Vec<Arc<SandboxStatus>> {
-        todo!()
+        self.core.sandboxes.all().iter().map(|sandbox| sandbox.status.get()).collect()
     }
 
     /// Prepares a container in a ready sandbox. A request with the name of one in the
     /// making awaits that one; with the name of a created one it returns its id.
     pub async fn create_container(
         &self,
-        _sandbox: &SandboxId,
-        _spec: ContainerSpec,
+        sandbox: &SandboxId,
+        spec: ContainerSpec,
     ) -> Result<ContainerId, Error> {
-        todo!()
+        let span = info_span!(
+            "create_container",
+            sandbox.id = %sandbox,
+            container.id = Empty,
+            image.ref = %spec.image,
+        );
+        container::create(&self.core, sandbox, spec).instrument(span).await
     }
 
     /// Executes a created container's program; answers after execve(2). A running one is
     /// success; one that exited is `FailedPrecondition`.
-    pub async fn start_container(&self, _id: &ContainerId) -> Result<(), Error> {
-        todo!()
+    pub async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
+        self.core.container(id)?.ask(ContainerCommand::Start).await
     }
 
     /// Asks the container to stop, and kills it after `grace`. One that does not run, or
     /// is unknown, is success.
-    pub async fn stop_container(&self, _id: &ContainerId, _grace: Duration) -> Result<(), Error> {
-        todo!()
+    pub async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
+        match self.core.containers.get(id) {
+            Some(container) => container.ask(|reply| ContainerCommand::Stop(grace, reply)).await,
+            None => Ok(()),
+        }
     }
 
     /// Kills the container if it runs, and forgets it. An unknown one is success.
-    pub async fn remove_container(&self, _id: &ContainerId) -> Result<(), Error> {
-        todo!()
+    pub async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
+        match self.core.containers.get(id) {
+            Some(container) => container.ask(ContainerCommand::Remove).await,
+            None => Ok(()),
+        }
     }
 
     /// What is known of one container.
-    pub fn container(&self, _id: &ContainerId) -> Result<Arc<ContainerStatus>, Error> {
-        todo!()
+    pub fn container(&self, id: &ContainerId) -> Result<Arc<ContainerStatus>, Error> {
+        Ok(self.core.container(id)?.status.get())
     }
 
     /// Every container, in no order.
+    #[must_use]
     pub fn containers(&self) -> Vec<Arc<ContainerStatus>> {
-        todo!()
+        self.core.containers.all().iter().map(|container| container.status.get()).collect()
     }
 
     /// Runs `command` in a running container to its end. After `timeout` it is killed and
     /// the answer is `DeadlineExceeded`; it is killed too when the future is dropped.
     pub async fn exec_sync(
         &self,
-        _id: &ContainerId,
-        _command: Vec<String>,
-        _timeout: Option<Duration>,
+        id: &ContainerId,
+        command: Vec<String>,
+        timeout: Option<Duration>,
     ) -> Result<ExecOutput, Error> {
-        todo!()
+        let span = info_span!("exec_sync", container.id = %id);
+        exec::exec_sync(&self.core, id, command, timeout).instrument(span).await
     }
 
     /// Makes the container's log file anew after its rotation; returns when it exists.
-    pub async fn reopen_log(&self, _id: &ContainerId) -> Result<(), Error> {
-        todo!()
+    /// Without a log it is success.
+    pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
+        let container = self.core.container(id)?;
+        let status = container.status.get();
+        if status.pid().is_none() {
+            let state = status.state.name();
+            return Err(Error::ContainerState { verb: "reopen log of", id: id.clone(), state });
+        }
+        if status.log_path.is_none() {
+            return Ok(());
+        }
+        let shim = container.sandbox.live_shim("reopen log")?;
+        shim.reopen_log(id).await.map_err(|source| Error::Shim {
+            action: "reopen log of container",
+            id: id.to_string(),
+            source,
+        })
     }
 
     /// Usage of one container.
-    pub async fn container_stats(&self, _id: &ContainerId) -> Result<ContainerStats, Error> {
-        todo!()
+    pub async fn container_stats(&self, id: &ContainerId) -> Result<ContainerStats, Error> {
+        let container = self.core.container(id)?;
+        let stats = stats::containers(&self.core, vec![container]).await?;
+        stats.into_iter().next().ok_or_else(|| Error::ContainerNotFound(id.clone()))
     }
 
     /// Usage of every container.
-    pub async fn containers_stats(&self) -> Vec<ContainerStats> {
-        todo!()
+    pub async fn containers_stats(&self) -> Result<Vec<ContainerStats>, Error> {
+        stats::containers(&self.core, self.core.containers.all()).await
     }
 
     /// Usage of one sandbox.
-    pub async fn sandbox_stats(&self, _id: &SandboxId) -> Result<SandboxStats, Error> {
-        todo!()
+    pub async fn sandbox_stats(&self, id: &SandboxId) -> Result<SandboxStats, Error> {
+        let sandbox = self.core.sandbox(id)?;
+        let stats = stats::sandboxes(&self.core, vec![sandbox]).await?;
+        stats.into_iter().next().ok_or_else(|| Error::SandboxNotFound(id.clone()))
     }
 
     /// Usage of every sandbox.
-    pub async fn sandboxes_stats(&self) -> Vec<SandboxStats> {
-        todo!()
+    pub async fn sandboxes_stats(&self) -> Result<Vec<SandboxStats>, Error> {
+        stats::sandboxes(&self.core, self.core.sandboxes.all()).await
     }
 
     /// Pulls an image, or joins the pull of the same reference.
     pub async fn pull_image(
         &self,
-        _reference: &Reference,
-        _auth: Option<Auth>,
+        reference: &Reference,
+        auth: Option<Auth>,
     ) -> Result<ImageRecord, Error> {
-        todo!()
+        let span = info_span!("pull_image", image.ref = %reference);
+        let pulled = self.core.images.pull(reference, auth).instrument(span).await;
+        pulled.map_err(image_error("pull image", &reference.to_string()))
     }
 
     /// Every image.
     pub async fn images(&self) -> Result<Vec<ImageRecord>, Error> {
-        todo!()
+        self.core.images.list().await.map_err(image_error("list images", ""))
     }
 
     /// The image that `name` (an id or a reference) means; `None` if there is none.
-    pub async fn image_status(&self, _name: &str) -> Result<Option<ImageRecord>, Error> {
-        todo!()
+    pub async fn image_status(&self, name: &str) -> Result<Option<ImageRecord>, Error> {
+        self.core.images.status(name).await.map_err(image_error("find image", name))
     }
 
     /// Removes the image that `name` means, with all of its names. An unknown one is
     /// success.
-    pub async fn remove_image(&self, _name: &str) -> Result<(), Error> {
-        todo!()
+    pub async fn remove_image(&self, name: &str) -> Result<(), Error> {
+        let pods = Arc::clone(&self.core.pods);
+        let removed = self.core.images.remove(name, move || chains_in_use(&pods)).await;
+        removed.map_err(image_error("remove image", name))
     }
 
     /// Where images and writable layers are, and how much they use.
     pub async fn image_fs_info(&self) -> Result<FsInfo, Error> {
-        todo!()
+        self.core.images.fs_info().await.map_err(image_error("measure", "images"))
     }
 
     /// Whether the node can run sandboxes.
     pub async fn status(&self) -> NodeStatus {
-        todo!()
+        let network = Arc::clone(&self.core.network);
+        let broken = self.core.network_fault.get().is_some();
+        let checked = self.core.links.run(move || {
+            // What an operator has mended is set up without a restart.
+            if broken {
+                return open::base(&network);
+            }
+            network.ready().err().map(|source| Error::NetworkBase { source }.told())
+        });
+        let fault = checked.await.unwrap_or_else(|error| Some(error.told()));
+        if broken && fault.is_none() {
+            self.core.network_fault.set(None);
+        }
+        NodeStatus {
+            runtime: Condition { ready: true, ..Condition::default() },
+            network: Condition {
+                ready: fault.is_none(),
+                reason: fault.as_ref().map_or("", |_| "NetworkNotReady").to_owned(),
+                message: fault.unwrap_or_default(),
+            },
+        }
     }
 
     /// Names of the configured runtime handlers, the default first.
+    #[must_use]
     pub fn handlers(&self) -> Vec<String> {
-        todo!()
+        let config = &self.core.config;
+        let others = config.runtimes.keys().filter(|name| **name != config.default_runtime);
+        std::iter::once(&config.default_runtime).chain(others).cloned().collect()
     }
+}
+
+/// The layers that containers stand on.
+fn chains_in_use(
+    pods: &PodStore,
+) -> Result<HashSet<ChainId>, Box<dyn std::error::Error + Send + Sync>> {
+    Ok(pods.containers()?.into_iter().flat_map(|container| container.chain).collect())
+}
+
+fn image_error(action: &'static str, reference: &str) -> impl FnOnce(berth_image::Error) -> Error {
+    let reference = reference.to_owned();
+    move |source| Error::Image { action, reference, source }
 }

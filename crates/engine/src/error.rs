@@ -57,6 +57,14 @@ pub enum Error {
         /// Where it is.
         state: &'static str,
     },
+    /// A bug: the driver saw an event that its state cannot take.
+    #[error("container {id}")]
+    Transition {
+        /// Which container.
+        id: ContainerId,
+        /// The event and the state.
+        source: Box<berth_model::container::InvalidTransition>,
+    },
     /// The request is wrong whatever the state of the node.
     #[error("{field}: {problem}")]
     Invalid {
@@ -76,6 +84,16 @@ pub enum Error {
     /// The program of a container could not be executed.
     #[error("start container {id}: {message}")]
     Exec {
+        /// Which container.
+        id: ContainerId,
+        /// Which program and why.
+        message: String,
+        /// What a front makes of it.
+        kind: ErrorKind,
+    },
+    /// A command could not be executed in a container.
+    #[error("exec in container {id}: {message}")]
+    ExecSync {
         /// Which container.
         id: ContainerId,
         /// Which program and why.
@@ -132,6 +150,12 @@ pub enum Error {
         /// Why it failed.
         source: berth_network::Error,
     },
+    /// The network could not be set up when the engine was opened.
+    #[error("the sandbox network is not available: {0}")]
+    NetworkDown(String),
+    /// Berth does not do this yet.
+    #[error("{0} is not supported")]
+    Unsupported(String),
     /// The network as a whole.
     #[error("set up the sandbox network")]
     NetworkBase {
@@ -168,9 +192,6 @@ pub enum Error {
         /// Why it failed.
         source: berth_image::Error,
     },
-    /// No image has that name.
-    #[error("image {0:?} not found")]
-    ImageNotFound(String),
     /// The OCI runtime specification of a container cannot be built.
     #[error("container {name}")]
     Spec {
@@ -202,9 +223,7 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::SandboxNotFound(_) | Self::ContainerNotFound(_) | Self::ImageNotFound(_) => {
-                ErrorKind::NotFound
-            }
+            Self::SandboxNotFound(_) | Self::ContainerNotFound(_) => ErrorKind::NotFound,
             Self::UnknownRuntime(_) | Self::Invalid { .. } | Self::MissingMountSource { .. } => {
                 ErrorKind::InvalidArgument
             }
@@ -214,7 +233,7 @@ impl Error {
             Self::SandboxNotReady { .. } | Self::ContainerState { .. } => {
                 ErrorKind::FailedPrecondition
             }
-            Self::Exec { kind, .. } => *kind,
+            Self::Exec { kind, .. } | Self::ExecSync { kind, .. } => *kind,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::ShuttingDown => ErrorKind::Cancelled,
             Self::Io { source, .. } | Self::Namespaces { source, .. } => io_kind(source),
@@ -225,9 +244,22 @@ impl Error {
             Self::Image { source, .. } => source.kind(),
             Self::Spec { source, .. } => source.kind(),
             Self::Shim { source, .. } => source.kind(),
-            Self::TaskDied(_) => ErrorKind::Internal,
+            Self::TaskDied(_) | Self::Transition { .. } => ErrorKind::Internal,
+            Self::NetworkDown(_) => ErrorKind::Unavailable,
+            Self::Unsupported(_) => ErrorKind::Unimplemented,
             Self::Shared(error) => error.kind(),
         }
+    }
+
+    /// The error and what caused it, on one line for people.
+    pub(crate) fn told(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(next) = cause {
+            text += &format!(": {next}");
+            cause = next.source();
+        }
+        text.chars().take(4096).collect()
     }
 
     pub(crate) fn io(

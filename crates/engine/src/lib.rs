@@ -16,10 +16,25 @@
 //! Not here: CRI translation (`cri`), what a pull does (`image`), namespaces of containers
 //! (`oci-runtime`, behind the shim).
 
+mod board;
+mod clock;
 mod config;
+mod container;
+mod core;
 mod engine;
 mod error;
+mod exec;
+mod files;
+mod leases;
+mod names;
+mod open;
+mod recovery;
+mod sandbox;
+mod spawner;
+mod stats;
 mod status;
+mod undo;
+mod worker;
 
 pub use berth_image::{Auth, FsInfo};
 pub use config::{Config, RuntimeConfig};

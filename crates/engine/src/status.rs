@@ -11,6 +11,7 @@ use berth_model::container::Timestamp;
 use berth_model::stats::DiskUsage;
 use berth_model::{ContainerId, ContainerSpec, ContainerState, Digest};
 use berth_model::{SandboxId, SandboxSpec, SandboxState};
+use berth_network::InterfaceCounters;
 use berth_stats::Sample;
 
 /// A sandbox as its driver last published it.
@@ -103,6 +104,8 @@ pub struct SandboxStats {
     pub status: Arc<SandboxStatus>,
     /// The cgroup of the whole sandbox; `None` when it is gone.
     pub cgroup: Option<Sample>,
+    /// Its `eth0`; `None` with the node's network, and once stopped.
+    pub network: Option<InterfaceCounters>,
     /// Usage of each of its containers.
     pub containers: Vec<ContainerStats>,
 }

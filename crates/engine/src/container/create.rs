@@ -1,0 +1,174 @@
+//! (none) → Created.
+
+use std::sync::Arc;
+
+use berth_image::Hold;
+use berth_model::{ContainerId, ContainerSpec, SandboxId};
+use berth_snapshot::{Durability, SnapshotKey};
+use oci_spec::image::ImageConfiguration;
+use tracing::{Instrument as _, info_span};
+
+use super::Container;
+use super::driver::{self, Adoption};
+use super::plan::{Image, Plan};
+use crate::core::Core;
+use crate::names::Claim;
+use crate::sandbox::{Sandbox, remove_dir};
+use crate::undo::Undo;
+use crate::{Error, files};
+
+/// Prepares a container, or joins the work of a request with the same name.
+pub(crate) async fn create(
+    core: &Arc<Core>,
+    sandbox: &SandboxId,
+    spec: ContainerSpec,
+) -> Result<ContainerId, Error> {
+    let sandbox = core.sandbox(sandbox)?;
+    let not_ready = || Error::SandboxNotReady { verb: "create container", id: sandbox.id.clone() };
+    if !sandbox.is_ready() {
+        return Err(not_ready());
+    }
+    match sandbox.members.claim(&spec.name) {
+        Claim::Closed => Err(not_ready()),
+        Claim::Made(id) => reuse(core, &sandbox, id, &spec),
+        Claim::Joined(work) => work.outcome().await,
+        Claim::New(promise, work) => {
+            let (core, sandbox) = (Arc::clone(core), Arc::clone(&sandbox));
+            let tasks = core.tasks.clone();
+            let make = async move { promise.keep(make(&core, sandbox, spec).await) };
+            tasks.spawn(make.in_current_span());
+            work.outcome().await
+        }
+    }
+}
+
+/// A client that lost our answer asks again for what it has.
+fn reuse(
+    core: &Core,
+    sandbox: &Sandbox,
+    id: ContainerId,
+    spec: &ContainerSpec,
+) -> Result<ContainerId, Error> {
+    let found = core.containers.get(&id).map(|container| container.status.get());
+    let same = found.is_some_and(|found| {
+        *found.spec == *spec && found.state == berth_model::ContainerState::Created
+    });
+    if same {
+        return Ok(id);
+    }
+    let name = format!("{} (attempt {})", spec.name.name, spec.name.attempt);
+    Err(Error::ContainerNameTaken { name, sandbox: sandbox.id.clone(), id })
+}
+
+async fn make(
+    core: &Arc<Core>,
+    sandbox: Arc<Sandbox>,
+    spec: ContainerSpec,
+) -> Result<ContainerId, Error> {
+    let undo = Undo::default();
+    match build(core, &sandbox, spec, &undo).await {
+        Ok(plan) => {
+            undo.disarm();
+            let id = plan.record.id.clone();
+            let (container, commands) = Container::new(core, sandbox, &plan.record)?;
+            driver::spawn(core, container, plan.record, commands, Adoption::default());
+            Ok(id)
+        }
+        Err(error) => {
+            for (what, failure) in undo.run().await {
+                tracing::warn!(error = &failure as &dyn std::error::Error, "undo of {what}");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Makes all that a created container is, its record last: without it a restart sweeps
+/// the rest.
+async fn build(
+    core: &Arc<Core>,
+    sandbox: &Arc<Sandbox>,
+    spec: ContainerSpec,
+    undo: &Undo,
+) -> Result<Plan, Error> {
+    // The image stays whole until a record names its layers.
+    let hold = hold(core, &spec.image).instrument(info_span!("image")).await?;
+    let image = Image { config: config(core, &hold).await?, record: hold.image.clone() };
+    let plan = {
+        let (core, sandbox) = (Arc::clone(core), Arc::clone(sandbox));
+        let disk = core.disk.clone();
+        let work = move || Plan::new(&core, &sandbox, spec, &image);
+        disk.run(work).instrument(info_span!("spec")).await??
+    };
+    tracing::Span::current().record("container.id", plan.record.id.as_str());
+    let bundle = core.config.containers().join(&plan.record.id);
+    undo.push("remove bundle", remove_dir(core, bundle.clone()));
+    let key = SnapshotKey::from(&plan.record.id);
+    undo.push("remove snapshot", {
+        let (core, key) = (Arc::clone(core), key.clone());
+        async move {
+            let snapshots = core.snapshots.clone();
+            core.disk.run(move || remove_snapshot(&snapshots, &key)).await?
+        }
+    });
+    let plan = {
+        let core = Arc::clone(core);
+        let disk = core.disk.clone();
+        let work = move || {
+            write_bundle(&bundle, &plan)?;
+            make_log_directory(&plan)?;
+            core.snapshots
+                .prepare(&key, &plan.record.chain, Durability::Volatile)
+                .map_err(snapshot_error("prepare snapshot", &key))?;
+            Ok::<_, Error>(plan)
+        };
+        disk.run(work).instrument(info_span!("prepare")).await??
+    };
+    core.save_container(&plan.record).instrument(info_span!("store")).await?;
+    Ok(plan)
+}
+
+async fn hold(core: &Core, name: &str) -> Result<Hold, Error> {
+    core.images.hold(name).await.map_err(image_error("find image", name))
+}
+
+async fn config(core: &Core, hold: &Hold) -> Result<ImageConfiguration, Error> {
+    let config = core.images.config(&hold.image).await;
+    config.map_err(image_error("read configuration of image", &hold.image.id.to_string()))
+}
+
+fn image_error(action: &'static str, reference: &str) -> impl FnOnce(berth_image::Error) -> Error {
+    let reference = reference.to_owned();
+    move |source| Error::Image { action, reference, source }
+}
+
+fn write_bundle(bundle: &std::path::Path, plan: &Plan) -> Result<(), Error> {
+    // The runtime mounts here, inside the container's own mount namespace.
+    files::make_dir(&bundle.join("rootfs"), 0o700)?;
+    let path = bundle.join("config.json");
+    let json = serde_json::to_vec(&plan.oci).map_err(|source| Error::Io {
+        action: "write",
+        path: path.clone(),
+        source: source.into(),
+    })?;
+    files::write_file(&path, &json)
+}
+
+fn make_log_directory(plan: &Plan) -> Result<(), Error> {
+    match plan.record.log_path.as_deref().and_then(std::path::Path::parent) {
+        Some(directory) => files::make_dir(directory, 0o755),
+        None => Ok(()),
+    }
+}
+
+fn remove_snapshot(snapshots: &berth_snapshot::Snapshots, key: &SnapshotKey) -> Result<(), Error> {
+    snapshots.remove(key).map_err(snapshot_error("remove snapshot", key))
+}
+
+fn snapshot_error(
+    action: &'static str,
+    key: &SnapshotKey,
+) -> impl FnOnce(berth_snapshot::Error) -> Error {
+    let key = key.to_string();
+    move |source| Error::Snapshot { action, key, source }
+}

@@ -1,0 +1,170 @@
+//! The only writer of a container.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use berth_metadata::ContainerRecord;
+use berth_model::container::ContainerEvent;
+use berth_shim_client::{Exited, Shim};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tracing::{Instrument as _, info_span};
+
+use super::stop::Stopping;
+use super::{Command, Container, exit, status_of};
+use crate::Error;
+use crate::core::Core;
+use crate::sandbox::answer;
+
+/// Resolves when the container's first process has ended; `None` when its shim is gone.
+pub(super) type Ending = Pin<Box<dyn Future<Output = Option<Exited>> + Send>>;
+
+pub(super) struct Driver {
+    pub(super) core: Arc<Core>,
+    pub(super) container: Arc<Container>,
+    pub(super) record: ContainerRecord,
+    pub(super) commands: mpsc::Receiver<Command>,
+    /// Whether the shim may hold a task of it.
+    pub(super) task: bool,
+    /// Present while it runs.
+    pub(super) ending: Option<Ending>,
+    /// Present while somebody wants it stopped.
+    pub(super) stopping: Option<Stopping>,
+}
+
+/// What a restart found of a container.
+#[derive(Debug, Default)]
+pub(crate) struct Adoption {
+    /// Whether the shim may hold a task of it.
+    pub(crate) task: bool,
+    /// The shim to wait with, if it runs.
+    pub(crate) watch: Option<Shim>,
+    /// How it ended meanwhile; `Some(None)` when it ran under a shim that is gone.
+    pub(crate) ended: Option<Option<Exited>>,
+}
+
+/// Publishes a stored container, and starts its driver.
+pub(crate) fn spawn(
+    core: &Arc<Core>,
+    container: Arc<Container>,
+    record: ContainerRecord,
+    commands: mpsc::Receiver<Command>,
+    found: Adoption,
+) {
+    let span = info_span!(
+        parent: None, "container",
+        container.id = %container.id,
+        sandbox.id = %container.sandbox.id,
+    );
+    core.containers.insert(container.id.clone(), Arc::clone(&container));
+    let ending = match (found.ended, found.watch) {
+        (Some(ended), _) => Some(Box::pin(std::future::ready(ended)) as Ending),
+        (None, Some(shim)) => Some(exit::watch(shim, container.id.clone())),
+        (None, None) => None,
+    };
+    let core = Arc::clone(core);
+    let tasks = core.tasks.clone();
+    let driver =
+        Driver { core, container, record, commands, task: found.task, ending, stopping: None };
+    tasks.spawn(driver.run().instrument(span));
+}
+
+impl Driver {
+    async fn run(mut self) {
+        let shutdown = self.core.shutdown.clone();
+        loop {
+            let next_effort = self.stopping.as_ref().map(|stopping| stopping.next);
+            let gone = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                exited = ended(&mut self.ending) => {
+                    self.ending = None;
+                    self.ended(exited).instrument(info_span!("exited")).await
+                }
+                () = at(next_effort) => {
+                    self.try_harder().await;
+                    false
+                }
+                command = self.commands.recv() => match command {
+                    Some(command) => self.obey(command).await,
+                    None => return,
+                },
+            };
+            if gone {
+                break;
+            }
+        }
+        self.refuse_rest();
+    }
+
+    /// Says whether the container is gone for good.
+    async fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Start(reply) => {
+                let started = self.start().instrument(info_span!("start_container")).await;
+                answer(reply, started);
+                false
+            }
+            Command::Stop(grace, reply) => {
+                self.stop(grace, super::stop::Waiter::Stopped(reply)).await
+            }
+            Command::Halt(reply) => {
+                self.stop(std::time::Duration::ZERO, super::stop::Waiter::Halted(reply)).await
+            }
+            Command::Sync(reply) => {
+                answer(reply, Ok(()));
+                false
+            }
+            Command::Remove(reply) => {
+                self.stop(std::time::Duration::ZERO, super::stop::Waiter::Removed(reply)).await
+            }
+        }
+    }
+
+    /// What still waits wants the container gone, which it is, or wants it started.
+    fn refuse_rest(&mut self) {
+        self.commands.close();
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Start(reply) => {
+                    let id = self.container.id.clone();
+                    answer(reply, Err(Error::ContainerNotFound(id)));
+                }
+                Command::Stop(_, reply)
+                | Command::Halt(reply)
+                | Command::Remove(reply)
+                | Command::Sync(reply) => {
+                    answer(reply, Ok(()));
+                }
+            }
+        }
+    }
+
+    /// Decide, store, publish: what follows from the change is the caller's.
+    pub(super) async fn enter(&mut self, event: ContainerEvent) -> Result<(), Error> {
+        let state = self.record.state.clone().apply(event).map_err(|refused| {
+            Error::Transition { id: self.container.id.clone(), source: Box::new(refused) }
+        })?;
+        let record = ContainerRecord { state, ..self.record.clone() };
+        self.core.save_container(&record).instrument(info_span!("store")).await?;
+        self.record = record;
+        let spec = Arc::clone(&self.container.status.get().spec);
+        self.container.status.set(Arc::new(status_of(&self.record, spec)));
+        Ok(())
+    }
+}
+
+async fn ended(ending: &mut Option<Ending>) -> Option<Exited> {
+    match ending {
+        Some(ending) => ending.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}

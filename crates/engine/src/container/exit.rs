@@ -1,0 +1,132 @@
+//! What the end of a container's first process leads to.
+
+use std::time::Duration;
+
+use berth_model::container::ContainerEvent;
+use berth_model::sandbox::NamespaceMode;
+use berth_model::{ContainerId, ContainerState, ErrorKind};
+use berth_shim_client::{Exited, Shim, TaskStatus};
+use tracing::{Instrument as _, info_span};
+
+use super::decide;
+use super::driver::{Driver, Ending};
+use crate::core::{cgroup_error, warn_failure};
+use crate::sandbox::clear_cgroup;
+use crate::{Error, clock};
+
+/// Pause before the shim, or the store, is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Waits for the end of `id` with `shim`; `None` when the shim is gone, or has forgotten
+/// the container.
+pub(super) fn watch(shim: Shim, id: ContainerId) -> Ending {
+    Box::pin(async move {
+        loop {
+            match shim.wait(&id).await {
+                Ok(exited) => return Some(exited),
+                Err(error) if error.kind() == ErrorKind::NotFound => return None,
+                Err(_) => {}
+            }
+            // The connection broke, or the shim is confused: what does it say now?
+            match shim.state(&id).await.map(|state| state.status) {
+                Ok(TaskStatus::Stopped(exited)) => return Some(exited),
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unavailable) =>
+                {
+                    return None;
+                }
+                Ok(_) | Err(_) => tokio::time::sleep(AGAIN).await,
+            }
+        }
+    })
+}
+
+impl Driver {
+    /// Records the end, then answers who waited for it. Says whether the container is gone.
+    pub(super) async fn ended(&mut self, exited: Option<Exited>) -> bool {
+        if matches!(self.record.state, ContainerState::Running { .. })
+            && let Err(error) = self.record_end(exited).await
+        {
+            // Nothing is published that is not stored.
+            warn_failure("store the end of a container", &error);
+            self.ending = Some(Box::pin(async move {
+                tokio::time::sleep(AGAIN).await;
+                exited
+            }));
+            return false;
+        }
+        self.settle(Vec::new()).await
+    }
+
+    async fn record_end(&mut self, exited: Option<Exited>) -> Result<(), Error> {
+        let exit = match exited {
+            Some(exited) => {
+                let kills = self.oom_kills().await;
+                if !self.owns_pid_namespace() {
+                    // What the first process left behind ends with it.
+                    self.kill_by_cgroup().await?;
+                }
+                decide::exit(exited.code, exited.at, kills)
+            }
+            None => {
+                tracing::warn!("shim is gone: killing container by its cgroup");
+                self.task = false;
+                let (core, path) = (self.core.clone(), self.container.cgroup.clone());
+                if let Err(error) = self.core.disk.run(move || clear_cgroup(&core, &path)).await? {
+                    warn_failure("remove cgroup of lost container", &error);
+                }
+                decide::lost(clock::now())
+            }
+        };
+        tracing::info!(code = exit.code, reason = exit.reason.as_str(), "container ended");
+        self.enter(ContainerEvent::Exited(exit)).await
+    }
+
+    /// How many of its processes the kernel killed for the memory limit; none if the
+    /// cgroup does not say.
+    pub(super) async fn oom_kills(&mut self) -> u64 {
+        let (core, path) = (self.core.clone(), self.container.cgroup.clone());
+        let read = move || match core.cgroup(&path)? {
+            Some(cgroup) => cgroup.oom_kills().map_err(cgroup_error("read", &path)),
+            None => Ok(0),
+        };
+        match self.core.disk.run(read).await {
+            Ok(Ok(kills)) => kills,
+            Ok(Err(error)) | Err(error) => {
+                warn_failure("read memory kills of container", &error);
+                0
+            }
+        }
+    }
+
+    /// Has the shim forget the task, and with it mounts and cgroup. Only what has ended,
+    /// or must end now.
+    pub(super) async fn release_task(&mut self) {
+        if !std::mem::take(&mut self.task) {
+            return;
+        }
+        if let Some(shim) = self.container.sandbox.shim.get() {
+            let id = &self.container.id;
+            match shim.delete(id).instrument(info_span!("task_delete")).await {
+                Ok(_) => return,
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(source) => {
+                    let id = id.to_string();
+                    warn_failure(
+                        "delete task",
+                        &Error::Shim { action: "delete task of", id, source },
+                    );
+                }
+            }
+        }
+        let (core, path) = (self.core.clone(), self.container.cgroup.clone());
+        match self.core.disk.run(move || clear_cgroup(&core, &path)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) | Err(error) => warn_failure("remove cgroup of container", &error),
+        }
+    }
+
+    pub(super) fn owns_pid_namespace(&self) -> bool {
+        self.record.spec.security.namespaces.pid == NamespaceMode::Container
+    }
+}

@@ -1,0 +1,201 @@
+//! What a request names of the host: mount sources, device nodes, profiles.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use berth_model::container::{Device, Profile};
+use berth_model::mount::BindMount;
+use berth_spec::HostDevice;
+use oci_spec::runtime::LinuxDeviceType;
+
+use crate::{Error, files};
+
+/// Most device nodes that one container sees.
+const MAX_DEVICES: usize = 4096;
+/// Deepest directory below `/dev` that is looked at.
+const MAX_DEPTH: usize = 8;
+/// Largest seccomp profile read, bytes.
+const MAX_PROFILE: u64 = 1 << 20;
+
+/// Directories of `/dev` that every container has of its own.
+const OWN: [&str; 4] = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd"];
+
+/// The mounts with each source as it is on the host now, symbolic links followed.
+pub(super) fn resolve(mounts: &[BindMount]) -> Result<Vec<BindMount>, Error> {
+    let one = |mount: &BindMount| {
+        let path = &mount.host_path;
+        if !path.is_absolute() {
+            let problem = format!("{:?} is not absolute", path.display());
+            return Err(Error::invalid("mount source", problem));
+        }
+        let host_path = fs::canonicalize(path)
+            .map_err(|source| Error::MissingMountSource { path: path.clone(), source })?;
+        Ok(BindMount { host_path, ..mount.clone() })
+    };
+    mounts.iter().map(one).collect()
+}
+
+/// The device nodes that a request names; a directory stands for every node in it.
+pub(super) fn devices(asked: &[Device]) -> Result<Vec<HostDevice>, Error> {
+    let mut found = BTreeMap::new();
+    for device in asked {
+        let host = fs::canonicalize(&device.host_path).map_err(|source| Error::Invalid {
+            field: "device",
+            problem: format!("{}: {source}", device.host_path.display()),
+        })?;
+        let before = found.len();
+        collect(&host, &device.container_path, &device.permissions, 0, &mut found)?;
+        if found.len() == before {
+            let problem = format!("{} is not a device", device.host_path.display());
+            return Err(Error::invalid("device", problem));
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+/// Every device node of the host, as a privileged container sees them.
+pub(super) fn all_devices() -> Result<Vec<HostDevice>, Error> {
+    let mut found = BTreeMap::new();
+    collect(Path::new("/dev"), Path::new("/dev"), "rwm", 0, &mut found)?;
+    Ok(found.into_values().collect())
+}
+
+fn collect(
+    host: &Path,
+    container: &Path,
+    access: &str,
+    depth: usize,
+    found: &mut BTreeMap<PathBuf, HostDevice>,
+) -> Result<(), Error> {
+    let failed = |source| Error::Io { action: "read device", path: host.to_owned(), source };
+    // Nodes come and go; one that went is not there.
+    let Ok(metadata) = fs::symlink_metadata(host) else { return Ok(()) };
+    if metadata.is_dir() {
+        if depth > MAX_DEPTH || OWN.iter().any(|own| container == Path::new(own)) {
+            return Ok(());
+        }
+        for entry in fs::read_dir(host).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            collect(&host.join(&name), &container.join(&name), access, depth + 1, found)?;
+        }
+        return Ok(());
+    }
+    let kind = match metadata.file_type() {
+        kind if kind.is_block_device() => LinuxDeviceType::B,
+        kind if kind.is_char_device() => LinuxDeviceType::C,
+        _ => return Ok(()),
+    };
+    if depth > 0 && container == Path::new("/dev/console") {
+        return Ok(());
+    }
+    if found.len() >= MAX_DEVICES {
+        return Err(Error::invalid("device", format!("more than {MAX_DEVICES} device nodes")));
+    }
+    let number = metadata.rdev();
+    let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    let device = HostDevice {
+        path: container.to_owned(),
+        kind,
+        major: narrow(nix::sys::stat::major(number)),
+        minor: narrow(nix::sys::stat::minor(number)),
+        mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        access: access.to_owned(),
+    };
+    found.insert(container.to_owned(), device);
+    Ok(())
+}
+
+/// The bytes of a seccomp profile of the node, when one is named: below `directory`, or
+/// an absolute path, which is what kubelet sends.
+pub(super) fn seccomp(profile: &Profile, directory: &Path) -> Result<Option<Vec<u8>>, Error> {
+    let Profile::Localhost(name) = profile else { return Ok(None) };
+    let path = Path::new(name);
+    let inside = |part: std::path::Component<'_>| {
+        matches!(part, std::path::Component::Normal(_) | std::path::Component::RootDir)
+    };
+    if name.is_empty() || !path.components().all(inside) {
+        return Err(Error::invalid("seccomp profile", format!("{name:?} is not a path to a file")));
+    }
+    match files::read_bounded(&directory.join(path), MAX_PROFILE) {
+        Err(Error::Io { path, source, .. }) => {
+            Err(Error::invalid("seccomp profile", format!("{}: {source}", path.display())))
+        }
+        other => other.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(host: &Path) -> BindMount {
+        BindMount {
+            container_path: "/data".into(),
+            host_path: host.to_owned(),
+            readonly: false,
+            recursive_readonly: false,
+            selinux_relabel: false,
+            propagation: berth_model::mount::Propagation::Private,
+        }
+    }
+
+    #[test]
+    fn a_missing_mount_source_is_named() {
+        let error = resolve(&[mount("/nonexistent/volume".as_ref())]).unwrap_err();
+        assert_eq!(error.kind(), berth_model::ErrorKind::InvalidArgument);
+        assert!(error.to_string().contains("/nonexistent/volume"), "{error}");
+        assert!(resolve(&[mount("relative".as_ref())]).is_err());
+    }
+
+    #[test]
+    fn a_link_to_a_mount_source_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, link) = (dir.path().join("target"), dir.path().join("link"));
+        fs::create_dir(&target).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let resolved = resolve(&[mount(&link)]).unwrap();
+        assert_eq!(resolved[0].host_path, fs::canonicalize(&target).unwrap());
+    }
+
+    #[test]
+    fn devices_are_found_by_number() {
+        let asked = Device {
+            container_path: "/dev/nothing".into(),
+            host_path: "/dev/null".into(),
+            permissions: "r".into(),
+        };
+        let found = devices(std::slice::from_ref(&asked)).unwrap();
+        assert_eq!((found[0].major, found[0].minor), (1, 3));
+        assert_eq!(
+            (found[0].path.as_path(), found[0].access.as_str()),
+            ("/dev/nothing".as_ref(), "r")
+        );
+        for bad in ["/etc/passwd", "/nonexistent"] {
+            let asked = Device { host_path: bad.into(), ..asked.clone() };
+            assert!(devices(&[asked]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_privileged_container_does_not_get_the_nodes_terminals() {
+        let all = all_devices().unwrap();
+        assert!(all.iter().any(|device| device.path == Path::new("/dev/null")));
+        assert!(!all.iter().any(|device| device.path.starts_with("/dev/pts")));
+    }
+
+    #[test]
+    fn d7_a_localhost_profile_must_exist_and_stay_in_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.json"), "{}").unwrap();
+        let read = |name: &str| seccomp(&Profile::Localhost(name.into()), dir.path());
+        assert_eq!(read("a.json").unwrap().as_deref(), Some(&b"{}"[..]));
+        for bad in ["", "../a.json", "b.json", "x/../a.json"] {
+            assert!(read(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(seccomp(&Profile::Unconfined, dir.path()).unwrap(), None);
+    }
+}

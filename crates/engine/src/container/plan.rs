@@ -1,0 +1,200 @@
+//! What a container will be: its specification, user, log. Reads what the request names
+//! and the image holds; makes nothing.
+
+use std::path::PathBuf;
+
+use berth_metadata::ContainerRecord;
+use berth_model::image::ImageRecord;
+use berth_model::sandbox::NamespaceMode;
+use berth_model::{ContainerId, ContainerSpec, ContainerState};
+use berth_spec::user::{ResolvedUser, UserFiles};
+use berth_spec::{SandboxFiles, Shm, Wanted};
+use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::mounts;
+use crate::core::{Core, cgroup_error};
+use crate::sandbox::Sandbox;
+use crate::spawner::{IPC_FD, NET_FD, PID_FD, UTS_FD};
+use crate::{Error, clock, files};
+
+/// Largest `/etc/passwd` and `/etc/group` of an image, bytes.
+const MAX_USER_FILE: u64 = 4 << 20;
+
+/// What a container will be.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) record: ContainerRecord,
+    pub(super) oci: Spec,
+}
+
+/// What was found of the image a request names.
+#[derive(Debug)]
+pub(super) struct Image {
+    pub(super) record: ImageRecord,
+    pub(super) config: ImageConfiguration,
+}
+
+impl Plan {
+    pub(super) fn new(
+        core: &Core,
+        sandbox: &Sandbox,
+        spec: ContainerSpec,
+        image: &Image,
+    ) -> Result<Self, Error> {
+        if spec.security.privileged && !sandbox.spec.privileged {
+            let problem = "a privileged container needs a privileged sandbox";
+            return Err(Error::invalid("privileged", problem));
+        }
+        let id = ContainerId::from_random(clock::random()?);
+        let refused = {
+            let name = spec.name.name.clone();
+            move |source| Error::Spec { name, source }
+        };
+        let user = user(core, &spec, image)?;
+        let stop_signal = stop_signal(&spec, image).map_err(refused.clone())?;
+        let log_path =
+            files::log_path(sandbox.spec.log_directory.as_deref(), spec.log_path.as_deref())?;
+        let cgroup = sandbox
+            .cgroup
+            .child(id.as_str())
+            .map_err(cgroup_error("name cgroup below", &sandbox.cgroup))?;
+        let resolved = ContainerSpec { mounts: mounts::resolve(&spec.mounts)?, ..spec.clone() };
+        let security = &spec.security;
+        let profile = mounts::seccomp(&security.seccomp, &core.config.seccomp_profiles)?;
+        let devices = match security.privileged {
+            true => mounts::all_devices()?,
+            false => mounts::devices(&spec.devices)?,
+        };
+        let image_name = image.record.tags.first().map_or(spec.image.as_str(), String::as_str);
+        let wanted = Wanted {
+            id: &id,
+            sandbox: &sandbox.id,
+            sandbox_name: &sandbox.spec.name,
+            spec: &resolved,
+            image: &image.config,
+            image_name,
+            user: &user,
+            namespaces: namespaces(core, sandbox, &security.namespaces.pid)?,
+            cgroup: cgroup.as_str(),
+            hostname: &sandbox.hostname,
+            files: sandbox_files(sandbox),
+            devices,
+            localhost_seccomp: profile.as_deref(),
+            defaults: &core.defaults,
+        };
+        let oci = berth_spec::build(&wanted).map_err(refused)?;
+        let record = ContainerRecord {
+            id,
+            sandbox: sandbox.id.clone(),
+            state: ContainerState::Created,
+            created_at: clock::now(),
+            image: image.record.id,
+            image_ref: image_ref(&image.record),
+            cgroup: cgroup.to_string(),
+            log_path,
+            stop_signal,
+            user: (user.uid, user.gid),
+            groups: user.groups,
+            chain: image.record.chain.clone(),
+            spec,
+            oom_killed: false,
+        };
+        Ok(Self { record, oci })
+    }
+}
+
+/// A digest says what runs, whatever becomes of the tag.
+fn image_ref(image: &ImageRecord) -> String {
+    image.digests.first().cloned().unwrap_or_else(|| image.id.to_string())
+}
+
+fn user(core: &Core, spec: &ContainerSpec, image: &Image) -> Result<ResolvedUser, Error> {
+    let failed = |action| {
+        let key = image.record.id.to_string();
+        move |source| Error::Snapshot { action, key, source }
+    };
+    let view = core.snapshots.view(&image.record.chain).map_err(failed("look into image"))?;
+    let read = |path: &'static str| {
+        let bytes = view.read_file(path.as_ref(), MAX_USER_FILE);
+        bytes.map(Option::unwrap_or_default).map_err(failed("read users of image"))
+    };
+    let (passwd, group) = (read("/etc/passwd")?, read("/etc/group")?);
+    let security = &spec.security;
+    let image_user = image.config.config().as_ref().and_then(|config| config.user().as_deref());
+    berth_spec::user::resolve(
+        &security.run_as,
+        image_user.unwrap_or_default(),
+        &security.supplemental_groups,
+        security.supplemental_groups_policy,
+        UserFiles { passwd: &passwd, group: &group },
+    )
+    .map_err(|source| Error::Spec { name: spec.name.name.clone(), source })
+}
+
+/// The request's, the image's, or SIGTERM. A request with an unknown one is refused; what
+/// an image says and nobody understands counts as not said.
+fn stop_signal(spec: &ContainerSpec, image: &Image) -> Result<String, berth_spec::Error> {
+    if let Some(signal) = spec.stop_signal.as_ref().filter(|signal| !signal.is_empty()) {
+        berth_spec::signal::number(signal)?;
+        return Ok(signal.clone());
+    }
+    let config = image.config.config().as_ref();
+    let signal = config.and_then(|config| config.stop_signal().clone());
+    let known = signal.filter(|signal| berth_spec::signal::number(signal).is_ok());
+    Ok(known.unwrap_or_else(|| "SIGTERM".to_owned()))
+}
+
+fn namespaces(
+    core: &Core,
+    sandbox: &Sandbox,
+    pid: &NamespaceMode,
+) -> Result<Vec<(LinuxNamespaceType, Option<PathBuf>)>, Error> {
+    let held = |fd: i32| Some(PathBuf::from(format!("/proc/self/fd/{fd}")));
+    let options = &sandbox.spec.namespaces;
+    let mut all = Vec::with_capacity(4);
+    if options.network != NamespaceMode::Node {
+        all.push((LinuxNamespaceType::Network, held(NET_FD)));
+        all.push((LinuxNamespaceType::Uts, held(UTS_FD)));
+    }
+    if options.ipc != NamespaceMode::Node {
+        all.push((LinuxNamespaceType::Ipc, held(IPC_FD)));
+    }
+    match pid {
+        NamespaceMode::Node => {}
+        NamespaceMode::Container => all.push((LinuxNamespaceType::Pid, None)),
+        NamespaceMode::Pod if options.pid == NamespaceMode::Pod => {
+            all.push((LinuxNamespaceType::Pid, held(PID_FD)));
+        }
+        NamespaceMode::Pod => {
+            let problem = "the sandbox has no process namespace to share";
+            return Err(Error::invalid("pid namespace", problem));
+        }
+        NamespaceMode::Target(id) => {
+            let pid = target(core, sandbox, id)?;
+            all.push((LinuxNamespaceType::Pid, Some(format!("/proc/{pid}/ns/pid").into())));
+        }
+    }
+    Ok(all)
+}
+
+/// The first process of a running container of the same sandbox.
+fn target(core: &Core, sandbox: &Sandbox, id: &str) -> Result<u32, Error> {
+    let refused = |problem: &str| Error::invalid("target container", format!("{id:?} {problem}"));
+    let id = ContainerId::new(id).map_err(|_| refused("is not a container id"))?;
+    let container = core.container(&id).map_err(|_| refused("does not exist"))?;
+    if container.sandbox.id != sandbox.id {
+        return Err(refused("is in another sandbox"));
+    }
+    container.status.get().pid().ok_or_else(|| refused("does not run"))
+}
+
+fn sandbox_files(sandbox: &Sandbox) -> SandboxFiles {
+    let own_ipc = sandbox.spec.namespaces.ipc != NamespaceMode::Node;
+    SandboxFiles {
+        resolv_conf: Some(sandbox.dir.join("resolv.conf")),
+        hosts: Some(sandbox.dir.join("hosts")),
+        hostname: Some(sandbox.dir.join("hostname")),
+        shm: Some(if own_ipc { Shm::Shared } else { Shm::Bind("/dev/shm".into()) }),
+    }
+}

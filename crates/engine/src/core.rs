@@ -1,0 +1,157 @@
+//! What every driver and verb shares.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use berth_cgroup::{Cgroup, CgroupPath, Hierarchy};
+use berth_image::Images;
+use berth_metadata::{ContainerRecord, PodStore, SandboxRecord};
+use berth_model::sandbox::SandboxName;
+use berth_model::{ContainerId, SandboxId};
+use berth_network::Network;
+use berth_shim_client::Runtime;
+use berth_snapshot::Snapshots;
+use berth_stats::Sampler;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::board::{Board, Published};
+use crate::config::RuntimeConfig;
+use crate::container::Container;
+use crate::names::Names;
+use crate::sandbox::Sandbox;
+use crate::spawner::Spawner;
+use crate::stats::Layers;
+use crate::worker::{Pool, Worker};
+use crate::{Config, Error};
+
+/// The containerd namespace that shims are told.
+const NAMESPACE: &str = "k8s.io";
+
+/// What every driver and verb shares.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    pub(crate) pods: Arc<PodStore>,
+    pub(crate) store: Worker,
+    pub(crate) images: Images,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) network: Arc<Network>,
+    /// Why the network cannot be used, if it cannot; hostNetwork sandboxes still run.
+    pub(crate) network_fault: Published<Option<String>>,
+    pub(crate) hierarchy: Hierarchy,
+    pub(crate) sampler: Arc<Sampler>,
+    pub(crate) defaults: berth_spec::Defaults,
+    pub(crate) spawner: Spawner,
+    pub(crate) disk: Pool,
+    pub(crate) links: Pool,
+    pub(crate) sandboxes: Board<SandboxId, Sandbox>,
+    pub(crate) containers: Board<ContainerId, Container>,
+    pub(crate) names: Names<SandboxName, SandboxId>,
+    /// Writable layers as last measured.
+    pub(crate) layers: Layers,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) boot_id: String,
+}
+
+impl Core {
+    pub(crate) async fn save_sandbox(&self, record: &SandboxRecord) -> Result<(), Error> {
+        let record = record.clone();
+        self.stored("store sandbox", move |pods| pods.put_sandbox(&record)).await
+    }
+
+    pub(crate) async fn save_container(&self, record: &ContainerRecord) -> Result<(), Error> {
+        let record = record.clone();
+        self.stored("store container", move |pods| pods.put_container(&record)).await
+    }
+
+    pub(crate) async fn forget_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
+        let id = id.clone();
+        self.stored("forget sandbox", move |pods| pods.remove_sandbox(&id).map(drop)).await
+    }
+
+    pub(crate) async fn forget_container(&self, id: &ContainerId) -> Result<(), Error> {
+        let id = id.clone();
+        self.stored("forget container", move |pods| pods.remove_container(&id).map(drop)).await
+    }
+
+    /// Runs `work` on the thread of `pods.db`.
+    pub(crate) async fn stored<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&PodStore) -> Result<T, berth_metadata::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let pods = Arc::clone(&self.pods);
+        let done = self.store.run(move || work(&pods)).await?;
+        done.map_err(|source| Error::Metadata { action, source })
+    }
+
+    pub(crate) fn sandbox(&self, id: &SandboxId) -> Result<Arc<Sandbox>, Error> {
+        self.sandboxes.get(id).ok_or_else(|| Error::SandboxNotFound(id.clone()))
+    }
+
+    pub(crate) fn container(&self, id: &ContainerId) -> Result<Arc<Container>, Error> {
+        self.containers.get(id).ok_or_else(|| Error::ContainerNotFound(id.clone()))
+    }
+
+    /// The cgroup, if it exists.
+    pub(crate) fn cgroup(&self, path: &CgroupPath) -> Result<Option<Cgroup>, Error> {
+        match self.hierarchy.open(path) {
+            Ok(cgroup) => Ok(Some(cgroup)),
+            Err(berth_cgroup::Error::NotFound(_)) => Ok(None),
+            Err(source) => Err(cgroup_error("open cgroup", path)(source)),
+        }
+    }
+
+    pub(crate) fn runtime(&self, config: &RuntimeConfig) -> Runtime {
+        Runtime {
+            path: config.shim.clone(),
+            namespace: NAMESPACE.to_owned(),
+            params: !config.in_tree,
+        }
+    }
+
+    /// The files by which a shim joins its own cgroup: only v1's `tasks` where there is
+    /// v1, since the others make a start wait for milliseconds.
+    pub(crate) fn shim_cgroup(&self) -> Result<Vec<OwnedFd>, Error> {
+        let Some(path) = &self.config.shim_cgroup else { return Ok(Vec::new()) };
+        let path = cgroup_path(path)?;
+        let cgroup = self.hierarchy.create(&path).map_err(cgroup_error("make", &path))?;
+        let (mut tasks, mut procs) = (Vec::new(), Vec::new());
+        for directory in cgroup.paths() {
+            let (v1, v2) = (directory.join("tasks"), directory.join("cgroup.procs"));
+            let (file, all) = if v1.exists() { (v1, &mut tasks) } else { (v2, &mut procs) };
+            let opened = std::fs::File::options().write(true).open(&file);
+            all.push(opened.map_err(Error::io("open", file))?.into());
+        }
+        Ok(if tasks.is_empty() { procs } else { tasks })
+    }
+
+    /// What nobody needs once the container is gone.
+    pub(crate) fn forget_usage(&self, id: &ContainerId, cgroup: &CgroupPath) {
+        self.layers.forget(id);
+        self.sampler.forget(cgroup);
+    }
+}
+
+pub(crate) fn cgroup_path(path: &str) -> Result<CgroupPath, Error> {
+    CgroupPath::new(path).map_err(|source| Error::Cgroup {
+        action: "name cgroup",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+pub(crate) fn cgroup_error(
+    action: &'static str,
+    path: &CgroupPath,
+) -> impl FnOnce(berth_cgroup::Error) -> Error {
+    let path = path.to_string();
+    move |source| Error::Cgroup { action, path, source }
+}
+
+/// Logs what nobody is told otherwise.
+pub(crate) fn warn_failure(action: &'static str, error: &Error) {
+    tracing::warn!(error = error as &dyn std::error::Error, "{action}");
+}

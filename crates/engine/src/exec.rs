@@ -1,0 +1,319 @@
+//! A command in a running container, to its end.
+//!
+//! Its output comes through two FIFOs in a directory of its own. It ends with its client:
+//! whatever drops the future kills the process.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_model::{ContainerId, ErrorKind, ExecId};
+use berth_shim_client::{ExecRequest, Exited, Input, Output, Process, Shim};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use oci_spec::runtime::Spec;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{Instrument as _, info_span};
+
+use crate::container::Container;
+use crate::core::{Core, warn_failure};
+use crate::{Error, ExecOutput, MAX_EXEC_OUTPUT, clock, files};
+
+/// Largest `config.json` read back, bytes.
+const MAX_SPEC: u64 = 16 << 20;
+/// How long output is read on after the process has ended, in case a child of it keeps
+/// the FIFO open.
+const DRAIN: Duration = Duration::from_secs(1);
+/// How long the shim has to kill what is not wanted any more.
+const KILL: Duration = Duration::from_secs(2);
+/// Longest that a command without a timeout of its own may run.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Runs `command`; see [`crate::Engine::exec_sync`].
+pub(crate) async fn exec_sync(
+    core: &Arc<Core>,
+    id: &ContainerId,
+    command: Vec<String>,
+    limit: Option<Duration>,
+) -> Result<ExecOutput, Error> {
+    let limit = limit.filter(|limit| !limit.is_zero()).unwrap_or(FOREVER);
+    let until = Instant::now() + limit;
+    let container = core.container(id)?;
+    let status = container.status.get();
+    if status.pid().is_none() {
+        let state = status.state.name();
+        return Err(Error::ContainerState { verb: "exec in", id: id.clone(), state });
+    }
+    let shim = container.sandbox.live_shim("exec")?;
+    let late = || Error::Deadline { what: format!("command in container {id}"), limit };
+    let run = run(core, &container, shim, command);
+    timeout_at(until, run).await.unwrap_or_else(|_| Err(late()))
+}
+
+async fn run(
+    core: &Arc<Core>,
+    container: &Container,
+    shim: Shim,
+    command: Vec<String>,
+) -> Result<ExecOutput, Error> {
+    let exec = ExecId::from_random(clock::random()?);
+    let dir = core.config.execs().join(exec.as_str().chars().take(20).collect::<String>());
+    // From here on whatever happens takes back what was made.
+    let mut session = Session {
+        core: Arc::clone(core),
+        shim: shim.clone(),
+        container: container.id.clone(),
+        exec,
+        dir,
+        known: false,
+        ended: false,
+    };
+    let (bundle, fifos) = (container.bundle.clone(), session.dir.clone());
+    let prepare = move || {
+        make_fifos(&fifos)?;
+        process(&bundle, command)
+    };
+    let process = core.disk.run(prepare).instrument(info_span!("prepare")).await??;
+    let mut out = Stream::open(&session.stdout())?;
+    let mut err = Stream::open(&session.stderr())?;
+
+    session.known = true;
+    let started = session.start(process).instrument(info_span!("exec_start")).await;
+    // The process has its ends by now, or never will.
+    out.let_go();
+    err.let_go();
+    started?;
+
+    let exited = session.wait(&mut out, &mut err).instrument(info_span!("exec_wait")).await?;
+    session.ended = true;
+    Ok(ExecOutput { stdout: out.kept, stderr: err.kept, code: exited.code })
+}
+
+/// One command: what must go away when its client does.
+struct Session {
+    core: Arc<Core>,
+    shim: Shim,
+    container: ContainerId,
+    exec: ExecId,
+    dir: PathBuf,
+    /// Whether the shim may know of it.
+    known: bool,
+    /// Whether its process has ended.
+    ended: bool,
+}
+
+impl Session {
+    fn stdout(&self) -> PathBuf {
+        self.dir.join("out")
+    }
+
+    fn stderr(&self) -> PathBuf {
+        self.dir.join("err")
+    }
+
+    fn process(&self) -> Process<'_> {
+        Process { container: &self.container, exec: Some(&self.exec) }
+    }
+
+    async fn start(&self, process: Vec<u8>) -> Result<(), Error> {
+        let request = ExecRequest {
+            container: self.container.clone(),
+            id: self.exec.clone(),
+            process,
+            terminal: false,
+            stdin: Input::Null,
+            stdout: Output::Fifo(self.stdout()),
+            stderr: Output::Fifo(self.stderr()),
+        };
+        let started = async {
+            self.shim.exec(&request).await?;
+            self.shim.start(self.process()).await
+        };
+        started.await.map(drop).map_err(|failure| self.failed(failure))
+    }
+
+    fn failed(&self, failure: berth_shim_client::Error) -> Error {
+        let id = self.container.clone();
+        match failure.exec_failure() {
+            Some(message) => Error::ExecSync {
+                id,
+                message: message.to_owned(),
+                kind: match failure.kind() {
+                    // To a client "not found" would mean the container.
+                    ErrorKind::NotFound | ErrorKind::PermissionDenied => ErrorKind::InvalidArgument,
+                    kind => kind,
+                },
+            },
+            None => {
+                Error::Shim { action: "exec in container", id: id.to_string(), source: failure }
+            }
+        }
+    }
+
+    /// Reads both streams while the process runs, and a little longer.
+    async fn wait(&self, out: &mut Stream, err: &mut Stream) -> Result<Exited, Error> {
+        let read = async {
+            let (out, err) = tokio::join!(out.read(&self.dir), err.read(&self.dir));
+            out.and(err)
+        };
+        tokio::pin!(read);
+        let wait = self.shim.wait(self.process());
+        tokio::pin!(wait);
+        let exited = tokio::select! {
+            exited = &mut wait => {
+                // A child of the process may hold the FIFO for ever.
+                if let Ok(read) = timeout(DRAIN, &mut read).await {
+                    read?;
+                }
+                exited
+            }
+            read = &mut read => {
+                read?;
+                wait.await
+            }
+        };
+        exited.map_err(|failure| self.failed(failure))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let (core, shim) = (Arc::clone(&self.core), self.shim.clone());
+        let (container, exec) = (self.container.clone(), self.exec.clone());
+        let (dir, known, ended) = (self.dir.clone(), self.known, self.ended);
+        let clean = async move {
+            let process = Process { container: &container, exec: Some(&exec) };
+            if known && !ended {
+                // A process that never started, or has just ended, cannot be killed.
+                let _unheard = shim.kill(process, Signal::SIGKILL as i32, false, KILL).await;
+                let _ended = timeout(KILL, shim.wait(process)).await;
+            }
+            if known && let Err(error) = shim.delete(process).await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "delete exec process");
+            }
+            let removed = core.disk.run(move || files::remove_dir(&dir)).await;
+            if let Ok(Err(error)) | Err(error) = removed {
+                warn_failure("remove FIFOs of a command", &error);
+            }
+        };
+        self.core.tasks.spawn(clean.in_current_span());
+    }
+}
+
+fn make_fifos(dir: &Path) -> Result<(), Error> {
+    files::make_dir(dir, 0o700)?;
+    for name in ["out", "err"] {
+        let path = dir.join(name);
+        nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)
+            .map_err(|errno| Error::io("make FIFO", &path)(errno.into()))?;
+    }
+    Ok(())
+}
+
+/// The process of the container with other arguments.
+fn process(bundle: &Path, command: Vec<String>) -> Result<Vec<u8>, Error> {
+    let path = bundle.join("config.json");
+    let damaged = |source: serde_json::Error| Error::io("read", &path)(source.into());
+    let spec: Spec =
+        serde_json::from_slice(&files::read_bounded(&path, MAX_SPEC)?).map_err(damaged)?;
+    let missing = || Error::io("read process of", &path)(io::ErrorKind::InvalidData.into());
+    let container = spec.process().as_ref().ok_or_else(missing)?;
+    let process = berth_spec::exec_process(container, command, false)
+        .map_err(|source| Error::Spec { name: "exec".to_owned(), source })?;
+    serde_json::to_vec(&process)
+        .map_err(|source| Error::io("write process of", &path)(source.into()))
+}
+
+/// One output stream: the first bytes are kept, the rest is read and dropped.
+struct Stream {
+    reader: pipe::Receiver,
+    /// Keeps the FIFO from looking closed before the process has opened it.
+    holder: Option<pipe::Sender>,
+    kept: Vec<u8>,
+}
+
+impl Stream {
+    fn open(path: &Path) -> Result<Self, Error> {
+        let failed = || Error::io("open FIFO", path);
+        let reader = pipe::OpenOptions::new().open_receiver(path).map_err(failed())?;
+        let holder = pipe::OpenOptions::new().open_sender(path).map_err(failed())?;
+        Ok(Self { reader, holder: Some(holder), kept: Vec::new() })
+    }
+
+    fn let_go(&mut self) {
+        self.holder = None;
+    }
+
+    async fn read(&mut self, dir: &Path) -> Result<(), Error> {
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            let read = self.reader.read(&mut buffer).await.map_err(Error::io("read FIFO", dir))?;
+            if read == 0 {
+                return Ok(());
+            }
+            let room = MAX_EXEC_OUTPUT - self.kept.len();
+            self.kept.extend_from_slice(&buffer[..read.min(room)]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn fifo() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let fifos = dir.path().join("fifos");
+        make_fifos(&fifos).unwrap();
+        let path = fifos.join("out");
+        (dir, path)
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_when_its_last_writer_is_gone() {
+        let (_dir, path) = fifo();
+        let mut stream = Stream::open(&path).unwrap();
+        let writer = std::fs::File::options().write(true).open(&path).unwrap();
+        stream.let_go();
+        (&writer).write_all(b"hello").unwrap();
+        drop(writer);
+        stream.read(&path).await.unwrap();
+        assert_eq!(stream.kept, b"hello");
+    }
+
+    #[tokio::test]
+    async fn d1_output_beyond_the_limit_is_read_and_dropped() {
+        let (_dir, path) = fifo();
+        let mut stream = Stream::open(&path).unwrap();
+        let writer = {
+            let path = path.clone();
+            std::thread::spawn(move || {
+                let mut file = std::fs::File::options().write(true).open(&path).unwrap();
+                let chunk = vec![b'y'; 1 << 20];
+                for _ in 0..20 {
+                    file.write_all(&chunk).unwrap();
+                }
+            })
+        };
+        // The writer has opened its end once there is something to read.
+        stream.reader.readable().await.unwrap();
+        stream.let_go();
+        stream.read(&path).await.unwrap();
+        writer.join().unwrap();
+        assert_eq!(stream.kept.len(), MAX_EXEC_OUTPUT);
+    }
+
+    #[test]
+    fn the_fifos_are_nobody_elses() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (_dir, path) = fifo();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        assert_eq!(mode(&path), 0o600);
+    }
+}

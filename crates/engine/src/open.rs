@@ -1,0 +1,119 @@
+//! Opening: stores, network, hierarchy; everything an engine needs before it recovers.
+
+use std::sync::Arc;
+
+use berth_cgroup::Hierarchy;
+use berth_image::Images;
+use berth_metadata::PodStore;
+use berth_network::Network;
+use berth_stats::Sampler;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::board::{Board, Published};
+use crate::core::{Core, cgroup_path};
+use crate::leases::StoredLeases;
+use crate::names::Names;
+use crate::spawner::Spawner;
+use crate::stats::Layers;
+use crate::worker::{Pool, Worker};
+use crate::{Config, Error, clock, files};
+
+/// Jobs that wait for the thread of `pods.db`.
+const STORE_QUEUE: usize = 256;
+/// Blocking threads for files, cgroups and snapshots.
+const DISK_THREADS: usize = 4;
+/// Blocking threads for the network; the kernel does one change at a time anyway.
+const LINK_THREADS: usize = 2;
+/// Longest state directory, bytes: a socket's path has 107 (unix(7)).
+const MAX_STATE: usize = 80;
+
+/// Makes what all drivers share. Blocks.
+pub(crate) fn open(config: Config, images: Images) -> Result<Core, Error> {
+    check(&config)?;
+    files::make_dir(&config.root, 0o700)?;
+    files::make_dir(&config.state, 0o711)?;
+    for dir in [config.sandboxes(), config.containers(), config.execs(), config.sockets()] {
+        files::make_dir(&dir, 0o700)?;
+    }
+    let pods = PodStore::open(&config.root.join("pods.db"))
+        .map_err(|source| Error::Metadata { action: "open store of sandboxes", source })?;
+    let pods = Arc::new(pods);
+    let hierarchy = Hierarchy::detect().map_err(|source| Error::Cgroup {
+        action: "find cgroups of",
+        path: "this host".to_owned(),
+        source,
+    })?;
+    let leases = Arc::new(StoredLeases(Arc::clone(&pods)));
+    let network = Network::new(config.network.clone(), leases)
+        .map_err(|source| Error::NetworkBase { source })?;
+    let network_fault = base(&network);
+    let defaults = defaults(&config, &hierarchy)?;
+    Ok(Core {
+        snapshots: images.snapshots().clone(),
+        sampler: Arc::new(Sampler::new(config.stats_age)),
+        store: Worker::start("berth-store", STORE_QUEUE)?,
+        network: Arc::new(network),
+        network_fault: Published::new(network_fault),
+        spawner: Spawner::default(),
+        disk: Pool::new("the disk pool", DISK_THREADS),
+        links: Pool::new("the network pool", LINK_THREADS),
+        sandboxes: Board::new(),
+        containers: Board::new(),
+        names: Names::new(),
+        layers: Layers::default(),
+        tasks: TaskTracker::new(),
+        shutdown: CancellationToken::new(),
+        boot_id: clock::boot_id()?,
+        config,
+        pods,
+        images,
+        hierarchy,
+        defaults,
+    })
+}
+
+fn check(config: &Config) -> Result<(), Error> {
+    cgroup_path(&config.cgroup_base)?;
+    if config.runtime("").is_none() {
+        return Err(Error::UnknownRuntime(config.default_runtime.clone()));
+    }
+    for (field, dir) in [("root directory", &config.root), ("state directory", &config.state)] {
+        if !dir.is_absolute() {
+            return Err(Error::invalid(field, format!("{} is not absolute", dir.display())));
+        }
+    }
+    if config.state.as_os_str().len() > MAX_STATE {
+        let problem = format!("{} is longer than {MAX_STATE} bytes", config.state.display());
+        return Err(Error::invalid("state directory", problem));
+    }
+    Ok(())
+}
+
+/// Sets the network up; why it cannot be used, if it cannot. A node without it still runs
+/// sandboxes that use the node's.
+pub(crate) fn base(network: &Network) -> Option<String> {
+    let error = network.ensure_base().err()?;
+    let error = Error::NetworkBase { source: error };
+    crate::core::warn_failure("no sandbox network", &error);
+    Some(error.told())
+}
+
+fn defaults(config: &Config, hierarchy: &Hierarchy) -> Result<berth_spec::Defaults, Error> {
+    Ok(berth_spec::Defaults {
+        capabilities: berth_spec::capabilities::from_mask(bounding_set()?),
+        pids_limit: config.pids_limit,
+        swap_accounting: hierarchy.has_swap_limit(),
+        ..berth_spec::Defaults::default()
+    })
+}
+
+/// The capabilities that this process can hand on (proc_pid_status(5), `CapBnd`).
+fn bounding_set() -> Result<u64, Error> {
+    let path = "/proc/self/status";
+    let status = files::read_bounded(path.as_ref(), 64 << 10)?;
+    let status = String::from_utf8_lossy(&status);
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.ok_or_else(|| Error::io("read CapBnd of", path)(std::io::ErrorKind::InvalidData.into()))
+}

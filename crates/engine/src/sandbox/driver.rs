@@ -1,0 +1,108 @@
+//! The only writer of a sandbox.
+
+use std::sync::Arc;
+
+use berth_metadata::{SandboxPhase, SandboxRecord};
+use berth_shim_client::Shim;
+use tokio::sync::mpsc;
+use tracing::{Instrument as _, info_span};
+
+use super::{Command, Sandbox, status_of};
+use crate::Error;
+use crate::core::Core;
+
+pub(super) struct Driver {
+    pub(super) core: Arc<Core>,
+    pub(super) sandbox: Arc<Sandbox>,
+    pub(super) record: SandboxRecord,
+    commands: mpsc::Receiver<Command>,
+}
+
+/// Publishes a stored sandbox, and starts its driver.
+pub(crate) fn spawn(
+    core: &Arc<Core>,
+    sandbox: Arc<Sandbox>,
+    record: SandboxRecord,
+    commands: mpsc::Receiver<Command>,
+) {
+    let span = info_span!(parent: None, "sandbox", sandbox.id = %sandbox.id);
+    core.sandboxes.insert(sandbox.id.clone(), Arc::clone(&sandbox));
+    let driver = Driver { core: Arc::clone(core), sandbox, record, commands };
+    core.tasks.spawn(driver.run().instrument(span));
+}
+
+impl Driver {
+    async fn run(mut self) {
+        let shutdown = self.core.shutdown.clone();
+        loop {
+            let shim = self.sandbox.shim.get();
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                command = self.commands.recv() => {
+                    let Some(command) = command else { return };
+                    if self.obey(command).await {
+                        break;
+                    }
+                }
+                () = gone(shim.as_ref()) => self.lost().await,
+            }
+        }
+        // What still waits wants no more than what was done.
+        self.commands.close();
+        while let Ok(Command::Stop(reply) | Command::Remove(reply)) = self.commands.try_recv() {
+            answer(reply, Ok(()));
+        }
+    }
+
+    /// Says whether the sandbox is gone for good.
+    async fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Stop(reply) => {
+                let stopped = self.stop().instrument(info_span!("stop_sandbox")).await;
+                answer(reply, stopped);
+                false
+            }
+            Command::Remove(reply) => {
+                let removed = self.remove().instrument(info_span!("remove_sandbox")).await;
+                let gone = removed.is_ok();
+                answer(reply, removed);
+                gone
+            }
+        }
+    }
+
+    /// Decide, store, publish: what follows from the change is the caller's.
+    pub(super) async fn enter(&mut self, phase: SandboxPhase) -> Result<(), Error> {
+        if self.record.phase != phase {
+            self.change(|record| record.phase = phase).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores a changed record, then publishes it.
+    pub(super) async fn change(
+        &mut self,
+        change: impl FnOnce(&mut SandboxRecord),
+    ) -> Result<(), Error> {
+        let mut record = self.record.clone();
+        change(&mut record);
+        self.core.save_sandbox(&record).await?;
+        self.record = record;
+        let status = status_of(&self.record, Arc::clone(&self.sandbox.spec));
+        self.sandbox.status.set(Arc::new(status));
+        Ok(())
+    }
+}
+
+/// The client may have gone away.
+pub(crate) fn answer(reply: super::Reply, outcome: Result<(), Error>) {
+    let _unheard = reply.send(outcome);
+}
+
+async fn gone(shim: Option<&Shim>) {
+    match shim {
+        Some(shim) => shim.closed().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,132 @@
+//! What a sandbox will be, decided before anything is made: bad requests fail here.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use berth_metadata::{SandboxPhase, SandboxRecord};
+use berth_model::sandbox::NamespaceMode;
+use berth_model::{SandboxId, SandboxSpec};
+use berth_shim_client::SandboxOptions;
+
+use crate::config::RuntimeConfig;
+use crate::core::{Core, cgroup_path};
+use crate::files::{self, SandboxFiles};
+use crate::{Error, clock};
+
+/// What a sandbox will be.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) record: SandboxRecord,
+    pub(super) runtime: RuntimeConfig,
+    pub(super) hostname: String,
+    pub(super) dir: PathBuf,
+    /// `/etc/resolv.conf`.
+    pub(super) resolv_conf: Vec<u8>,
+    pub(super) options: SandboxOptions,
+}
+
+impl Plan {
+    pub(super) fn new(core: &Core, spec: SandboxSpec) -> Result<Self, Error> {
+        let id = SandboxId::from_random(clock::random()?);
+        let (handler, runtime) = core
+            .config
+            .runtime(&spec.runtime_handler)
+            .ok_or_else(|| Error::UnknownRuntime(spec.runtime_handler.clone()))?;
+        if !runtime.in_tree {
+            return Err(Error::Unsupported(format!("runtime handler {handler:?} (not in-tree)")));
+        }
+        check(&spec)?;
+        let hostname = hostname(&spec, &id)?;
+        let resolv_conf = match files::resolv_conf(spec.dns.as_ref())? {
+            Some(text) => text,
+            None => files::node_file("/etc/resolv.conf")?,
+        };
+        let (cgroup, owns_cgroup) = cgroup(core, &spec, &id)?;
+        let own_ipc = spec.namespaces.ipc != NamespaceMode::Node;
+        let options = SandboxOptions {
+            shm_size: if own_ipc { core.config.shm_bytes } else { 0 },
+            share_pid: spec.namespaces.pid == NamespaceMode::Pod,
+        };
+        Ok(Self {
+            runtime: runtime.clone(),
+            hostname,
+            dir: core.config.sandboxes().join(&id),
+            resolv_conf,
+            options,
+            record: SandboxRecord {
+                id,
+                runtime: handler.to_owned(),
+                spec,
+                phase: SandboxPhase::Creating,
+                created_at: clock::now(),
+                boot_id: core.boot_id.clone(),
+                cgroup,
+                owns_cgroup,
+                shim: None,
+                network: None,
+            },
+        })
+    }
+
+    /// What its containers see, once the address is known.
+    pub(super) fn files(&self, address: Option<IpAddr>) -> Result<SandboxFiles, Error> {
+        let hosts = if self.own_net() {
+            files::hosts(&self.hostname, address)
+        } else {
+            files::node_file("/etc/hosts")?
+        };
+        Ok(SandboxFiles {
+            hostname: self.hostname.clone(),
+            hosts,
+            resolv_conf: self.resolv_conf.clone(),
+        })
+    }
+
+    pub(super) fn own_net(&self) -> bool {
+        self.record.spec.namespaces.network != NamespaceMode::Node
+    }
+}
+
+fn check(spec: &SandboxSpec) -> Result<(), Error> {
+    let options = &spec.namespaces;
+    for (mode, field) in [(&options.network, "network namespace"), (&options.ipc, "ipc namespace")]
+    {
+        if !matches!(mode, NamespaceMode::Pod | NamespaceMode::Node) {
+            return Err(Error::invalid(field, "a sandbox has its own or the node's"));
+        }
+    }
+    if matches!(options.pid, NamespaceMode::Target(_)) {
+        return Err(Error::invalid("pid namespace", "a sandbox cannot use that of a container"));
+    }
+    berth_spec::sysctl::check(&spec.sysctls, options)
+        .map_err(|source| Error::Spec { name: spec.name.name.clone(), source })
+}
+
+/// The host name: with the node's network the node's, unless one was asked for.
+pub(super) fn hostname(spec: &SandboxSpec, id: &SandboxId) -> Result<String, Error> {
+    if spec.namespaces.network == NamespaceMode::Node && spec.hostname.is_empty() {
+        let name = nix::unistd::gethostname().map_err(|errno| Error::Io {
+            action: "read name of node",
+            path: PathBuf::new(),
+            source: errno.into(),
+        })?;
+        return Ok(name.to_string_lossy().into_owned());
+    }
+    files::hostname(&spec.hostname, id.as_str())
+}
+
+/// The parent of the containers' cgroups, and whether it is ours to make and remove.
+fn cgroup(core: &Core, spec: &SandboxSpec, id: &SandboxId) -> Result<(String, bool), Error> {
+    match spec.cgroup_parent.as_deref().filter(|parent| !parent.is_empty()) {
+        None => {
+            let base = cgroup_path(&core.config.cgroup_base)?;
+            let path = base.child(id.as_str()).map_err(|source| Error::Cgroup {
+                action: "name cgroup",
+                path: id.to_string(),
+                source,
+            })?;
+            Ok((path.to_string(), true))
+        }
+        Some(parent) => Ok((cgroup_path(parent)?.to_string(), false)),
+    }
+}

@@ -1,0 +1,27 @@
+//! Any state → (none).
+
+use futures_util::future::join_all;
+
+use super::driver::Driver;
+use super::teardown;
+use crate::Error;
+use crate::container::Command;
+
+impl Driver {
+    /// Stops what is not stopped, then forgets the containers and the sandbox.
+    pub(super) async fn remove(&mut self) -> Result<(), Error> {
+        self.stop().await?;
+        let containers = self.sandbox.members.made().into_iter();
+        let containers = containers.filter_map(|id| self.core.containers.get(&id));
+        let removing =
+            containers.map(|container| async move { container.ask(Command::Remove).await });
+        if let Some(failure) = join_all(removing).await.into_iter().find_map(Result::err) {
+            return Err(failure);
+        }
+        teardown::remove_dir(&self.core, self.sandbox.dir.clone()).await?;
+        self.core.forget_sandbox(&self.sandbox.id).await?;
+        self.core.sandboxes.remove(&self.sandbox.id);
+        self.core.names.release(&self.sandbox.spec.name);
+        Ok(())
+    }
+}

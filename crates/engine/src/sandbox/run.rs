@@ -1,0 +1,273 @@
+//! (none) → Creating → Ready.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_metadata::{AttachmentRecord, SandboxPhase, ShimRecord};
+use berth_model::{SandboxId, SandboxSpec};
+use berth_network::Inside;
+use berth_shim_client::{ProcessId, Shim, StartRequest, Started};
+use tracing::{Instrument as _, info_span};
+
+use super::plan::Plan;
+use super::{Sandbox, driver, teardown};
+use crate::core::{Core, cgroup_error, cgroup_path, warn_failure};
+use crate::names::Claim;
+use crate::spawner::{IPC_FD, NET_FD, Namespaces, UTS_FD, Wanted};
+use crate::undo::Undo;
+use crate::{Error, files};
+
+/// How long a shim may take until it answers.
+const SHIM_START: Duration = Duration::from_secs(30);
+
+/// Makes a sandbox, or joins the work of a request with the same name.
+pub(crate) async fn run(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
+    match core.names.claim(&spec.name) {
+        Claim::Closed => Err(Error::ShuttingDown),
+        Claim::Made(id) => reuse(core, id, &spec),
+        Claim::Joined(work) => work.outcome().await,
+        Claim::New(promise, work) => {
+            let task_core = Arc::clone(core);
+            let make = async move { promise.keep(make(&task_core, spec).await) };
+            core.tasks.spawn(make.in_current_span());
+            work.outcome().await
+        }
+    }
+}
+
+/// A client that lost our answer asks again for what it has.
+fn reuse(core: &Core, id: SandboxId, spec: &SandboxSpec) -> Result<SandboxId, Error> {
+    let same =
+        core.sandboxes.get(&id).is_some_and(|found| found.is_ready() && *found.spec == *spec);
+    if same {
+        return Ok(id);
+    }
+    let name = &spec.name;
+    let name =
+        format!("{}/{} (uid {}, attempt {})", name.namespace, name.name, name.uid, name.attempt);
+    Err(Error::SandboxNameTaken { name, id })
+}
+
+async fn make(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
+    let mut plan = core
+        .disk
+        .run({
+            let core = Arc::clone(core);
+            move || Plan::new(&core, spec)
+        })
+        .await??;
+    let id = plan.record.id.clone();
+    tracing::Span::current().record("sandbox.id", id.as_str());
+    let undo = Undo::default();
+    undo.push("forget sandbox", {
+        let (core, id) = (Arc::clone(core), id.clone());
+        async move { core.forget_sandbox(&id).await }
+    });
+    let made = async {
+        core.save_sandbox(&plan.record).instrument(info_span!("store")).await?;
+        let shim = build(core, &mut plan, &undo).await?;
+        plan.record.phase = SandboxPhase::Ready;
+        core.save_sandbox(&plan.record).instrument(info_span!("store")).await?;
+        Sandbox::new(core, &plan.record, Some(shim))
+    };
+    match made.await {
+        Ok((sandbox, commands)) => {
+            undo.disarm();
+            driver::spawn(core, sandbox, plan.record, commands);
+            Ok(id)
+        }
+        Err(error) => {
+            for (what, failure) in undo.run().await {
+                tracing::warn!(
+                    sandbox.id = %id,
+                    error = &failure as &dyn std::error::Error,
+                    "undo of {what}"
+                );
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Makes all that a sandbox is but its record; each thing's undo is pushed before it.
+async fn build(core: &Arc<Core>, plan: &mut Plan, undo: &Undo) -> Result<Shim, Error> {
+    let id = plan.record.id.clone();
+    let wanted = Wanted::new(
+        id.clone(),
+        &plan.record.spec.namespaces,
+        plan.hostname.clone(),
+        plan.record.spec.sysctls.clone(),
+    );
+    let namespaces = core.spawner.make(wanted).instrument(info_span!("namespaces"));
+    // Both are awaited to their end: nothing may still be in the making when undo runs.
+    let (namespaces, prepared) = tokio::join!(namespaces, prepare(core, plan, undo));
+    prepared?;
+    let mut namespaces = namespaces?;
+    let net = match (&namespaces.net, namespaces.inside.take()) {
+        (Some(net), Some(inside)) => {
+            let net = net.try_clone();
+            Some((net.map_err(Error::io("duplicate namespace of", plan.dir.clone()))?, inside))
+        }
+        _ => None,
+    };
+    let (attached, started) =
+        tokio::join!(connect(core, plan, net, undo), start_shim(core, plan, namespaces, undo));
+    let (network, started) = (attached?, started?);
+    plan.record.network = network;
+    plan.record.shim = Some(shim_record(&started));
+    Ok(started.shim)
+}
+
+/// Directory and cgroup.
+async fn prepare(core: &Arc<Core>, plan: &Plan, undo: &Undo) -> Result<(), Error> {
+    let dir = plan.dir.clone();
+    undo.push("remove sandbox directory", teardown::remove_dir(core, dir.clone()));
+    let owned = match plan.record.owns_cgroup {
+        true => {
+            let path = cgroup_path(&plan.record.cgroup)?;
+            undo.push("remove cgroup", teardown::remove_cgroup(core, path.clone()));
+            Some(path)
+        }
+        false => None,
+    };
+    let hierarchy = core.hierarchy.clone();
+    let work = move || {
+        files::make_dir(&dir, 0o700)?;
+        if let Some(path) = owned {
+            hierarchy.create(&path).map_err(cgroup_error("make cgroup", &path))?;
+        }
+        Ok(())
+    };
+    core.disk.run(work).instrument(info_span!("prepare")).await?
+}
+
+/// Network, and the files that tell of it.
+async fn connect(
+    core: &Arc<Core>,
+    plan: &Plan,
+    net: Option<(OwnedFd, Inside)>,
+    undo: &Undo,
+) -> Result<Option<AttachmentRecord>, Error> {
+    let attached = match net {
+        Some((net, inside)) => {
+            Some(attach(core, plan, net, inside, undo).instrument(info_span!("network")).await?)
+        }
+        None => None,
+    };
+    let address = attached.as_ref().map(|attached| attached.address.into());
+    let plan = plan.clone();
+    core.disk.run(move || plan.files(address)?.write(&plan.dir)).await??;
+    Ok(attached)
+}
+
+async fn attach(
+    core: &Arc<Core>,
+    plan: &Plan,
+    net: OwnedFd,
+    inside: Inside,
+    undo: &Undo,
+) -> Result<AttachmentRecord, Error> {
+    if let Some(fault) = core.network_fault.get() {
+        return Err(Error::NetworkDown(fault));
+    }
+    let id = plan.record.id.clone();
+    let network = Arc::clone(&core.network);
+    let ports: Vec<_> =
+        plan.record.spec.port_mappings.iter().filter(|port| port.host_port != 0).cloned().collect();
+    let attached = core.links.run({
+        let id = id.clone();
+        move || network.attach_prepared(&id, net.as_fd(), inside, &ports)
+    });
+    let attached = attached.await?.map_err(|source| Error::Network {
+        action: "attach network",
+        sandbox: id.clone(),
+        source,
+    })?;
+    let record = AttachmentRecord {
+        address: attached.address,
+        prefix: attached.prefix,
+        gateway: attached.gateway,
+        mac: attached.mac.to_string(),
+        host_interface: attached.host_interface,
+        host_index: attached.host_index,
+        ports: attached.ports,
+    };
+    // A failed attach leaves nothing, so its undo comes after it.
+    undo.push("detach network", teardown::detach(core, id, record.clone()));
+    Ok(record)
+}
+
+/// Starts the shim with the namespaces, and has it make what containers share.
+async fn start_shim(
+    core: &Arc<Core>,
+    plan: &Plan,
+    namespaces: Namespaces,
+    undo: &Undo,
+) -> Result<Started, Error> {
+    let id = &plan.record.id;
+    let failed = |action| {
+        let id = id.to_string();
+        move |source| Error::Shim { action, id, source }
+    };
+    undo.push("end shim", teardown::end_shim(core, id.clone(), None));
+    let runtime = core.runtime(&plan.runtime);
+    let request = request(core, plan, namespaces)?;
+    let started = berth_shim_client::start(&runtime, request)
+        .instrument(info_span!("shim_start"))
+        .await
+        .map_err(failed("start shim of sandbox"))?;
+    let sandbox = async {
+        started.shim.sandbox_create(id, &plan.dir, plan.options).await?;
+        started.shim.sandbox_start(id).await
+    };
+    sandbox
+        .instrument(info_span!("shim_sandbox"))
+        .await
+        .map_err(failed("set up shim of sandbox"))?;
+    Ok(started)
+}
+
+fn request(core: &Core, plan: &Plan, namespaces: Namespaces) -> Result<StartRequest, Error> {
+    let mut fds = Vec::new();
+    let mut names = Vec::new();
+    for (fd, name, number) in [
+        (namespaces.net, "net", NET_FD),
+        (namespaces.ipc, "ipc", IPC_FD),
+        (namespaces.uts, "uts", UTS_FD),
+    ] {
+        if let Some(fd) = fd {
+            fds.push((fd, number));
+            names.push(format!("{name}={number}"));
+        }
+    }
+    Ok(StartRequest {
+        id: plan.record.id.to_string(),
+        bundle: plan.dir.clone(),
+        events: core.config.events_address.clone().into(),
+        socket: Some(core.config.socket(&plan.record.id)),
+        fds,
+        cgroup: core.shim_cgroup()?,
+        env: vec![("BERTH_NAMESPACES".into(), names.join(",").into())],
+        log: Some(plan.dir.join("shim.log")),
+        debug: false,
+        deadline: SHIM_START,
+    })
+}
+
+/// How to find the shim again; a pid that cannot be named is left out.
+pub(super) fn shim_record(started: &Started) -> ShimRecord {
+    let process = started.shim.peer().unwrap_or(ProcessId { pid: 0, started: 0 });
+    if process.pid == 0 {
+        warn_failure("name shim process", &Error::TaskDied("the shim"));
+    }
+    ShimRecord {
+        address: started.bootstrap.address.clone(),
+        version: match started.bootstrap.version {
+            berth_shim_client::ApiVersion::V2 => 2,
+            berth_shim_client::ApiVersion::V3 => 3,
+        },
+        pid: process.pid,
+        started_ticks: process.started,
+    }
+}

@@ -1,0 +1,78 @@
+//! Ready → NotReady.
+
+use berth_metadata::SandboxPhase;
+use futures_util::future::join_all;
+use tracing::{Instrument as _, info_span};
+
+use super::driver::Driver;
+use super::teardown;
+use crate::Error;
+use crate::container::Command;
+
+impl Driver {
+    /// Kills the containers and lets go of shim, namespaces, network and cgroup. Every
+    /// step is tried; the first failure is returned, and another stop tries again.
+    pub(super) async fn stop(&mut self) -> Result<(), Error> {
+        // A container in the making would be missed below.
+        self.sandbox.members.close().await;
+        self.enter(SandboxPhase::NotReady).await?;
+        let mut failures = self.halt_containers().instrument(info_span!("containers")).await;
+
+        // Their processes are dead, or no one will get them dead: the shim goes, and with
+        // it the last descriptors of the namespaces.
+        let (ended, detached) = tokio::join!(
+            self.end_shim().instrument(info_span!("shim")),
+            self.detach().instrument(info_span!("network")),
+        );
+        let let_go = (ended.is_ok(), detached.is_ok());
+        failures.extend([ended, detached].into_iter().filter_map(Result::err));
+        if self.record.owns_cgroup {
+            let removed = teardown::remove_cgroup(&self.core, self.sandbox.cgroup.clone()).await;
+            failures.extend(removed.err());
+        }
+        self.forget_parts(let_go).await?;
+        failures.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    async fn halt_containers(&self) -> Vec<Error> {
+        let containers = self.sandbox.members.made().into_iter();
+        let containers = containers.filter_map(|id| self.core.containers.get(&id));
+        let halting = containers.map(|container| async move { container.ask(Command::Halt).await });
+        join_all(halting).await.into_iter().filter_map(Result::err).collect()
+    }
+
+    async fn end_shim(&self) -> Result<(), Error> {
+        if self.record.shim.is_none() {
+            return Ok(());
+        }
+        // Nobody may dial it any more; its end is not a loss.
+        self.sandbox.shim.set(None);
+        teardown::end_shim(&self.core, self.sandbox.id.clone(), self.record.shim.clone()).await
+    }
+
+    async fn detach(&self) -> Result<(), Error> {
+        match &self.record.network {
+            Some(network) => {
+                teardown::detach(&self.core, self.sandbox.id.clone(), network.clone()).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn forget_parts(&mut self, (shim, network): (bool, bool)) -> Result<(), Error> {
+        let changes =
+            (shim && self.record.shim.is_some()) || (network && self.record.network.is_some());
+        if !changes {
+            return Ok(());
+        }
+        self.change(|record| {
+            if shim {
+                record.shim = None;
+            }
+            if network {
+                record.network = None;
+            }
+        })
+        .await
+    }
+}

@@ -1,0 +1,177 @@
+//! How each thing a sandbox is made of goes away. Every function succeeds when the thing
+//! is not there, and may be repeated.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use berth_cgroup::CgroupPath;
+use berth_metadata::{AttachmentRecord, SandboxRecord, ShimRecord};
+use berth_model::SandboxId;
+use berth_network::Attachment;
+use berth_shim_client::{ApiVersion, Bootstrap, ProcessId, Shim};
+use nix::sys::signal::Signal;
+
+use crate::core::{Core, cgroup_error, cgroup_path, warn_failure};
+use crate::{Error, files};
+
+/// How long a shim may take to accept a connection when it is to end.
+const CONNECT: Duration = Duration::from_secs(2);
+/// How long a shim may take to end by itself before it is killed.
+const END: Duration = Duration::from_secs(5);
+/// How long processes may take to leave a cgroup after they were killed.
+const LEAVE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Removes a directory of ours and all in it.
+pub(crate) fn remove_dir(
+    core: &Arc<Core>,
+    dir: PathBuf,
+) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+    let disk = core.disk.clone();
+    async move { disk.run(move || files::remove_dir(&dir)).await? }
+}
+
+/// Kills what is in the cgroup and removes it with all below it.
+pub(crate) fn remove_cgroup(
+    core: &Arc<Core>,
+    path: CgroupPath,
+) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+    let core = Arc::clone(core);
+    async move {
+        let disk = core.disk.clone();
+        disk.run(move || clear_cgroup(&core, &path)).await?
+    }
+}
+
+/// As [`remove_cgroup`]; blocks until the cgroup is gone, at most [`LEAVE`].
+pub(crate) fn clear_cgroup(core: &Core, path: &CgroupPath) -> Result<(), Error> {
+    let until = Instant::now() + LEAVE;
+    loop {
+        let Some(cgroup) = core.cgroup(path)? else { return Ok(()) };
+        match cgroup.remove() {
+            Ok(()) => return Ok(()),
+            Err(berth_cgroup::Error::Busy { .. }) if Instant::now() < until => {}
+            Err(source) => return Err(cgroup_error("remove cgroup", path)(source)),
+        }
+        cgroup.kill_all().map_err(cgroup_error("kill processes of cgroup", path))?;
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Takes the sandbox off the network; its address is free once its link is gone.
+pub(crate) fn detach(
+    core: &Arc<Core>,
+    id: SandboxId,
+    record: AttachmentRecord,
+) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+    let core = Arc::clone(core);
+    async move {
+        let network = Arc::clone(&core.network);
+        let sandbox = id.clone();
+        let detached = core.links.run(move || network.detach(&id, &attachment(&record)));
+        detached.await?.map_err(|source| Error::Network {
+            action: "detach network",
+            sandbox,
+            source,
+        })
+    }
+}
+
+fn attachment(record: &AttachmentRecord) -> Attachment {
+    Attachment {
+        address: record.address,
+        prefix: record.prefix,
+        gateway: record.gateway,
+        mac: record.mac.parse().unwrap_or(berth_network::MacAddr::of(record.address)),
+        host_interface: record.host_interface.clone(),
+        host_index: record.host_index,
+        ports: record.ports.clone(),
+    }
+}
+
+/// Asks the shim to end, and kills it if it does not. Without a record it is looked for
+/// where it was told to listen.
+pub(crate) fn end_shim(
+    core: &Arc<Core>,
+    id: SandboxId,
+    record: Option<ShimRecord>,
+) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+    let core = Arc::clone(core);
+    async move {
+        let socket = core.config.socket(&id);
+        let bootstrap = match &record {
+            Some(record) => bootstrap(record),
+            None => Bootstrap {
+                version: ApiVersion::V3,
+                address: format!("unix://{}", socket.display()),
+            },
+        };
+        let mut process = record.as_ref().and_then(process);
+        if let Ok(shim) = Shim::connect(&bootstrap, CONNECT, false).await {
+            process = process.or_else(|| shim.peer());
+            // Whatever it answers, its process is looked at below.
+            if let Err(source) = shim.sandbox_shutdown(&id).await {
+                let error = Error::Shim { action: "shut down shim of", id: id.to_string(), source };
+                tracing::debug!(error = &error as &dyn std::error::Error, "shut down shim");
+            }
+        }
+        if let Some(process) = process {
+            kill_leftover(process, &id).await?;
+        }
+        match std::fs::remove_file(&socket) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::Io { action: "remove socket", path: socket, source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Waits for a shim that said it would end; kills it when it does not.
+async fn kill_leftover(process: ProcessId, id: &SandboxId) -> Result<(), Error> {
+    let failed = |source| Error::Shim { action: "kill shim of", id: id.to_string(), source };
+    let until = tokio::time::Instant::now() + END;
+    let mut killed = false;
+    while process.exists() {
+        if tokio::time::Instant::now() >= until {
+            if killed {
+                return Err(Error::Deadline { what: format!("end of shim {id}"), limit: END });
+            }
+            process.kill(Signal::SIGKILL).map_err(failed)?;
+            killed = true;
+        }
+        tokio::time::sleep(PAUSE).await;
+        if killed && tokio::time::Instant::now() >= until + END {
+            return Err(Error::Deadline { what: format!("end of shim {id}"), limit: END });
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn bootstrap(record: &ShimRecord) -> Bootstrap {
+    let version = if record.version >= 3 { ApiVersion::V3 } else { ApiVersion::V2 };
+    Bootstrap { version, address: record.address.clone() }
+}
+
+pub(crate) fn process(record: &ShimRecord) -> Option<ProcessId> {
+    (record.pid != 0).then_some(ProcessId { pid: record.pid, started: record.started_ticks })
+}
+
+/// Takes back what a daemon that died was making. Its network is swept with all others
+/// that no record names.
+pub(crate) async fn undo_interrupted(core: &Arc<Core>, record: &SandboxRecord) {
+    let id = &record.id;
+    let shim = end_shim(core, id.clone(), record.shim.clone()).await;
+    let cgroup = match cgroup_path(&record.cgroup) {
+        Ok(path) if record.owns_cgroup => remove_cgroup(core, path).await,
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    };
+    let dir = remove_dir(core, core.config.sandboxes().join(id)).await;
+    let forgotten = core.forget_sandbox(id).await;
+    for failure in [shim, cgroup, dir, forgotten].into_iter().filter_map(Result::err) {
+        warn_failure("undo of an interrupted sandbox", &failure);
+    }
+}
