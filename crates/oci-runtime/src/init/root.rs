@@ -1,0 +1,241 @@
+//! Paths inside a container's root: every one goes through here (invariant I1).
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::io::Errno;
+
+use crate::error::{AnyErrno, Error};
+
+/// How often a lookup is repeated that a concurrent rename or mount has disturbed.
+const ATTEMPTS: usize = 128;
+
+/// What symbolic links on the way do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Links {
+    /// They are followed, and lead nowhere but inside the root.
+    Inside,
+    /// The path is refused if there is one.
+    Refused,
+}
+
+/// A container's root directory, seen from outside or inside.
+#[derive(Debug)]
+pub(crate) struct Root<'a> {
+    directory: Directory<'a>,
+}
+
+#[derive(Debug)]
+enum Directory<'a> {
+    Borrowed(BorrowedFd<'a>),
+    Owned(OwnedFd),
+}
+
+impl<'a> Root<'a> {
+    /// The root directory `directory`.
+    pub(crate) fn new(directory: BorrowedFd<'a>) -> Self {
+        Self { directory: Directory::Borrowed(directory) }
+    }
+
+    /// The root directory of this process.
+    pub(crate) fn own() -> Result<Self, Error> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(c"/", flags, Mode::empty())
+            .map_err(Error::setup("open the root directory"))?;
+        Ok(Self { directory: Directory::Owned(directory) })
+    }
+
+    /// Opens an existing file.
+    pub(crate) fn open(&self, path: &Path, flags: OFlags, links: Links) -> Result<OwnedFd, Errno> {
+        let mut resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        if links == Links::Refused {
+            resolve |= ResolveFlags::NO_SYMLINKS;
+        }
+        let mut left = ATTEMPTS;
+        loop {
+            match openat2(self.fd(), path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+                Err(Errno::AGAIN | Errno::INTR) if left > 0 => left -= 1,
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Opens the directory `path` (`O_PATH`), making it and its parents, mode 0755, where
+    /// they are missing.
+    pub(crate) fn ensure_directory(&self, path: &Path, links: Links) -> Result<OwnedFd, Error> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let mut missing: Vec<&OsStr> = Vec::new();
+        let mut existing = path;
+        let mut directory = loop {
+            match (self.open(existing, flags, links), existing.parent(), existing.file_name()) {
+                (Ok(directory), ..) => break directory,
+                (Err(Errno::NOENT), Some(parent), Some(name)) => {
+                    missing.push(name);
+                    existing = parent;
+                }
+                (Err(errno), ..) => return Err(refused(path, "open the directory", errno)),
+            }
+        };
+        for name in missing.into_iter().rev() {
+            directory = make_directory(directory.as_fd(), name)
+                .map_err(|errno| refused(path, "make the directory", errno))?;
+        }
+        Ok(directory)
+    }
+
+    /// Opens the file `path` (`O_PATH`), making it, empty and mode 0644, where it is missing.
+    pub(crate) fn ensure_file(&self, path: &Path, links: Links) -> Result<OwnedFd, Error> {
+        match self.open(path, OFlags::PATH, links) {
+            Ok(file) => return Ok(file),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(refused(path, "open the file", errno)),
+        }
+        let (parent, name) = self.ensure_parent(path, links)?;
+        let flags =
+            OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        match openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
+            Ok(file) => Ok(file),
+            // Made in this moment by somebody else, or a link to nowhere, which is refused.
+            Err(Errno::EXIST) => open_child(parent.as_fd(), name, OFlags::PATH)
+                .map_err(|errno| refused(path, "open the file", errno)),
+            Err(errno) => Err(refused(path, "make the file", errno)),
+        }
+    }
+
+    /// The directory that has, or is to have, `path`, and the name there.
+    pub(crate) fn ensure_parent<'p>(
+        &self,
+        path: &'p Path,
+        links: Links,
+    ) -> Result<(OwnedFd, &'p OsStr), Error> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(refused(path, "find its directory", Errno::INVAL));
+        };
+        Ok((self.ensure_directory(parent, links)?, name))
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.directory {
+            Directory::Borrowed(fd) => *fd,
+            Directory::Owned(fd) => fd.as_fd(),
+        }
+    }
+}
+
+fn make_directory(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
+    match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    open_child(parent, name, OFlags::PATH | OFlags::DIRECTORY)
+}
+
+/// Opens a direct child that is no symbolic link.
+pub(crate) fn open_child(
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    openat2(parent, name, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// The error for a path of the container.
+pub(crate) fn refused(path: &Path, step: &'static str, errno: Errno) -> Error {
+    Error::Path {
+        path: PathBuf::from(path),
+        step: if errno == Errno::LOOP { "a symbolic link is in the way" } else { step }.into(),
+        source: AnyErrno::from(errno).0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::fstat;
+
+    use super::*;
+
+    /// A root directory beside a file that must never be reached.
+    fn with_root(test: impl FnOnce(&Root<'_>, &Path)) {
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("canary"), "alive").unwrap();
+        let inside = outside.path().join("root");
+        std::fs::create_dir(&inside).unwrap();
+        let directory = std::fs::File::open(&inside).unwrap();
+        test(&Root::new(directory.as_fd()), &inside);
+        let canary = std::fs::read_to_string(outside.path().join("canary")).unwrap();
+        assert_eq!(canary, "alive");
+        let mut left: Vec<_> =
+            std::fs::read_dir(outside.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["canary", "root"], "something was made outside");
+    }
+
+    #[test]
+    fn a_link_out_of_the_root_stays_inside() {
+        with_root(|root, inside| {
+            symlink("../..", inside.join("up")).unwrap();
+            symlink(inside.parent().unwrap(), inside.join("absolute")).unwrap();
+            assert_eq!(
+                root.open(Path::new("/up/canary"), OFlags::PATH, Links::Inside).err(),
+                Some(Errno::NOENT)
+            );
+            assert_eq!(
+                root.open(Path::new("/absolute/canary"), OFlags::PATH, Links::Inside).err(),
+                Some(Errno::NOENT)
+            );
+            root.ensure_directory(Path::new("/up/made/here"), Links::Inside).unwrap();
+            assert!(inside.join("made/here").is_dir());
+        });
+    }
+
+    #[test]
+    fn r12_a_missing_path_is_made_without_following_a_dangling_link() {
+        with_root(|root, inside| {
+            symlink("../new", inside.join("dangling")).unwrap();
+            assert!(root.ensure_directory(Path::new("/dangling"), Links::Inside).is_err());
+            assert!(root.ensure_file(Path::new("/dangling"), Links::Inside).is_err());
+            assert!(!inside.join("new").exists());
+        });
+    }
+
+    #[test]
+    fn r9_links_can_be_refused_altogether() {
+        with_root(|root, inside| {
+            std::fs::create_dir(inside.join("real")).unwrap();
+            for target in ["real", "/real", "loop", "../../dev"] {
+                let link = inside.join("loop");
+                symlink(target, &link).unwrap();
+                let answer = root.ensure_directory(Path::new("/loop"), Links::Refused);
+                assert!(
+                    matches!(answer, Err(Error::Path { source: nix::errno::Errno::ELOOP, .. })),
+                    "{target}: {answer:?}"
+                );
+                std::fs::remove_file(link).unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn r3_magic_links_are_not_followed() {
+        let root = Root::own().unwrap();
+        for path in ["/proc/self/root/etc", "/proc/self/fd/0", "/proc/self/cwd"] {
+            let answer = root.open(Path::new(path), OFlags::PATH, Links::Inside);
+            assert_eq!(answer.err(), Some(Errno::LOOP), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_made_with_its_parents() {
+        with_root(|root, inside| {
+            let file = root.ensure_file(Path::new("/a/b/c"), Links::Inside).unwrap();
+            let again = root.ensure_file(Path::new("/a/b/c"), Links::Refused).unwrap();
+            assert_eq!(fstat(&file).unwrap().st_ino, fstat(&again).unwrap().st_ino);
+            assert!(inside.join("a/b/c").is_file());
+        });
+    }
+}

@@ -1,0 +1,181 @@
+//! The mounts of a spec, in order.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Mount;
+
+use super::clean_absolute;
+use super::mount_options::MountOptions;
+use crate::error::Error;
+
+/// One mount in the container.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct MountPlan {
+    /// Where, in the container; clean, never `/`.
+    pub(crate) destination: PathBuf,
+    pub(crate) what: MountWhat,
+    pub(crate) options: MountOptions,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum MountWhat {
+    /// A directory or file of the host; a relative source is in the bundle.
+    Bind {
+        /// On the host.
+        source: PathBuf,
+        /// Whether the mounts below it come along.
+        recursive: bool,
+    },
+    /// The `/dev/shm` of the sandbox.
+    SharedShm,
+    /// The cgroup file systems of the host, whatever their version.
+    Cgroup,
+    /// A new instance of a file system.
+    Filesystem {
+        /// As in `/proc/filesystems`.
+        fs_type: String,
+        /// What the type wants as a source, often meaningless.
+        source: String,
+    },
+    /// Nothing: the mount that is there gets other attributes.
+    Remount,
+}
+
+impl MountPlan {
+    /// For messages.
+    pub(crate) fn type_name(&self) -> &str {
+        match &self.what {
+            MountWhat::Bind { .. } => "bind",
+            MountWhat::SharedShm => "berth-shared",
+            MountWhat::Cgroup => "cgroup",
+            MountWhat::Filesystem { fs_type, .. } => fs_type,
+            MountWhat::Remount => "remount",
+        }
+    }
+
+    /// Whether no part of the destination may be a symbolic link: in the file systems of the
+    /// kernel a link is an attack, or soon will be (CVE-2019-19921, CVE-2026-41579).
+    pub(crate) fn strict(&self) -> bool {
+        let kernels = ["/proc", "/sys", "/dev"];
+        kernels.iter().any(|top| self.destination.starts_with(top))
+            || matches!(&self.what, MountWhat::Filesystem { fs_type, .. }
+                if fs_type == "proc" || fs_type == "sysfs")
+    }
+}
+
+/// Reads `mounts`.
+pub(super) fn plan(mounts: &[Mount]) -> Result<Vec<MountPlan>, Error> {
+    mounts.iter().map(one).collect()
+}
+
+/// Whether `/dev` is to be filled: not when a directory of the host is bound there.
+pub(super) fn dev_is_ours(mounts: &[MountPlan]) -> bool {
+    !mounts.iter().any(|mount| {
+        mount.destination == Path::new("/dev") && matches!(mount.what, MountWhat::Bind { .. })
+    })
+}
+
+fn one(mount: &Mount) -> Result<MountPlan, Error> {
+    const FIELD: &str = "mounts";
+    // OCI 1.0 allows a relative destination and reads it as one from the root.
+    let destination = clean_absolute(&Path::new("/").join(mount.destination()))
+        .filter(|path| path.as_path() != Path::new("/"))
+        .ok_or_else(|| {
+            Error::invalid(FIELD, format!("destination {}", mount.destination().display()))
+        })?;
+    let at = |reason: &str| format!("{}: {reason}", destination.display());
+    let mapped = |map: &Option<Vec<_>>| map.as_ref().is_some_and(|map| !map.is_empty());
+    if mapped(mount.uid_mappings()) || mapped(mount.gid_mappings()) {
+        return Err(Error::unsupported(FIELD, at("an idmapped mount")));
+    }
+    let options = MountOptions::parse(mount.options().as_deref().unwrap_or_default());
+    if let Some((name, _)) = options.data.iter().find(|(name, _)| {
+        matches!(name.as_str(), "idmap" | "ridmap" | "tmpcopyup" | "copy" | "loop")
+    }) {
+        return Err(Error::unsupported(FIELD, at(&format!("option {name}"))));
+    }
+    let fs_type = mount.typ().as_deref().unwrap_or_default();
+    let source = mount.source().clone().unwrap_or_default();
+    let what = match fs_type {
+        _ if options.remount => MountWhat::Remount,
+        "berth-shared" if source == Path::new("shm") => MountWhat::SharedShm,
+        "berth-shared" => {
+            return Err(Error::invalid(FIELD, at("nothing is shared by that name")));
+        }
+        "bind" | "rbind" | "none" | "" if options.bind.is_some() || fs_type.ends_with("bind") => {
+            let recursive = fs_type == "rbind" || options.bind == Some(true);
+            MountWhat::Bind { source, recursive }
+        }
+        _ if options.bind.is_some() => {
+            MountWhat::Bind { source, recursive: options.bind == Some(true) }
+        }
+        "none" | "" => return Err(Error::invalid(FIELD, at("neither a type nor a bind mount"))),
+        "cgroup" | "cgroup2" => MountWhat::Cgroup,
+        _ => MountWhat::Filesystem {
+            fs_type: fs_type.to_owned(),
+            source: source
+                .into_os_string()
+                .into_string()
+                .map_err(|_| Error::invalid(FIELD, at("source is not UTF-8")))?,
+        },
+    };
+    let bound = matches!(what, MountWhat::Bind { .. } | MountWhat::SharedShm | MountWhat::Remount);
+    if bound && let Some((name, _)) = options.data.first() {
+        return Err(Error::invalid(FIELD, at(&format!("option {name} means nothing to a bind"))));
+    }
+    if let MountWhat::Bind { source, .. } = &what
+        && source.as_os_str().is_empty()
+    {
+        return Err(Error::invalid(FIELD, at("a bind mount needs a source")));
+    }
+    Ok(MountPlan { destination, what, options })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<MountPlan, Error> {
+        one(&serde_json::from_str(json).unwrap())
+    }
+
+    #[test]
+    fn the_type_or_an_option_makes_a_bind() {
+        for json in [
+            r#"{"destination":"/a","type":"bind","source":"/s","options":["rbind"]}"#,
+            r#"{"destination":"/a","type":"none","source":"/s","options":["rbind"]}"#,
+            r#"{"destination":"a","source":"/s","options":["rbind"]}"#,
+            r#"{"destination":"/b/../a","type":"ext4","source":"/s","options":["rbind"]}"#,
+        ] {
+            let mount = read(json).unwrap();
+            let source = PathBuf::from("/s");
+            assert_eq!(mount.what, MountWhat::Bind { source, recursive: true }, "{json}");
+            assert_eq!(mount.destination, Path::new("/a"));
+        }
+    }
+
+    #[test]
+    fn a_mount_that_makes_no_sense_is_refused() {
+        for json in [
+            r#"{"destination":"/","type":"tmpfs"}"#,
+            r#"{"destination":"/a/..","type":"tmpfs"}"#,
+            r#"{"destination":"/a","type":"none","source":"/s"}"#,
+            r#"{"destination":"/a","type":"bind"}"#,
+            r#"{"destination":"/a","type":"bind","source":"/s","options":["size=1"]}"#,
+            r#"{"destination":"/a","type":"berth-shared","source":"other"}"#,
+        ] {
+            assert!(matches!(read(json), Err(Error::InvalidSpec { .. })), "{json}");
+        }
+    }
+
+    #[test]
+    fn links_are_not_followed_in_the_kernels_file_systems() {
+        let strict = |at: &str| {
+            let json = format!("{{\"destination\":\"{at}\",\"type\":\"bind\",\"source\":\"/s\"}}");
+            read(&json).unwrap().strict()
+        };
+        assert!(strict("/proc") && strict("/dev/shm") && strict("/sys/fs/cgroup"));
+        assert!(!strict("/etc/hosts") && !strict("/development"));
+    }
+}

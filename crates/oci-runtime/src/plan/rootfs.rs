@@ -1,0 +1,72 @@
+//! Where the root file system comes from.
+
+use std::path::PathBuf;
+
+use berth_model::mount::Mount;
+use oci_spec::runtime::{Linux, Spec};
+use rustix::mount::MountPropagationFlags;
+
+use super::mount_options::MountOptions;
+use crate::error::Error;
+
+/// The root file system of a container.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct RootfsPlan {
+    /// `root.path`, from the bundle: where it is, or where it is mounted.
+    pub(crate) path: PathBuf,
+    /// What is mounted there, one over the other; empty if it is there already.
+    pub(crate) mounts: Vec<RootMount>,
+    pub(crate) readonly: bool,
+    /// `MS_*` for the container's root mount after all is mounted.
+    pub(crate) propagation: u64,
+}
+
+/// One mount of the root file system.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct RootMount {
+    /// `bind`, or a file system type.
+    pub(crate) fs_type: String,
+    pub(crate) source: String,
+    pub(crate) options: MountOptions,
+}
+
+impl RootfsPlan {
+    pub(super) fn new(spec: &Spec, linux: &Linux, mounts: &[Mount]) -> Result<Self, Error> {
+        let root = spec.root().as_ref().ok_or_else(|| Error::invalid("root", "is missing"))?;
+        if root.path().as_os_str().is_empty() {
+            return Err(Error::invalid("root.path", "is empty"));
+        }
+        Ok(Self {
+            path: root.path().clone(),
+            mounts: mounts.iter().map(mount).collect::<Result<_, _>>()?,
+            readonly: root.readonly() == Some(true),
+            propagation: propagation(linux.rootfs_propagation().as_deref().unwrap_or_default())?,
+        })
+    }
+}
+
+fn mount(mount: &Mount) -> Result<RootMount, Error> {
+    const FIELD: &str = "rootfs";
+    let options = MountOptions::parse(&mount.options);
+    if options.data.iter().any(|(name, _)| name == "loop") {
+        return Err(Error::unsupported(FIELD, "loop devices"));
+    }
+    let fs_type = if options.bind.is_some() { "bind" } else { mount.fs_type.as_str() };
+    if fs_type.is_empty() || mount.source.contains('\0') {
+        return Err(Error::invalid(FIELD, "a mount without a type"));
+    }
+    Ok(RootMount { fs_type: fs_type.to_owned(), source: mount.source.clone(), options })
+}
+
+fn propagation(name: &str) -> Result<u64, Error> {
+    let flag = match name {
+        "" | "private" | "rprivate" => MountPropagationFlags::PRIVATE,
+        "slave" | "rslave" => MountPropagationFlags::DOWNSTREAM,
+        "shared" | "rshared" => MountPropagationFlags::SHARED,
+        "unbindable" | "runbindable" => MountPropagationFlags::UNBINDABLE,
+        other => {
+            return Err(Error::invalid("linux.rootfsPropagation", format!("{other:?}")));
+        }
+    };
+    Ok(u64::from(flag.bits()))
+}

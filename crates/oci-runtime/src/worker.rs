@@ -1,0 +1,199 @@
+//! The worker: what has to be done outside the container, then the clone of its process.
+//!
+//! It inherits the caller's descriptors and keeps none; the process it clones closes all but
+//! those handed to it here. It ends as soon as the process exists.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use berth_cgroup::{Cgroup, JoinHandles};
+use berth_sys::process::{ForkOptions, fork};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::OpenTreeFlags;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+
+use crate::error::{AnyErrno, Error};
+use crate::init::{self, Inherited};
+use crate::plan::{ContainerPlan, MountWhat, Namespace, ProcessPlan};
+use crate::request::Stdio;
+use crate::shared::SharedMounts;
+use crate::wire;
+
+/// What [`create`] works on beside its plan.
+#[derive(Debug)]
+pub(crate) struct Surroundings<'a> {
+    pub(crate) bundle: &'a Path,
+    pub(crate) shared: &'a SharedMounts,
+    pub(crate) cgroups: &'a berth_cgroup::Hierarchy,
+    pub(crate) stdio: &'a Stdio,
+    pub(crate) socket: BorrowedFd<'a>,
+}
+
+/// Runs the worker of a new container; the code is the process's exit code.
+pub(crate) fn create(plan: &ContainerPlan, around: &Surroundings<'_>) -> u8 {
+    finish(around.socket, make_container(plan, around))
+}
+
+/// Runs the worker of a further process.
+pub(crate) fn exec(
+    plan: &ProcessPlan,
+    init: BorrowedFd<'_>,
+    cgroup: Option<&Cgroup>,
+    stdio: &Stdio,
+    socket: BorrowedFd<'_>,
+) -> u8 {
+    finish(socket, make_process(plan, init, cgroup, stdio, socket))
+}
+
+fn finish(socket: BorrowedFd<'_>, outcome: Result<(), Error>) -> u8 {
+    match outcome {
+        Ok(()) => 0,
+        Err(error) => {
+            wire::send_failure(socket, &error);
+            1
+        }
+    }
+}
+
+fn make_container(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<(), Error> {
+    hide()?;
+    let handles = make_cgroup(plan, around)?;
+    let sources = open_sources(plan, around)?;
+    let cgroup_namespace = join_namespaces(&plan.namespaces.join)?;
+    let inherited = Inherited {
+        socket: around.socket,
+        stdio: around.stdio,
+        cgroup: Some(&handles),
+        sources: &sources,
+        bundle: around.bundle,
+        cgroup_namespace: cgroup_namespace.as_ref().map(AsFd::as_fd),
+    };
+    // The cgroup namespace's root is the cgroup it is made in: init makes it after joining.
+    let options = ForkOptions {
+        namespaces: Some(plan.namespaces.new - CloneFlags::CLONE_NEWCGROUP),
+        sibling: true,
+        cgroup: handles.unified(),
+    };
+    fork(&options, |child| init::container(child, plan, &inherited))
+        .map(drop)
+        .map_err(Error::fork("the container's init"))
+}
+
+fn make_process(
+    plan: &ProcessPlan,
+    init: BorrowedFd<'_>,
+    cgroup: Option<&Cgroup>,
+    stdio: &Stdio,
+    socket: BorrowedFd<'_>,
+) -> Result<(), Error> {
+    hide()?;
+    let handles = match cgroup {
+        Some(cgroup) => Some(cgroup.join_handles().map_err(cgroup_error(cgroup.path()))?),
+        None => None,
+    };
+    // Only the children of a process enter the pid namespace it joins.
+    setns(init, CloneFlags::CLONE_NEWPID)
+        .map_err(Error::setup("join the container's pid namespace"))?;
+    let inherited = Inherited {
+        socket,
+        stdio,
+        cgroup: handles.as_ref(),
+        sources: &[],
+        bundle: Path::new("/"),
+        cgroup_namespace: None,
+    };
+    let options = ForkOptions {
+        namespaces: None,
+        sibling: true,
+        cgroup: handles.as_ref().and_then(JoinHandles::unified),
+    };
+    fork(&options, |child| init::process(child, plan, init, &inherited))
+        .map(drop)
+        .map_err(Error::fork("the process"))
+}
+
+/// Makes this process, and what is cloned from it, invisible to ptrace and `/proc/PID`
+/// readers without `CAP_SYS_PTRACE` on the host; `execve` lifts it (CVE-2016-9962).
+fn hide() -> Result<(), Error> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(Error::setup("make the worker not dumpable"))
+}
+
+fn cgroup_error(path: &berth_cgroup::CgroupPath) -> impl FnOnce(berth_cgroup::Error) -> Error {
+    move |error| Error::Cgroup {
+        path: path.to_string(),
+        source: crate::plan::reported(error.kind(), &error),
+    }
+}
+
+fn make_cgroup(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<JoinHandles, Error> {
+    let cgroup = around.cgroups.create(&plan.cgroup).map_err(cgroup_error(&plan.cgroup))?;
+    cgroup.apply(&plan.limits).map_err(cgroup_error(&plan.cgroup))?;
+    cgroup.join_handles().map_err(cgroup_error(&plan.cgroup))
+}
+
+/// Clones what bind mounts mount, one entry per mount of the plan. Done here, where the host's
+/// mounts are not copies: propagation to and from the host then works.
+fn open_sources(
+    plan: &ContainerPlan,
+    around: &Surroundings<'_>,
+) -> Result<Vec<Option<OwnedFd>>, Error> {
+    let mut sources = Vec::with_capacity(plan.mounts.len());
+    for mount in &plan.mounts {
+        sources.push(match &mount.what {
+            MountWhat::Bind { source, recursive } => {
+                Some(clone_source(&around.bundle.join(source), *recursive)?)
+            }
+            MountWhat::SharedShm => {
+                let home = rustix::fs::open(
+                    c"/proc/self/ns/mnt",
+                    OFlags::RDONLY | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )
+                .map_err(Error::setup("open the host's mount namespace"))?;
+                Some(around.shared.clone_shm(home.as_fd())?)
+            }
+            _ => None,
+        });
+    }
+    Ok(sources)
+}
+
+fn clone_source(source: &Path, recursive: bool) -> Result<OwnedFd, Error> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    rustix::mount::open_tree(CWD, source, flags).map_err(|errno| Error::MountSource {
+        path: source.to_owned(),
+        source: AnyErrno::from(errno).0,
+    })
+}
+
+/// Joins existing namespaces; that of cgroups is returned, for init to join it after it has
+/// joined its cgroup.
+fn join_namespaces(namespaces: &[Namespace]) -> Result<Option<OwnedFd>, Error> {
+    let failed = |namespace: &Namespace, source: Errno| Error::Namespace {
+        kind: namespace.kind.into(),
+        path: namespace.path.clone(),
+        source,
+    };
+    // All are opened before the first is joined: a path may depend on where this process is.
+    let mut opened = Vec::with_capacity(namespaces.len());
+    for namespace in namespaces {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&namespace.path, flags, Mode::empty())
+            .map_err(|errno| failed(namespace, AnyErrno::from(errno).0))?;
+        opened.push((namespace, fd));
+    }
+    let mut cgroup = None;
+    for (namespace, fd) in opened {
+        if namespace.flag == CloneFlags::CLONE_NEWCGROUP {
+            cgroup = Some(fd);
+        } else {
+            // The flag makes the kernel refuse a namespace of another kind.
+            setns(&fd, namespace.flag).map_err(|errno| failed(namespace, errno))?;
+        }
+    }
+    Ok(cgroup)
+}
