@@ -36,6 +36,9 @@ pub enum Error {
     /// The configured bridge name is that of something else.
     #[error("interface {0} exists and is not a bridge")]
     NotABridge(String),
+    /// The bridge is there, and down.
+    #[error("bridge {0} is down")]
+    BridgeDown(String),
     /// Every address of the subnet is leased.
     #[error("no free address in subnet {0}")]
     AddressesExhausted(Subnet),
@@ -102,7 +105,7 @@ pub enum Error {
         /// Its error number.
         source: Errno,
     },
-    /// A netlink socket failed, or the kernel did not answer within ten seconds (`EAGAIN`).
+    /// A netlink socket failed.
     #[error("{operation} over netlink")]
     Netlink {
         /// What was to be asked, with the name of the object.
@@ -156,14 +159,12 @@ impl Error {
                 ErrorKind::InvalidArgument
             }
             Self::TooManyPorts { .. } => ErrorKind::InvalidArgument,
-            Self::SubnetInUse { .. } | Self::NotABridge(_) | Self::PortInUse { .. } => {
-                ErrorKind::FailedPrecondition
-            }
+            Self::SubnetInUse { .. } | Self::NotABridge(_) => ErrorKind::FailedPrecondition,
+            Self::PortInUse { .. } | Self::BridgeDown(_) => ErrorKind::FailedPrecondition,
             Self::AlreadyAttached { .. } => ErrorKind::AlreadyExists,
             Self::AddressesExhausted(_) => ErrorKind::ResourceExhausted,
             Self::PortIpv6(_) => ErrorKind::Unimplemented,
             Self::NoInterface(_) => ErrorKind::NotFound,
-            Self::Netlink { source: Errno::EAGAIN, .. } => ErrorKind::DeadlineExceeded,
             Self::Kernel { .. }
             | Self::Lease { .. }
             | Self::ListLeases(_)

@@ -25,13 +25,20 @@ mod address;
 mod attach;
 mod base;
 mod config;
+mod conntrack;
 mod counters;
 mod error;
+mod firewall;
 mod inside;
 mod leases;
+mod link;
+mod netlink;
 mod network;
+mod nft;
 mod reclaim;
+mod route;
 mod sweep;
+mod sysctl;
 
 pub use address::{InvalidMac, InvalidSubnet, MacAddr, Subnet};
 pub use attach::Attachment;
@@ -44,3 +51,6 @@ pub use leases::{LeaseError, Leases};
 pub use network::Network;
 pub use reclaim::LINK_GRACE;
 pub use sweep::Swept;
+
+#[cfg(test)]
+mod tests;
