@@ -28,6 +28,9 @@ const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BRPORT_MODE: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 const IFLA_INET_CONF: u16 = 1;
@@ -156,7 +159,25 @@ pub(crate) fn add_veth(request: &mut Request, veth: &Veth<'_>) {
                 });
             });
         });
+    if veth.bridge_index != 0 {
+        set_hairpin(request, name);
+    }
     get_link(request, name);
+}
+
+/// Lets a bridge send frames back through the port they came from: where bridged traffic
+/// passes netfilter (`bridge-nf-call-iptables`), a sandbox reaches itself by a mapped port
+/// or a service address in this way only.
+fn set_hairpin(request: &mut Request, name: &str) {
+    request
+        .message(RTM_NEWLINK, 0, format!("set hairpin mode of link {name}"))
+        .raw(&link_header(0, 0, 0))
+        .string(IFLA_IFNAME, name)
+        .nest(IFLA_LINKINFO, |info| {
+            info.string(IFLA_INFO_SLAVE_KIND, "bridge").nest(IFLA_INFO_SLAVE_DATA, |data| {
+                data.attribute(IFLA_BRPORT_MODE, &[1]);
+            });
+        });
 }
 
 /// Asks for the link of that name; the answer is for [`parse_link`].
@@ -324,8 +345,12 @@ pub(crate) fn parse_address(answer: &Answer<'_>) -> Result<Option<InterfaceAddre
     Ok(Some(InterfaceAddress { index, address, prefix: header[1] }))
 }
 
-/// Takes `lo` down, as a hostile sandbox may.
+/// Takes 127.0.0.1 from `lo`, as a hostile sandbox may.
 #[cfg(test)]
-pub(crate) fn set_loopback_down(request: &mut Request) {
-    request.message(RTM_NEWLINK, 0, "take lo down").raw(&link_header(LOOPBACK_INDEX, 0, IFF_UP));
+pub(crate) fn delete_loopback_address(request: &mut Request) {
+    const RTM_DELADDR: u16 = 21;
+    request
+        .message(RTM_DELADDR, 0, "delete address of lo")
+        .raw(&[AF_INET, 8, 0, 0, 1, 0, 0, 0])
+        .attribute(IFA_LOCAL, &Ipv4Addr::LOCALHOST.octets());
 }

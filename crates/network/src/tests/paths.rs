@@ -86,7 +86,7 @@ fn the_loopback_of_the_node_is_closed_to_sandboxes() {
             // Without its own loopback the sandbox sends 127.0.0.1 to its gateway.
             std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").unwrap();
             let mut request = Request::new();
-            route::set_loopback_down(&mut request);
+            route::delete_loopback_address(&mut request);
             Socket::route().unwrap().run(request).unwrap();
             UdpSocket::bind((pod.address(), 0)).unwrap()
         });
