@@ -3,5 +3,6 @@
 mod equivalence;
 mod errors;
 mod interpreter;
+mod kernel;
 mod naive;
 mod profiles;
