@@ -1,0 +1,126 @@
+//! Create, start, stop, remove and describe containers.
+
+use std::time::Duration;
+
+use berth_api::v1::*;
+use berth_engine::Engine;
+use berth_model::ContainerSpec;
+use berth_model::sandbox::NamespaceMode;
+use serde_json::{Value, json};
+use tracing::Span;
+
+use crate::translate::{container_spec, container_status};
+use crate::{Error, ids, node};
+
+pub(crate) async fn create(
+    engine: &Engine,
+    request: CreateContainerRequest,
+) -> Result<CreateContainerResponse, Error> {
+    let sandbox = ids::sandbox(engine, "pod_sandbox_id", &request.pod_sandbox_id)?;
+    let mut spec = container_spec(&request)?;
+    Span::current().record("image.ref", &spec.image);
+    if let NamespaceMode::Target(target) = &mut spec.security.namespaces.pid {
+        let field = "config.linux.security_context.namespace_options.target_id";
+        let id = ids::container(engine, field, target)?;
+        *target = id.into();
+    }
+    let id = engine.create_container(&sandbox, spec).await?;
+    Span::current().record("container.id", id.as_str());
+    Ok(CreateContainerResponse { container_id: id.into() })
+}
+
+pub(crate) async fn start(
+    engine: &Engine,
+    request: StartContainerRequest,
+) -> Result<StartContainerResponse, Error> {
+    let id = ids::container(engine, "container_id", &request.container_id)?;
+    engine.start_container(&id).await?;
+    Ok(StartContainerResponse {})
+}
+
+pub(crate) async fn stop(
+    engine: &Engine,
+    request: StopContainerRequest,
+) -> Result<StopContainerResponse, Error> {
+    let grace = seconds("timeout", request.timeout)?;
+    let id = ids::container(engine, "container_id", &request.container_id);
+    if let Some(id) = ids::if_exists(id)? {
+        engine.stop_container(&id, grace).await?;
+    }
+    Ok(StopContainerResponse {})
+}
+
+pub(crate) async fn remove(
+    engine: &Engine,
+    request: RemoveContainerRequest,
+) -> Result<RemoveContainerResponse, Error> {
+    let id = ids::container(engine, "container_id", &request.container_id);
+    if let Some(id) = ids::if_exists(id)? {
+        engine.remove_container(&id).await?;
+    }
+    Ok(RemoveContainerResponse {})
+}
+
+pub(crate) async fn status(
+    engine: &Engine,
+    request: ContainerStatusRequest,
+) -> Result<ContainerStatusResponse, Error> {
+    let id = ids::container(engine, "container_id", &request.container_id)?;
+    let status = engine.container(&id)?;
+    let info = request.verbose.then(|| {
+        node::info(&json!({
+            "sandboxID": status.sandbox,
+            "pid": status.pid().unwrap_or(0),
+            "config": without_secrets(&status.spec),
+        }))
+    });
+    let status = Some(container_status(&status));
+    Ok(ContainerStatusResponse { status, info: info.unwrap_or_default() })
+}
+
+pub(crate) async fn reopen_log(
+    engine: &Engine,
+    request: ReopenContainerLogRequest,
+) -> Result<ReopenContainerLogResponse, Error> {
+    let id = ids::container(engine, "container_id", &request.container_id)?;
+    engine.reopen_log(&id).await?;
+    Ok(ReopenContainerLogResponse {})
+}
+
+/// A duration in whole seconds, as the CRI gives them.
+pub(crate) fn seconds(field: &'static str, value: i64) -> Result<Duration, Error> {
+    let seconds = u64::try_from(value);
+    seconds.map(Duration::from_secs).map_err(|_| Error::invalid(field, "is negative"))
+}
+
+/// What was asked for, for people; of the environment the names only.
+fn without_secrets(spec: &ContainerSpec) -> Value {
+    let mut config = json!(spec);
+    let names: Vec<_> = spec.env.iter().map(|variable| &variable.name).collect();
+    config["env"] = json!(names);
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_model::container::EnvVar;
+
+    use super::*;
+
+    #[test]
+    fn a_verbose_status_does_not_show_what_the_environment_holds() {
+        let value = b"hunter2".to_vec();
+        let env = vec![EnvVar { name: "PASSWORD".to_owned(), value }];
+        let text = without_secrets(&ContainerSpec { env, ..Default::default() }).to_string();
+        assert!(text.contains(r#""env":["PASSWORD"]"#), "{text}");
+        assert!(!text.contains("104,117,110,116"), "{text}");
+    }
+
+    #[test]
+    fn a_negative_timeout_is_refused_by_name() {
+        assert_eq!(seconds("timeout", 30).unwrap(), Duration::from_secs(30));
+        assert_eq!(seconds("timeout", 0).unwrap(), Duration::ZERO);
+        assert!(seconds("timeout", i64::MAX).is_ok());
+        assert_eq!(seconds("timeout", -1).unwrap_err().to_string(), "timeout is negative");
+    }
+}

@@ -1,0 +1,176 @@
+//! Pull, list, describe and remove images.
+
+use berth_api::v1::*;
+use berth_engine::{Auth, Engine};
+use berth_model::{ErrorKind, Reference};
+use serde_json::json;
+use tracing::Span;
+
+use crate::translate::image;
+use crate::{Error, node};
+
+pub(crate) async fn list(
+    engine: &Engine,
+    request: ListImagesRequest,
+) -> Result<ListImagesResponse, Error> {
+    let wanted = request.filter.and_then(|filter| filter.image).unwrap_or_default().image;
+    let records = match wanted.as_str() {
+        "" => engine.images().await?,
+        name => engine.image_status(name).await?.into_iter().collect(),
+    };
+    Ok(ListImagesResponse { images: records.iter().map(image).collect() })
+}
+
+pub(crate) async fn status(
+    engine: &Engine,
+    request: ImageStatusRequest,
+) -> Result<ImageStatusResponse, Error> {
+    let record = engine.image_status(&named(request.image)?).await?;
+    let info = record.as_ref().filter(|_| request.verbose).map(|record| {
+        let chain: Vec<_> = record.chain.iter().map(ToString::to_string).collect();
+        node::info(&json!({
+            "manifest": record.manifest.to_string(),
+            "chain": chain,
+            "user": record.user,
+            "pulledAt": record.pulled_at.0,
+        }))
+    });
+    let image = record.as_ref().map(image);
+    Ok(ImageStatusResponse { image, info: info.unwrap_or_default() })
+}
+
+pub(crate) async fn pull(
+    engine: &Engine,
+    request: PullImageRequest,
+) -> Result<PullImageResponse, Error> {
+    let name = named(request.image)?;
+    let reference: Reference =
+        name.parse().map_err(|source| Error::Reference { field: "image.image", source })?;
+    let auth = match request.auth {
+        Some(config) if is_for(&config.server_address, &reference) => auth(config)?,
+        _ => None,
+    };
+    let record = engine.pull_image(&reference, auth).await.map_err(|error| match error.kind() {
+        ErrorKind::Unavailable => Error::RegistryUnavailable(error),
+        _ => Error::Engine(error),
+    })?;
+    Ok(PullImageResponse { image_ref: record.id.to_string() })
+}
+
+pub(crate) async fn remove(
+    engine: &Engine,
+    request: RemoveImageRequest,
+) -> Result<RemoveImageResponse, Error> {
+    engine.remove_image(&named(request.image)?).await?;
+    Ok(RemoveImageResponse {})
+}
+
+pub(crate) async fn fs_info(
+    engine: &Engine,
+    _: ImageFsInfoRequest,
+) -> Result<ImageFsInfoResponse, Error> {
+    let info = engine.image_fs_info().await?;
+    let mountpoint = info.mountpoint.to_string_lossy().into_owned();
+    let usage = FilesystemUsage {
+        timestamp: info.at.0,
+        fs_id: Some(FilesystemIdentifier { mountpoint }),
+        used_bytes: Some(UInt64Value { value: info.used_bytes }),
+        inodes_used: Some(UInt64Value { value: info.used_inodes }),
+    };
+    // Writable layers are on the same file system: kubelet wants them told apart only
+    // where they are not.
+    Ok(ImageFsInfoResponse { image_filesystems: vec![usage], container_filesystems: vec![] })
+}
+
+/// The name in the request; recorded in the request's span.
+fn named(spec: Option<ImageSpec>) -> Result<String, Error> {
+    let name = spec.map(|spec| spec.image).filter(|name| !name.is_empty());
+    let name = name.ok_or(Error::Missing("image.image"))?;
+    Span::current().record("image.ref", &name);
+    Ok(name)
+}
+
+/// Whether credentials meant for `server` may be shown to the reference's registry
+/// (CVE-2020-15157 and relatives). Without a server they are meant for this pull.
+fn is_for(server: &str, reference: &Reference) -> bool {
+    let host = server.split_once("://").map_or(server, |(_, rest)| rest);
+    let host = host.split('/').next().unwrap_or_default().to_ascii_lowercase();
+    let host = match host.as_str() {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        other => other,
+    };
+    server.is_empty() || host == reference.domain().to_ascii_lowercase()
+}
+
+/// The credentials given; the most specific kind wins.
+fn auth(config: AuthConfig) -> Result<Option<Auth>, Error> {
+    if !config.registry_token.is_empty() {
+        return Ok(Some(Auth::RegistryToken(config.registry_token)));
+    }
+    if !config.identity_token.is_empty() {
+        return Ok(Some(Auth::IdentityToken(config.identity_token)));
+    }
+    if !config.auth.is_empty() {
+        let problem = "is not the base64 of user:password";
+        let auth = Auth::from_encoded(&config.auth);
+        return auth.map(Some).map_err(|_| Error::invalid("auth.auth", problem));
+    }
+    if config.username.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Auth::Basic { username: config.username, password: config.password }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i7_credentials_are_shown_to_their_registry_only() {
+        let docker: Reference = "busybox".parse().unwrap();
+        let local: Reference = "127.0.0.1:5000/busybox".parse().unwrap();
+        for server in ["", "docker.io", "https://index.docker.io/v1/", "registry-1.docker.io"] {
+            assert!(is_for(server, &docker), "{server}");
+        }
+        for server in
+            ["evil.example", "https://docker.io.evil.example", "127.0.0.1", "/", "https://"]
+        {
+            assert!(!is_for(server, &docker), "{server}");
+        }
+        assert!(is_for("http://127.0.0.1:5000/v2/", &local));
+        assert!(!is_for("127.0.0.1:5001", &local));
+        assert!(!is_for("127.0.0.1", &local));
+    }
+
+    #[test]
+    fn the_most_specific_credentials_win() {
+        let mut config = AuthConfig::default();
+        assert!(auth(config.clone()).unwrap().is_none());
+        config.username = "u".to_owned();
+        config.password = "p".to_owned();
+        assert!(
+            matches!(auth(config.clone()).unwrap(), Some(Auth::Basic { username, .. }) if username == "u")
+        );
+        config.auth = "YTpi".to_owned();
+        assert!(
+            matches!(auth(config.clone()).unwrap(), Some(Auth::Basic { username, .. }) if username == "a")
+        );
+        config.identity_token = "i".to_owned();
+        assert!(matches!(auth(config.clone()).unwrap(), Some(Auth::IdentityToken(_))));
+        config.registry_token = "r".to_owned();
+        assert!(matches!(auth(config.clone()).unwrap(), Some(Auth::RegistryToken(_))));
+    }
+
+    #[test]
+    fn i7_credentials_that_cannot_be_read_are_not_shown() {
+        let config = AuthConfig { auth: "hunter2!".to_owned(), ..Default::default() };
+        let Err(error) = auth(config) else { panic!("it is not base64") };
+        assert!(!crate::error::chain(&error).contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn an_image_without_a_name_is_refused() {
+        assert!(matches!(named(None), Err(Error::Missing("image.image"))));
+        assert!(matches!(named(Some(ImageSpec::default())), Err(Error::Missing(_))));
+    }
+}

@@ -1,0 +1,122 @@
+//! Who answers, whether pods can be run, and how the runtime is configured.
+
+use std::collections::BTreeMap;
+
+use berth_api::v1::*;
+use berth_engine::{Condition, Engine};
+use serde_json::{Value, json};
+
+use crate::Error;
+
+/// kubelet's name for the version of its own request.
+const KUBELET_API_VERSION: &str = "0.1.0";
+
+pub(crate) async fn version(_: &Engine, _: VersionRequest) -> Result<VersionResponse, Error> {
+    Ok(VersionResponse {
+        version: KUBELET_API_VERSION.to_owned(),
+        runtime_name: "berth".to_owned(),
+        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_api_version: "v1".to_owned(),
+    })
+}
+
+pub(crate) async fn status(
+    engine: &Engine,
+    request: StatusRequest,
+) -> Result<StatusResponse, Error> {
+    let status = engine.status().await;
+    let handlers = engine.handlers();
+    let info = request.verbose.then(|| {
+        info(&json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "runtimeHandlers": handlers,
+            "cgroupDriver": "cgroupfs",
+            "sandboxes": engine.sandboxes().len(),
+            "containers": engine.containers().len(),
+        }))
+    });
+    Ok(StatusResponse {
+        status: Some(RuntimeStatus {
+            conditions: vec![
+                condition("RuntimeReady", status.runtime),
+                condition("NetworkReady", status.network),
+            ],
+        }),
+        info: info.unwrap_or_default(),
+        runtime_handlers: runtime_handlers(handlers),
+        features: Some(RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+        }),
+    })
+}
+
+/// kubelet looks the default handler up under the empty name.
+fn runtime_handlers(names: Vec<String>) -> Vec<RuntimeHandler> {
+    let features =
+        RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+    let handler = |name| RuntimeHandler { name, features: Some(features) };
+    std::iter::once(String::new()).chain(names).map(handler).collect()
+}
+
+fn condition(kind: &str, condition: Condition) -> RuntimeCondition {
+    RuntimeCondition {
+        r#type: kind.to_owned(),
+        status: condition.ready,
+        reason: condition.reason,
+        message: condition.message,
+    }
+}
+
+pub(crate) async fn runtime_config(
+    _: &Engine,
+    _: RuntimeConfigRequest,
+) -> Result<RuntimeConfigResponse, Error> {
+    let linux = LinuxRuntimeConfiguration { cgroup_driver: CgroupDriver::Cgroupfs.into() };
+    Ok(RuntimeConfigResponse { linux: Some(linux) })
+}
+
+/// kubelet tells the pod CIDR it was given; the subnet of sandboxes is the daemon's own
+/// configuration, so this is only noted.
+pub(crate) async fn update_runtime_config(
+    _: &Engine,
+    request: UpdateRuntimeConfigRequest,
+) -> Result<UpdateRuntimeConfigResponse, Error> {
+    let network = request.runtime_config.and_then(|config| config.network_config);
+    let pod_cidr = network.map(|network| network.pod_cidr).unwrap_or_default();
+    tracing::debug!(pod_cidr, "runtime configuration noted");
+    Ok(UpdateRuntimeConfigResponse {})
+}
+
+/// What `verbose` adds to an answer: one JSON object under the key crictl prints.
+pub(crate) fn info(value: &Value) -> BTreeMap<String, String> {
+    [("info".to_owned(), value.to_string())].into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_handler_is_listed_under_the_empty_name_too() {
+        let handlers = runtime_handlers(vec!["berth".to_owned(), "kata".to_owned()]);
+        let names: Vec<_> = handlers.iter().map(|handler| handler.name.as_str()).collect();
+        assert_eq!(names, ["", "berth", "kata"]);
+        assert!(handlers.iter().all(|handler| !handler.features.unwrap().user_namespaces));
+    }
+
+    #[test]
+    fn a_condition_keeps_its_reason() {
+        let down = Condition {
+            ready: false,
+            reason: "NoBridge".to_owned(),
+            message: "bridge berth0 is down".to_owned(),
+        };
+        let told = condition("NetworkReady", down);
+        assert_eq!((told.r#type.as_str(), told.status), ("NetworkReady", false));
+        assert_eq!(
+            (told.reason.as_str(), told.message.as_str()),
+            ("NoBridge", "bridge berth0 is down")
+        );
+    }
+}

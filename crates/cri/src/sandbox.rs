@@ -1,0 +1,74 @@
+//! Run, stop, remove and describe sandboxes.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use berth_api::v1::*;
+use berth_engine::Engine;
+use serde_json::json;
+use tracing::Span;
+
+use crate::translate::{container_status, sandbox_spec, sandbox_status};
+use crate::{Error, ids, node};
+
+pub(crate) async fn run(
+    engine: &Engine,
+    request: RunPodSandboxRequest,
+) -> Result<RunPodSandboxResponse, Error> {
+    let id = engine.run_sandbox(sandbox_spec(&request)?).await?;
+    Span::current().record("sandbox.id", id.as_str());
+    Ok(RunPodSandboxResponse { pod_sandbox_id: id.into() })
+}
+
+pub(crate) async fn stop(
+    engine: &Engine,
+    request: StopPodSandboxRequest,
+) -> Result<StopPodSandboxResponse, Error> {
+    let id = ids::sandbox(engine, "pod_sandbox_id", &request.pod_sandbox_id);
+    if let Some(id) = ids::if_exists(id)? {
+        engine.stop_sandbox(&id).await?;
+    }
+    Ok(StopPodSandboxResponse {})
+}
+
+pub(crate) async fn remove(
+    engine: &Engine,
+    request: RemovePodSandboxRequest,
+) -> Result<RemovePodSandboxResponse, Error> {
+    let id = ids::sandbox(engine, "pod_sandbox_id", &request.pod_sandbox_id);
+    if let Some(id) = ids::if_exists(id)? {
+        engine.remove_sandbox(&id).await?;
+    }
+    Ok(RemovePodSandboxResponse {})
+}
+
+pub(crate) async fn status(
+    engine: &Engine,
+    request: PodSandboxStatusRequest,
+) -> Result<PodSandboxStatusResponse, Error> {
+    let id = ids::sandbox(engine, "pod_sandbox_id", &request.pod_sandbox_id)?;
+    let timestamp = now();
+    let status = engine.sandbox(&id)?;
+    let mut containers = engine.containers();
+    containers.retain(|container| container.sandbox == id);
+    containers.sort_by_key(|container| container.created_at);
+    let info = request.verbose.then(|| {
+        node::info(&json!({
+            "pid": status.shim_pid,
+            "runtime": status.runtime.as_ref(),
+            "networkNamespace": status.netns,
+            "config": *status.spec,
+        }))
+    });
+    Ok(PodSandboxStatusResponse {
+        status: Some(sandbox_status(&status)),
+        info: info.unwrap_or_default(),
+        containers_statuses: containers.iter().map(|status| container_status(status)).collect(),
+        timestamp,
+    })
+}
+
+/// Nanoseconds since the epoch.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

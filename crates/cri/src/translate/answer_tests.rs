@@ -1,0 +1,125 @@
+use std::sync::Arc;
+
+use berth_model::container::{Exit, ExitReason, Timestamp};
+use berth_model::{ContainerId, ContainerSpec, Digest, SandboxId, SandboxSpec};
+
+use super::*;
+
+fn sandbox() -> SandboxStatus {
+    let mut spec = SandboxSpec::default();
+    spec.name.name = "pod".to_owned();
+    spec.name.uid = "uid".to_owned();
+    spec.name.namespace = "space".to_owned();
+    spec.namespaces.pid = NamespaceMode::Container;
+    spec.labels.insert("a".to_owned(), "b".to_owned());
+    SandboxStatus {
+        id: SandboxId::new("s1").unwrap(),
+        spec: Arc::new(spec),
+        state: SandboxState::Ready,
+        created_at: Timestamp(5),
+        ip: Some([10, 0, 0, 7].into()),
+        runtime: "berth".into(),
+        shim_pid: 1,
+        netns: None,
+    }
+}
+
+fn container(state: ContainerState) -> ContainerStatus {
+    let mut spec = ContainerSpec::default();
+    spec.name.name = "app".to_owned();
+    spec.user_specified_image = "busybox".to_owned();
+    spec.resources.cpu_shares = 2;
+    ContainerStatus {
+        id: ContainerId::new("c1").unwrap(),
+        sandbox: SandboxId::new("s1").unwrap(),
+        spec: Arc::new(spec),
+        state,
+        created_at: Timestamp(1),
+        image_id: Digest::of(b"config"),
+        image_ref: "docker.io/library/busybox:latest".into(),
+        log_path: Some("/logs/app/0.log".into()),
+        stop_signal: "SIGTERM".into(),
+        uid: 1,
+        gid: 2,
+        groups: [2, 3].into(),
+    }
+}
+
+#[test]
+fn a_sandbox_status_has_what_kubelet_insists_on() {
+    let status = sandbox_status(&sandbox());
+    let metadata = status.metadata.unwrap();
+    assert_eq!((status.id.as_str(), status.created_at), ("s1", 5));
+    assert_eq!((metadata.name.as_str(), metadata.namespace.as_str()), ("pod", "space"));
+    assert_eq!(metadata.uid, "uid");
+    assert_eq!(status.state(), v1::PodSandboxState::SandboxReady);
+    assert_eq!(status.network.unwrap().ip, "10.0.0.7");
+    let options = status.linux.unwrap().namespaces.unwrap().options.unwrap();
+    assert_eq!(options.pid(), v1::NamespaceMode::Container);
+    let stopped = SandboxStatus { state: SandboxState::NotReady, ip: None, ..sandbox() };
+    let status = sandbox_status(&stopped);
+    assert_eq!(status.state(), v1::PodSandboxState::SandboxNotready);
+    assert_eq!(status.network.unwrap_or_default().ip, "");
+}
+
+#[test]
+fn a_containers_times_appear_as_they_come() {
+    let created = container_status(&container(ContainerState::Created));
+    assert_eq!((created.created_at, created.started_at, created.finished_at), (1, 0, 0));
+    assert_eq!(created.state(), v1::ContainerState::ContainerCreated);
+    let state = ContainerState::Running { pid: 7, started_at: Timestamp(2) };
+    let running = container_status(&container(state));
+    assert_eq!((running.started_at, running.finished_at), (2, 0));
+    assert_eq!(running.state(), v1::ContainerState::ContainerRunning);
+    let exit = Exit {
+        code: 137,
+        at: Timestamp(3),
+        reason: ExitReason::OomKilled,
+        message: "text".to_owned(),
+    };
+    let state = ContainerState::Exited { started_at: Timestamp(2), exit };
+    let exited = container_status(&container(state));
+    assert_eq!((exited.started_at, exited.finished_at, exited.exit_code), (2, 3, 137));
+    assert_eq!((exited.reason.as_str(), exited.message.as_str()), ("OOMKilled", "text"));
+    assert_eq!(exited.state(), v1::ContainerState::ContainerExited);
+}
+
+#[test]
+fn a_container_status_has_what_kubelet_insists_on() {
+    let status = container_status(&container(ContainerState::Created));
+    let id = Digest::of(b"config").to_string();
+    assert_eq!((&status.image_ref, &status.image_id), (&id, &id));
+    let image = status.image.unwrap();
+    assert_eq!(image.image, "docker.io/library/busybox:latest");
+    assert_eq!(image.user_specified_image, "busybox");
+    let user = status.user.unwrap().linux.unwrap();
+    assert_eq!((user.uid, user.gid, user.supplemental_groups), (1, 2, vec![2, 3]));
+    assert_eq!(status.stop_signal, i32::from(v1::Signal::Sigterm));
+    assert_eq!(status.log_path, "/logs/app/0.log");
+    assert_eq!(status.resources.unwrap().linux.unwrap().cpu_shares, 2);
+}
+
+#[test]
+fn an_images_user_is_a_number_or_a_name() {
+    let with = |user: &str| {
+        let record = ImageRecord {
+            id: Digest::of(b"config"),
+            tags: vec![],
+            digests: vec![],
+            manifest: Digest::of(b"manifest"),
+            blobs: vec![],
+            chain: vec![],
+            size: 9,
+            user: user.to_owned(),
+            pulled_at: Timestamp(1),
+        };
+        let image = image(&record);
+        (image.uid.map(|uid| uid.value), image.username)
+    };
+    assert_eq!(with(""), (None, String::new()));
+    assert_eq!(with("1002"), (Some(1002), String::new()));
+    assert_eq!(with("1003:1004"), (Some(1003), String::new()));
+    assert_eq!(with("www-data:1004"), (None, "www-data".to_owned()));
+    assert_eq!(with("+0"), (None, "+0".to_owned()));
+    assert_eq!(with("99999999999"), (None, "99999999999".to_owned()));
+}

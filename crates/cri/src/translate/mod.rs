@@ -1,0 +1,16 @@
+//! Between the CRI's messages and our own types, both ways. Pure functions.
+
+mod answer;
+mod container;
+mod fields;
+mod resources;
+mod sandbox;
+mod security;
+mod signal;
+
+pub(crate) use answer::{
+    container_item, container_metadata, container_state, container_status, image, sandbox_item,
+    sandbox_metadata, sandbox_state, sandbox_status,
+};
+pub(crate) use container::container_spec;
+pub(crate) use sandbox::sandbox_spec;
