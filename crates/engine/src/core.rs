@@ -84,7 +84,7 @@ impl Core {
     ) -> Result<T, Error> {
         let pods = Arc::clone(&self.pods);
         let done = self.store.run(move || work(&pods)).await?;
-        done.map_err(|source| Error::Metadata { action, source })
+        done.map_err(|source| Error::Metadata { action, source: Box::new(source) })
     }
 
     pub(crate) fn sandbox(&self, id: &SandboxId) -> Result<Arc<Sandbox>, Error> {

@@ -39,7 +39,7 @@ impl Engine {
         let core = Arc::new(core);
         let pods = Arc::clone(&core.pods);
         let recovered = core.images.recover(move || chains_in_use(&pods)).await;
-        let recovered = recovered.map_err(image_error("recover images of", "this node"))?;
+        let recovered = recovered.map_err(Error::image("recover images of", "this node"))?;
         tracing::debug!(?recovered, "images recovered");
         recovery::recover(&core).instrument(info_span!("recover")).await?;
         Ok(Self { core })
@@ -207,17 +207,17 @@ impl Engine {
     ) -> Result<ImageRecord, Error> {
         let span = info_span!("pull_image", image.ref = %reference);
         let pulled = self.core.images.pull(reference, auth).instrument(span).await;
-        pulled.map_err(image_error("pull image", &reference.to_string()))
+        pulled.map_err(Error::image("pull image", &reference.to_string()))
     }
 
     /// Every image.
     pub async fn images(&self) -> Result<Vec<ImageRecord>, Error> {
-        self.core.images.list().await.map_err(image_error("list images", ""))
+        self.core.images.list().await.map_err(Error::image("list images", ""))
     }
 
     /// The image that `name` (an id or a reference) means; `None` if there is none.
     pub async fn image_status(&self, name: &str) -> Result<Option<ImageRecord>, Error> {
-        self.core.images.status(name).await.map_err(image_error("find image", name))
+        self.core.images.status(name).await.map_err(Error::image("find image", name))
     }
 
     /// Removes the image that `name` means, with all of its names. An unknown one is
@@ -225,12 +225,12 @@ impl Engine {
     pub async fn remove_image(&self, name: &str) -> Result<(), Error> {
         let pods = Arc::clone(&self.core.pods);
         let removed = self.core.images.remove(name, move || chains_in_use(&pods)).await;
-        removed.map_err(image_error("remove image", name))
+        removed.map_err(Error::image("remove image", name))
     }
 
     /// Where images and writable layers are, and how much they use.
     pub async fn image_fs_info(&self) -> Result<FsInfo, Error> {
-        self.core.images.fs_info().await.map_err(image_error("measure", "images"))
+        self.core.images.fs_info().await.map_err(Error::image("measure", "images"))
     }
 
     /// Whether the node can run sandboxes.
@@ -272,9 +272,4 @@ fn chains_in_use(
     pods: &PodStore,
 ) -> Result<HashSet<ChainId>, Box<dyn std::error::Error + Send + Sync>> {
     Ok(pods.containers()?.into_iter().flat_map(|container| container.chain).collect())
-}
-
-fn image_error(action: &'static str, reference: &str) -> impl FnOnce(berth_image::Error) -> Error {
-    let reference = reference.to_owned();
-    move |source| Error::Image { action, reference, source }
 }

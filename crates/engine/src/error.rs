@@ -138,7 +138,7 @@ pub enum Error {
         /// What was tried.
         action: &'static str,
         /// Why it failed.
-        source: berth_metadata::Error,
+        source: Box<berth_metadata::Error>,
     },
     /// The network.
     #[error("{action} of sandbox {sandbox}")]
@@ -190,7 +190,7 @@ pub enum Error {
         /// Which image.
         reference: String,
         /// Why it failed.
-        source: berth_image::Error,
+        source: Box<berth_image::Error>,
     },
     /// The OCI runtime specification of a container cannot be built.
     #[error("container {name}")]
@@ -268,6 +268,14 @@ impl Error {
     ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
+    }
+
+    pub(crate) fn image(
+        action: &'static str,
+        reference: &str,
+    ) -> impl FnOnce(berth_image::Error) -> Self {
+        let reference = reference.to_owned();
+        move |source| Self::Image { action, reference, source: Box::new(source) }
     }
 
     pub(crate) fn invalid(field: &'static str, problem: impl Into<String>) -> Self {

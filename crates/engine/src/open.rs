@@ -36,8 +36,10 @@ pub(crate) fn open(config: Config, images: Images) -> Result<Core, Error> {
     for dir in [config.sandboxes(), config.containers(), config.execs(), config.sockets()] {
         files::make_dir(&dir, 0o700)?;
     }
-    let pods = PodStore::open(&config.root.join("pods.db"))
-        .map_err(|source| Error::Metadata { action: "open store of sandboxes", source })?;
+    let pods = PodStore::open(&config.root.join("pods.db")).map_err(|source| Error::Metadata {
+        action: "open store of sandboxes",
+        source: Box::new(source),
+    })?;
     let pods = Arc::new(pods);
     let hierarchy = Hierarchy::detect().map_err(|source| Error::Cgroup {
         action: "find cgroups of",

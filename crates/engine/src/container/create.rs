@@ -129,17 +129,12 @@ async fn build(
 }
 
 async fn hold(core: &Core, name: &str) -> Result<Hold, Error> {
-    core.images.hold(name).await.map_err(image_error("find image", name))
+    core.images.hold(name).await.map_err(Error::image("find image", name))
 }
 
 async fn config(core: &Core, hold: &Hold) -> Result<ImageConfiguration, Error> {
     let config = core.images.config(&hold.image).await;
-    config.map_err(image_error("read configuration of image", &hold.image.id.to_string()))
-}
-
-fn image_error(action: &'static str, reference: &str) -> impl FnOnce(berth_image::Error) -> Error {
-    let reference = reference.to_owned();
-    move |source| Error::Image { action, reference, source }
+    config.map_err(Error::image("read configuration of image", &hold.image.id.to_string()))
 }
 
 fn write_bundle(bundle: &std::path::Path, plan: &Plan) -> Result<(), Error> {

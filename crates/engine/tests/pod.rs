@@ -1,0 +1,320 @@
+//! Pods on the real shim, network and snapshots: what the engine promises a front.
+
+mod node;
+
+use std::time::Duration;
+
+use berth_model::container::ExitReason;
+use berth_model::{ContainerState, ErrorKind, SandboxState};
+
+use node::{Node, container_spec, run};
+
+const GRACE: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_pod_comes_up_writes_its_log_and_goes_away() {
+    run(|| async {
+        let node = Node::start().await;
+        let sandbox = node.sandbox("web").await;
+        let status = node.engine.sandbox(&sandbox).unwrap();
+        assert_eq!(status.state, SandboxState::Ready);
+        let address = status.ip.expect("it has a network").to_string();
+
+        let id = node
+            .create(&sandbox, "main", "hostname; cat /etc/hosts; id; ip addr; exec sleep 1000")
+            .await;
+        assert_eq!(node.engine.container(&id).unwrap().state, ContainerState::Created);
+        node.start_container(&id).await;
+        assert!(node.engine.container(&id).unwrap().pid().is_some());
+
+        let out =
+            node.engine.exec_sync(&id, vec!["cat".into(), "/etc/hostname".into()], None).await;
+        assert_eq!(out.unwrap().stdout, b"web-1\n");
+        let stats = node.engine.container_stats(&id).await.unwrap();
+        assert!(stats.cgroup.expect("it runs").usage.memory_bytes > 0);
+        assert!(stats.writable_layer.is_some());
+        let stats = node.engine.sandbox_stats(&sandbox).await.unwrap();
+        assert!(stats.network.is_some() && stats.containers.len() == 1);
+
+        node.engine.stop_container(&id, Duration::ZERO).await.unwrap();
+        assert_eq!(node.exited(&id).await, (137, ExitReason::Error));
+        let log = node.log("web", "main");
+        assert!(log.contains("web-1") && log.contains("uid=0") && log.contains(&address), "{log}");
+
+        node.engine.remove_container(&id).await.unwrap();
+        node.engine.remove_container(&id).await.unwrap();
+        node.engine.stop_sandbox(&sandbox).await.unwrap();
+        node.engine.stop_sandbox(&sandbox).await.unwrap();
+        let status = node.engine.sandbox(&sandbox).unwrap();
+        assert_eq!((status.state, status.ip), (SandboxState::NotReady, None));
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        assert_eq!(node.engine.sandbox(&sandbox).unwrap_err().kind(), ErrorKind::NotFound);
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn exits_have_their_codes_and_reasons() {
+    run(|| async {
+        let node = Node::start().await;
+        let sandbox = node.sandbox("exits").await;
+        for (name, script, expected) in [
+            ("ok", "true", (0, ExitReason::Completed)),
+            ("seven", "exit 7", (7, ExitReason::Error)),
+        ] {
+            let id = node.create(&sandbox, name, script).await;
+            node.start_container(&id).await;
+            assert_eq!(node.exited(&id).await, expected);
+            let again = node.engine.start_container(&id).await.unwrap_err();
+            assert_eq!(again.kind(), ErrorKind::FailedPrecondition, "{again}");
+        }
+        let mut spec = container_spec("absent", "");
+        spec.command = vec!["/bin/nonexistent".into()];
+        let id = node.engine.create_container(&sandbox, spec).await.unwrap();
+        let error = node.engine.start_container(&id).await.unwrap_err();
+        assert!(error.to_string().contains("/bin/nonexistent"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+        assert_eq!(node.exited(&id).await, (128, ExitReason::StartError));
+
+        let mut spec = container_spec("oom", "x=$(yes | dd bs=1M count=200 2>/dev/null); echo $x");
+        spec.resources.memory_limit = 16 << 20;
+        let id = node.engine.create_container(&sandbox, spec).await.unwrap();
+        node.start_container(&id).await;
+        let (code, reason) = node.exited(&id).await;
+        assert_eq!(reason, ExitReason::OomKilled, "code {code}");
+
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        assert!(node.engine.containers().is_empty());
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn a_stop_waits_for_the_grace_period_and_then_kills() {
+    run(|| async {
+        let node = Node::start().await;
+        let sandbox = node.sandbox("stop").await;
+        let polite = node
+            .create(&sandbox, "polite", "trap 'exit 3' TERM; while :; do sleep 0.05; done")
+            .await;
+        let stubborn =
+            node.create(&sandbox, "stubborn", "trap '' TERM; while :; do sleep 0.05; done").await;
+        node.start_container(&polite).await;
+        node.start_container(&stubborn).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        node.engine.stop_container(&polite, GRACE).await.unwrap();
+        assert_eq!(node.exited(&polite).await, (3, ExitReason::Error));
+        let began = std::time::Instant::now();
+        node.engine.stop_container(&stubborn, Duration::from_millis(300)).await.unwrap();
+        assert!(began.elapsed() >= Duration::from_millis(300));
+        assert_eq!(node.exited(&stubborn).await, (137, ExitReason::Error));
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn a_command_that_outlives_its_timeout_is_killed() {
+    run(|| async {
+        let node = Node::start().await;
+        let sandbox = node.sandbox("exec").await;
+        let id = node.create(&sandbox, "main", "exec sleep 1000").await;
+        node.start_container(&id).await;
+        let command = |text: &str| vec!["/bin/sh".to_owned(), "-c".to_owned(), text.to_owned()];
+        let out = node.engine.exec_sync(&id, command("echo out; echo err >&2; exit 4"), None).await;
+        let out = out.unwrap();
+        assert_eq!((&out.stdout[..], &out.stderr[..], out.code), (&b"out\n"[..], &b"err\n"[..], 4));
+        let limit = Some(Duration::from_millis(300));
+        let late = node.engine.exec_sync(&id, command("sleep 60"), limit).await.unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::DeadlineExceeded, "{late}");
+        let absent = node.engine.exec_sync(&id, vec!["/bin/nonexistent".into()], None).await;
+        let absent = absent.unwrap_err();
+        assert!(absent.to_string().contains("/bin/nonexistent"), "{absent}");
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn a_retry_joins_or_finds_the_work_of_the_first_request() {
+    run(|| async {
+        let node = Node::start().await;
+        let spec = node.sandbox_spec("twice");
+        let (one, two) = tokio::join!(
+            node.engine.run_sandbox(spec.clone()),
+            node.engine.run_sandbox(spec.clone())
+        );
+        let sandbox = one.unwrap();
+        assert_eq!(two.unwrap(), sandbox);
+        assert_eq!(node.engine.run_sandbox(spec).await.unwrap(), sandbox);
+        let spec = container_spec("main", "exec sleep 1000");
+        let (one, two) = tokio::join!(
+            node.engine.create_container(&sandbox, spec.clone()),
+            node.engine.create_container(&sandbox, spec.clone())
+        );
+        let id = one.unwrap();
+        assert_eq!(two.unwrap(), id);
+        node.start_container(&id).await;
+        node.start_container(&id).await;
+        let taken = node.engine.create_container(&sandbox, spec).await.unwrap_err();
+        assert_eq!(taken.kind(), ErrorKind::AlreadyExists, "{taken}");
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn bad_requests_are_refused_by_name_and_leave_nothing() {
+    run(|| async {
+        let node = Node::start().await;
+        let mut spec = node.sandbox_spec("bad");
+        spec.runtime_handler = "kata".into();
+        let error = node.engine.run_sandbox(spec).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+        let mut spec = node.sandbox_spec("bad");
+        spec.sysctls.insert("kernel.core_pattern".into(), "|/x".into());
+        let error = node.engine.run_sandbox(spec).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+
+        let sandbox = node.sandbox("bad").await;
+        let mut spec = container_spec("image", "true");
+        spec.image = "registry.test/absent:latest".into();
+        let error = node.engine.create_container(&sandbox, spec).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        let mut spec = container_spec("mount", "true");
+        spec.mounts.push(berth_model::mount::BindMount {
+            container_path: "/data".into(),
+            host_path: "/nonexistent/volume".into(),
+            readonly: false,
+            recursive_readonly: false,
+            selinux_relabel: false,
+            propagation: berth_model::mount::Propagation::Private,
+        });
+        let error = node.engine.create_container(&sandbox, spec).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.to_string().contains("/nonexistent/volume"), "{error}");
+        let mut spec = container_spec("user", "true");
+        spec.security.run_as =
+            berth_model::container::RunAs::Name { user: "nobody-here".into(), gid: None };
+        let error = node.engine.create_container(&sandbox, spec).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+        let mut spec = container_spec("log", "true");
+        spec.log_path = Some("../escape.log".into());
+        let error = node.engine.create_container(&sandbox, spec).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+        assert!(node.engine.containers().is_empty());
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn a_restarted_engine_adopts_what_runs_and_learns_what_ended() {
+    run(|| async {
+        let node = Node::start().await;
+        let sandbox = node.sandbox("restart").await;
+        let runs = node.create(&sandbox, "runs", "exec sleep 1000").await;
+        let ends = node.create(&sandbox, "ends", "sleep 0.3; exit 9").await;
+        let waits = node.create(&sandbox, "waits", "exec sleep 1000").await;
+        node.start_container(&runs).await;
+        node.start_container(&ends).await;
+        let before = node.engine.container(&runs).unwrap().pid();
+        let address = node.engine.sandbox(&sandbox).unwrap().ip;
+        node.engine.shutdown().await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+
+        let node = node.restart().await;
+        let ContainerState::Exited { exit, .. } =
+            node.engine.container(&ends).unwrap().state.clone()
+        else {
+            panic!("the end of a container is known when the engine is open")
+        };
+        assert_eq!((exit.code, exit.reason), (9, ExitReason::Error));
+        assert_eq!(node.engine.container(&runs).unwrap().pid(), before);
+        let status = node.engine.sandbox(&sandbox).unwrap();
+        assert_eq!((status.state, status.ip), (SandboxState::Ready, address));
+        node.start_container(&waits).await;
+        let out = node.engine.exec_sync(&runs, vec!["echo".into(), "back".into()], None).await;
+        assert_eq!(out.unwrap().stdout, b"back\n");
+        node.engine.stop_container(&runs, Duration::ZERO).await.unwrap();
+        assert_eq!(node.exited(&runs).await.0, 137);
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn a_killed_shim_leaves_its_containers_exited_and_its_sandbox_not_ready() {
+    run(|| async {
+        let node = Node::start().await;
+        let sandbox = node.sandbox("lost").await;
+        let id = node.create(&sandbox, "main", "exec sleep 1000").await;
+        node.start_container(&id).await;
+        let pid = node.engine.container(&id).unwrap().pid().unwrap();
+        let shim = node.engine.sandbox(&sandbox).unwrap().shim_pid;
+        assert_ne!(shim, 0);
+        let shim = nix::unistd::Pid::from_raw(i32::try_from(shim).unwrap());
+        nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL).unwrap();
+
+        assert_eq!(node.exited(&id).await, (255, ExitReason::ShimLost));
+        for _ in 0..200 {
+            if node.engine.sandbox(&sandbox).unwrap().state == SandboxState::NotReady {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(node.engine.sandbox(&sandbox).unwrap().state, SandboxState::NotReady);
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        assert!(status.is_empty() || status.contains("State:\tZ"), "it still runs: {status}");
+        node.engine.stop_sandbox(&sandbox).await.unwrap();
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn what_no_record_names_is_swept_at_the_start() {
+    run(|| async {
+        let node = Node::start().await;
+        let state = node.path().join("state");
+        let orphan = "f".repeat(64);
+        for dir in ["sandboxes", "containers", "exec"] {
+            std::fs::create_dir(state.join(dir).join(&orphan)).unwrap();
+        }
+        std::fs::write(state.join("s/orphan"), "").unwrap();
+        let node = node.restart().await;
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn ten_pods_come_up_and_go_down_at_once() {
+    run(|| async {
+        let node = Node::start().await;
+        let cycle = async |n: u32| {
+            let name = format!("many-{n}");
+            let sandbox = node.sandbox(&name).await;
+            let id = node.create(&sandbox, "main", "exec sleep 1000").await;
+            node.start_container(&id).await;
+            node.engine.stop_container(&id, Duration::ZERO).await.unwrap();
+            node.engine.remove_container(&id).await.unwrap();
+            node.engine.stop_sandbox(&sandbox).await.unwrap();
+            node.engine.remove_sandbox(&sandbox).await.unwrap();
+        };
+        tokio::join!(
+            cycle(0),
+            cycle(1),
+            cycle(2),
+            cycle(3),
+            cycle(4),
+            cycle(5),
+            cycle(6),
+            cycle(7),
+            cycle(8),
+            cycle(9),
+        );
+        assert!(node.engine.sandboxes().is_empty());
+        node.assert_clean().await;
+    });
+}
