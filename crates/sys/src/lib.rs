@@ -4,7 +4,8 @@
 //! [`process`] (clone3 by a single-threaded caller), [`exec`] (execve from prepared
 //! strings), [`descriptor`] (close_range), [`mount`] (mount_setattr), [`seccomp`]
 //! (loading a filter), [`keyring`] (session keyrings), [`signal`] (default dispositions),
-//! [`spawn`] (posix_spawn), [`network`] (bringing up loopback), [`writeback`] (starting to write dirty pages).
+//! [`spawn`] (posix_spawn), [`network`] (bringing up loopback), [`writeback`] (starting to
+//! write dirty pages), [`bpf`] (device programs of cgroup v2).
 //!
 //! Invariants: every `unsafe` block names the contract that makes it sound; no function
 //! here is unsound whatever its arguments; errors are bare [`nix::errno::Errno`], since

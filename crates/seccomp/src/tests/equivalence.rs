@@ -69,7 +69,7 @@ fn equivalent(profile: Value, native: Abi) -> usize {
                 run(&program, &call) != run(&program, &Call { args: samples[0], ..call })
             });
             // The slow reading of a call without conditions needs few samples.
-            let few = if conditional { samples.len() } else { 8 };
+            let few = if conditional { samples.len() } else { 2 };
             for args in samples.into_iter().take(few) {
                 let call = Call { number, arch, args };
                 let (ours, meant) =
