@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use berth_model::container::Timestamp;
@@ -70,7 +70,8 @@ pub enum EventKind {
 
 /// Serves `containerd.services.events.ttrpc.v1.Events` on a unix socket.
 pub struct EventServer {
-    server: Server,
+    /// In a mutex only because ttrpc's server is not `Sync`; nobody contends for it.
+    server: Mutex<Server>,
     path: PathBuf,
 }
 
@@ -95,7 +96,7 @@ impl EventServer {
         let mut server =
             Server::new().add_listener(Listener::try_from(listener)?).register_service(service);
         server.start().await.map_err(io::Error::other)?;
-        Ok((Self { server, path: path.to_owned() }, events))
+        Ok((Self { server: Mutex::new(server), path: path.to_owned() }, events))
     }
 
     /// What a shim is told to connect to: the path, for the environment's `TTRPC_ADDRESS`.
@@ -105,8 +106,9 @@ impl EventServer {
     }
 
     /// Stops listening, closes every connection and removes the socket.
-    pub async fn stop(mut self) -> io::Result<()> {
-        self.server.shutdown().await.map_err(io::Error::other)?;
+    pub async fn stop(self) -> io::Result<()> {
+        let mut server = self.server.into_inner().unwrap_or_else(PoisonError::into_inner);
+        server.shutdown().await.map_err(io::Error::other)?;
         match std::fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),

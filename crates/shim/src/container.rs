@@ -127,7 +127,7 @@ impl Container {
         let spec = read_spec(&self.bundle)?;
         let stopped = || Error::State { id: self.id.clone(), state: "stopped" };
         let init = self.init.pidfd().ok_or_else(stopped)?;
-        let opened = Streams::open(&process.uris, false)?;
+        let mut opened = Streams::open(&process.uris, false)?;
         let making = reaper.making();
         let creating = exec(ExecRequest {
             id: &self.id,
@@ -138,8 +138,9 @@ impl Container {
             cgroup: self.cgroup.as_ref(),
         })?;
         drop(spec);
-        let made = make(creating, reaper, making).await?;
-        process.made(made, opened.streams)
+        let made = make(creating, reaper, making, &mut opened.streams).await?;
+        process.made(made, opened.streams);
+        Ok(())
     }
 
     pub(crate) fn paused(&self) -> bool {

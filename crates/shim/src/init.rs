@@ -91,9 +91,12 @@ fn run(child: &InChild, report: &OwnedFd) -> u8 {
     if answer != 0 || told != Ok(1) {
         return 1;
     }
-    // The report's descriptor is the last one it has.
+    // The report's descriptor, and with it the last that are the shim's.
     if close_all_but(child, &[]).is_err() {
         return 1;
+    }
+    for standard in 0..=2 {
+        nix::unistd::close(standard).ok();
     }
     reap()
 }

@@ -24,6 +24,7 @@ use tokio::time::timeout;
 
 use crate::error::Error;
 use crate::io::{Streams, Uris, watch as watch_fd};
+use crate::log;
 use crate::reaper::{Exit, Making, Reaper};
 
 /// How long a worker may take to make a process. Mounts of network file systems may be slow.
@@ -71,13 +72,7 @@ pub(crate) enum Status {
 
 impl Process {
     /// A process that was made and waits for its start.
-    pub(crate) fn created(
-        id: &str,
-        uris: Uris,
-        made: Created,
-        mut streams: Streams,
-    ) -> Result<Self, Error> {
-        streams.attach(made.console)?;
+    pub(crate) fn created(id: &str, uris: Uris, made: Created, streams: Streams) -> Self {
         let state = State {
             phase: Phase::Created(made.start),
             pid: made.pid.as_raw().unsigned_abs(),
@@ -85,7 +80,7 @@ impl Process {
             streams: Some(Arc::new(streams)),
             failed: false,
         };
-        Ok(Self::new(id, uris, state))
+        Self::new(id, uris, state)
     }
 
     /// A process that will be made when it is started.
@@ -144,14 +139,12 @@ impl Process {
     }
 
     /// An added process was made.
-    pub(crate) fn made(&self, made: Created, mut streams: Streams) -> Result<(), Error> {
-        streams.attach(made.console)?;
+    pub(crate) fn made(&self, made: Created, streams: Streams) {
         let mut state = self.state();
         state.phase = Phase::Created(made.start);
         state.pid = made.pid.as_raw().unsigned_abs();
         state.pidfd = Some(Arc::new(made.pidfd));
         state.streams = Some(Arc::new(streams));
-        Ok(())
     }
 
     /// Lets it execute its program, and waits until it has; its pid.
@@ -253,12 +246,13 @@ impl Process {
     }
 }
 
-/// Waits for the worker's answer without stopping the shim. The process is known to
-/// `reaper` when this returns, and `making` held until then.
+/// Waits for the worker's answer without stopping the shim, and attaches `streams`. The
+/// process is known to `reaper` when this returns, and `making` held until then.
 pub(crate) async fn make(
     creating: Creating,
     reaper: &Reaper,
     making: Making,
+    streams: &mut Streams,
 ) -> Result<Created, Error> {
     let mut fd = watch_fd(creating, Interest::READABLE)
         .map_err(|source| Error::Io("watch a worker", source))?;
@@ -274,9 +268,25 @@ pub(crate) async fn make(
     })
     .await
     .map_err(|_| Error::Timeout { what: "making the process", seconds: MAKE.as_secs() })??;
-    reaper.know(made.pid.as_raw().unsigned_abs());
+    let mut made = made;
+    let pid = made.pid.as_raw().unsigned_abs();
+    reaper.know(pid);
     drop(making);
+    if let Err(error) = streams.attach(made.console.take()) {
+        discard(pid, made, reaper).await;
+        return Err(error);
+    }
     Ok(made)
+}
+
+/// Undoes the making of a process that never started.
+async fn discard(pid: u32, made: Created, reaper: &Reaper) {
+    // It exits when it cannot be started any more.
+    drop(made.start);
+    reaper.wait(pid, made.pidfd).await;
+    if let Some(Err(error)) = made.cgroup.map(|cgroup| cgroup.remove()) {
+        log::warn(format_args!("remove the cgroup of a discarded process: {error}"));
+    }
 }
 
 async fn execute(handle: StartHandle) -> Result<(), Error> {

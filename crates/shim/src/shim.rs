@@ -154,7 +154,7 @@ impl Shim {
             return Err(Error::invalid("bundle", "it is not an absolute path"));
         }
         let spec = read_spec(bundle)?;
-        let opened = Streams::open(&wanted.uris, true)?;
+        let mut opened = Streams::open(&wanted.uris, true)?;
         let shared = self.sandbox.shared();
         let making = self.reaper.making();
         let creating = create(CreateRequest {
@@ -167,9 +167,9 @@ impl Shim {
             cgroups: self.cgroups()?,
         })?;
         drop(shared);
-        let mut made = make(creating, &self.reaper, making).await?;
+        let mut made = make(creating, &self.reaper, making, &mut opened.streams).await?;
         let cgroup = made.cgroup.take();
-        let init = Process::created(&wanted.id, wanted.uris, made, opened.streams)?;
+        let init = Process::created(&wanted.id, wanted.uris, made, opened.streams);
         Ok(Arc::new(Container::new(&wanted.id, bundle, Arc::new(init), cgroup, &spec)))
     }
 

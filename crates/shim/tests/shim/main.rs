@@ -1,0 +1,11 @@
+//! The built shim, driven through `shim-client` as berthd drives it: real containers from
+//! the static busybox of this machine. Needs root.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod death;
+mod exec;
+mod logs;
+mod run;
+mod sandbox;
+mod support;
