@@ -26,3 +26,11 @@ impl Host {
         }
     }
 }
+
+/// Moves this process into a mount namespace of its own, from which nothing travels back.
+pub(crate) fn leave_machine_mounts() {
+    use nix::mount::{MsFlags, mount};
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .unwrap();
+}

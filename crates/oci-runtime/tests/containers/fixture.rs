@@ -214,6 +214,12 @@ impl Running {
     }
 }
 
+/// Removes what all test cgroups were below.
+pub(crate) fn remove_parent_cgroup() {
+    let path = CgroupPath::new("/berth-oci-test").unwrap();
+    Hierarchy::detect().unwrap().at(&path).remove().unwrap();
+}
+
 /// No input, and a pipe for each output.
 pub(crate) fn pipes() -> (Stdio, OwnedFd, OwnedFd) {
     use rustix::fs::{Mode, OFlags, open};
@@ -276,8 +282,9 @@ fn make_root(root: &Path) {
     std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
     for applet in [
         "sh", "true", "false", "cat", "ls", "id", "env", "sleep", "echo", "pwd", "stat", "mount",
-        "umount", "mknod", "readlink", "touch", "grep", "hostname", "chmod", "mkdir", "tty", "ps",
-        "kill", "unshare", "dd", "stty", "test", "head", "wc", "ulimit", "date", "sort", "tr",
+        "mknod", "readlink", "touch", "grep", "hostname", "chmod", "mkdir", "tty", "ps", "kill",
+        "unshare", "dd", "stty", "test", "head", "wc", "date", "sort", "tr", "od", "printf", "ln",
+        "df", "umount", "tail", "cut", "rm",
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }

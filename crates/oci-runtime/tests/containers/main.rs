@@ -35,6 +35,8 @@ fn main() -> ExitCode {
         eprintln!("skipped: needs root");
         return ExitCode::SUCCESS;
     }
+    // Whatever a test mounts "on the host" is in a mount namespace of this binary alone.
+    environment::leave_machine_mounts();
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let all = [
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
             failed.push(*name);
         }
     }
+    fixture::remove_parent_cgroup();
     println!("\ntest result: {passed} passed; {} failed {failed:?}\n", failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
