@@ -1,2 +1,97 @@
-//! Skeleton.
-fn main() {}
+//! `berthd`: the daemon.
+//!
+//! ```text
+//! berthd [--config FILE]        serve until SIGTERM or SIGINT; pods keep running
+//! berthd check                  what this host supports, and what is missing
+//! berthd config default         the default configuration with comments
+//! berthd config check FILE      whether a configuration is valid
+//! ```
+//!
+//! Only wiring is here: configuration to engine, engine to front, signals to shutdown.
+
+mod check;
+mod config;
+mod directories;
+mod listen;
+mod lock;
+mod notify;
+mod serve;
+mod settings;
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use config::Config;
+
+/// Where the configuration lies when `--config` does not say.
+const DEFAULT_PATH: &str = "/etc/berth/berthd.toml";
+
+/// A node container runtime: answers the Kubernetes CRI.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Configuration file; without it, /etc/berth/berthd.toml if that exists.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say what this host supports and what is missing.
+    Check,
+    /// Show or check a configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the default configuration with comments.
+    Default,
+    /// Say whether FILE is valid.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("berthd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    match arguments.command {
+        None => serve::serve(configuration(arguments.config)?)?,
+        Some(Command::Check) => {
+            return Ok(if check::check(&mut out)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Some(Command::Config(ConfigCommand::Default)) => {
+            out.write_all(config::DEFAULT.as_bytes())?
+        }
+        Some(Command::Config(ConfigCommand::Check { file })) => {
+            Config::read(&file)?;
+            writeln!(out, "{} is valid", file.display())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn configuration(path: Option<PathBuf>) -> Result<Config> {
+    match path {
+        Some(path) => Ok(Config::read(&path)?),
+        None if PathBuf::from(DEFAULT_PATH).exists() => Ok(Config::read(DEFAULT_PATH.as_ref())?),
+        None => Ok(Config::default()),
+    }
+}

@@ -1,0 +1,101 @@
+//! The life of the daemon: configuration to engine, engine to front, signal to end.
+
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use berth_content::Content;
+use berth_engine::Engine;
+use berth_image::Images;
+use berth_metadata::ImageStore;
+use berth_registry::{Client, Proxies};
+use berth_snapshot::Snapshots;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::directories::{PASSABLE, PRIVATE, make};
+use crate::listen::listen;
+use crate::lock::DirectoryLock;
+use crate::{notify, settings};
+
+/// Two threads serve every client; what blocks goes to others, which end when idle.
+const WORKERS: usize = 2;
+const BLOCKING_THREADS: usize = 32;
+/// How long blocking work may take after everything else has ended.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How often freed memory is given back to the kernel.
+const TRIM_PERIOD: Duration = Duration::from_secs(30);
+
+/// Serves until SIGTERM or SIGINT. Pods keep running.
+pub(crate) fn serve(config: Config) -> Result<()> {
+    berth_telemetry::init(config.log.format.parse()?, config.log.filter.parse()?)?;
+    // Whoever starts more threads than there are processors would get an arena for each.
+    if !berth_sys::allocator::limit_arenas(2) {
+        tracing::debug!("the allocator keeps its own number of arenas");
+    }
+    make(&config.root, PRIVATE)?;
+    make(&config.state, PASSABLE)?;
+    let locks = (DirectoryLock::take(&config.root)?, DirectoryLock::take(&config.state)?);
+    let listener = listen(&config.socket())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let served = runtime.block_on(run(config, listener));
+    runtime.shutdown_timeout(DRAIN);
+    drop(locks);
+    served
+}
+
+async fn run(config: Config, listener: UnixListener) -> Result<()> {
+    let shutdown = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+    let engine = open_engine(&config).await?;
+    let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
+    let stop = shutdown.clone().cancelled_owned();
+    let mut front = tokio::spawn(berth_cri::serve(incoming, engine.clone(), stop));
+    let trimmer = tokio::spawn(trim(shutdown.clone()));
+
+    notify::notify(std::env::var_os("NOTIFY_SOCKET"), "READY=1\n").context("notify supervisor")?;
+    tracing::info!(socket = %config.socket().display(), root = %config.root.display(), "ready");
+    let early = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        ended = &mut front => Some(ended),
+    };
+    tracing::info!("ending; pods keep running");
+    shutdown.cancel();
+    // The front itself cuts off requests that take too long to end.
+    let ended = match early {
+        Some(ended) => ended,
+        None => front.await,
+    };
+    engine.shutdown().await;
+    trimmer.await.context("the trimming task died")?;
+    ended.context("the CRI front died")?.context("serve the CRI")
+}
+
+async fn open_engine(config: &Config) -> Result<Engine> {
+    let store = ImageStore::open(&config.root.join("images.db"))?;
+    let content = Content::open(config.root.join("content"))?;
+    let snapshots = Snapshots::open(&config.root.join("snapshots"))?;
+    let proxies = Proxies::from_environment(|name| std::env::var(name).ok());
+    let client = Client::new(settings::registry(config, proxies))?;
+    let images = Images::new(store, content, snapshots, client, settings::images(config));
+    Ok(Engine::open(settings::engine(config)?, images).await?)
+}
+
+/// Gives freed memory back until `shutdown`.
+async fn trim(shutdown: CancellationToken) {
+    let mut passes = tokio::time::interval(TRIM_PERIOD);
+    passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while shutdown.run_until_cancelled(passes.tick()).await.is_some() {
+        berth_sys::allocator::trim();
+    }
+}

@@ -1,0 +1,114 @@
+//! What each part of the daemon is told, out of the one configuration.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use berth_engine::RuntimeConfig;
+use berth_network::NetworkConfig;
+use berth_registry::Proxies;
+
+use crate::config::Config;
+
+/// The name of the shim that lives in this repository.
+const IN_TREE_SHIM: &str = "containerd-shim-berth-v1";
+/// How long a reading of a cgroup stays good.
+const STATS_AGE: Duration = Duration::from_secs(1);
+
+pub(crate) fn registry(config: &Config, proxies: Proxies) -> berth_registry::Config {
+    berth_registry::Config {
+        plain_http: config.image.plain_http.clone(),
+        certificate_authorities: config.image.ca_files.clone(),
+        proxies,
+        ..Default::default()
+    }
+}
+
+pub(crate) fn images(config: &Config) -> berth_image::Config {
+    berth_image::Config { parallel_layers: config.image.parallel_layers, ..Default::default() }
+}
+
+pub(crate) fn engine(config: &Config) -> Result<berth_engine::Config> {
+    let mut runtimes = std::collections::BTreeMap::new();
+    for (name, handler) in &config.runtime.handlers {
+        let shim = find(&handler.shim)
+            .with_context(|| format!("runtime.handlers.{name}.shim {}", handler.shim.display()))?;
+        let in_tree = shim.file_name().is_some_and(|name| name == IN_TREE_SHIM);
+        runtimes.insert(name.clone(), RuntimeConfig { shim, in_tree });
+    }
+    let pids = config.container.pids_limit;
+    Ok(berth_engine::Config {
+        root: config.root.clone(),
+        state: config.state.clone(),
+        runtimes,
+        default_runtime: config.runtime.default.clone(),
+        network: network(config)?,
+        cgroup_base: config.container.cgroup_base.clone(),
+        shim_cgroup: fs::read_to_string("/proc/self/cgroup").ok().and_then(|own| shim_cgroup(&own)),
+        shm_bytes: config.container.shm_size,
+        pids_limit: (pids > 0).then_some(i64::from(pids)),
+        events_address: String::new(),
+        seccomp_profiles: config.container.seccomp_profiles.clone(),
+        stats_age: STATS_AGE,
+    })
+}
+
+fn network(config: &Config) -> Result<NetworkConfig> {
+    let network = &config.network;
+    let built = NetworkConfig {
+        bridge: network.bridge.clone(),
+        subnet: network.subnet.parse().context("network.subnet")?,
+        mtu: network.mtu,
+        masquerade: network.masquerade,
+        table: network.table.clone(),
+    };
+    built.validate().context("network")?;
+    Ok(built)
+}
+
+/// A leaf of this process's own cgroup v2, out of its `/proc/self/cgroup`.
+///
+/// kubelet kills every process it finds in a dead pod's cgroup, so shims live in ours. In
+/// the root cgroup there is nothing to leave: shims stay there.
+fn shim_cgroup(own: &str) -> Option<String> {
+    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    (path != "/").then(|| format!("{path}/shims"))
+}
+
+/// A program by path, or by name beside this one or in `PATH`.
+fn find(program: &Path) -> Result<PathBuf> {
+    if program.is_absolute() {
+        anyhow::ensure!(program.is_file(), "is not a file");
+        return Ok(program.to_owned());
+    }
+    let own = env::current_exe().context("find this program")?;
+    let beside = own.parent().map(Path::to_owned);
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = beside.into_iter().chain(env::split_paths(&path)).map(|dir| dir.join(program));
+    found.into_iter().find(|path| path.is_file()).context("is neither beside berthd nor in PATH")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shims_live_beside_the_daemon_unless_it_is_at_the_root() {
+        assert_eq!(
+            shim_cgroup("5:memory:/x\n0::/berth.service\n"),
+            Some("/berth.service/shims".into())
+        );
+        assert_eq!(shim_cgroup("5:memory:/x\n0::/\n"), None);
+        assert_eq!(shim_cgroup("5:memory:/x\n"), None);
+    }
+
+    #[test]
+    fn a_shim_is_found_by_path_and_by_name() {
+        assert_eq!(find(Path::new("/bin/sh")).unwrap(), Path::new("/bin/sh"));
+        assert!(find(Path::new("sh")).unwrap().is_absolute());
+        assert!(find(Path::new("/no/such/shim")).is_err());
+        assert!(find(Path::new("no-such-shim-anywhere")).is_err());
+    }
+}
