@@ -19,7 +19,7 @@ pub enum Error {
         /// What was fetched.
         action: &'static str,
         /// Why it failed; it names the reference and the host.
-        source: berth_registry::Error,
+        source: Box<berth_registry::Error>,
     },
     /// The blob store.
     #[error("{action} blob {digest}")]
@@ -45,7 +45,7 @@ pub enum Error {
         /// What was tried.
         action: &'static str,
         /// Why it failed.
-        source: berth_metadata::Error,
+        source: Box<berth_metadata::Error>,
     },
     /// The snapshots.
     #[error("{action}")]

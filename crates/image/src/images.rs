@@ -203,11 +203,7 @@ impl Images {
     pub async fn fs_info(&self) -> Result<FsInfo, Error> {
         let inner = self.0.clone();
         blocking("measure images", move || {
-            let failed = store("measure images");
-            let blobs = match inner.store.blobs() {
-                Ok(blobs) => blobs,
-                Err(error) => return Err(failed(error)),
-            };
+            let blobs = inner.store.blobs().map_err(store("measure images"))?;
             let snapshots = inner.store.snapshots().map_err(store("measure images"))?;
             let sizes = blobs.iter().map(|blob| blob.size.next_multiple_of(4096));
             let bytes = sizes.chain(snapshots.iter().map(|snapshot| snapshot.bytes)).sum();
@@ -395,8 +391,8 @@ impl Inner {
     }
 }
 
-fn store(action: &'static str) -> impl FnOnce(berth_metadata::Error) -> Error {
-    move |source| Error::Store { action, source }
+pub(crate) fn store(action: &'static str) -> impl FnOnce(berth_metadata::Error) -> Error {
+    move |source| Error::Store { action, source: Box::new(source) }
 }
 
 pub(crate) fn now() -> Timestamp {

@@ -110,7 +110,7 @@ impl Workshop {
     }
 
     async fn download(&self, job: &Job, to_store: mpsc::Sender<Bytes>) -> Result<(), Error> {
-        let failed = |source| Error::Registry { action: "fetch layer", source };
+        let failed = |source| Error::Registry { action: "fetch layer", source: Box::new(source) };
         let mut blob = self.repository.blob(&job.digest, job.size).await.map_err(failed)?;
         while let Some(bytes) = blob.next().await.map_err(failed)? {
             if to_store.send(bytes).await.is_err() {

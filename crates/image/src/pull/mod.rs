@@ -24,7 +24,7 @@ pub(crate) use stream::Exceeded;
 
 use crate::apply::settle;
 use crate::document::{Compression, Config, ImageManifest};
-use crate::images::{Inner, now};
+use crate::images::{Inner, now, store as metadata};
 use crate::pins::Pin;
 use crate::{Error, blocking};
 use layer::{Job, Unpacked, Workshop};
@@ -109,8 +109,7 @@ impl Pull {
             {
                 found.tags.push(tag);
                 found.tags.sort();
-                let failed = |source| Error::Store { action: "store image", source };
-                images.store.put_image(&found).map_err(failed)?;
+                images.store.put_image(&found).map_err(metadata("store image"))?;
             }
             Ok(Some(found))
         })
@@ -221,7 +220,7 @@ fn commit(
         let (below, parent) = (&plan.chain[..index], index.checked_sub(1));
         let (dir, usage) = match unpacked.remove(&index) {
             Some(layer) => commit_one(images, plan, layer, below)?,
-            None => match images.store.snapshot(chain).map_err(read_store)? {
+            None => match images.store.snapshot(chain).map_err(metadata("read layer record"))? {
                 Some(row) => {
                     rows.push(row);
                     continue;
@@ -263,7 +262,7 @@ fn store(
     digest: String,
     rows: &[SnapshotRecord],
 ) -> Result<ImageRecord, Error> {
-    let failed = |source| Error::Store { action: "store image", source };
+    let failed = || metadata("store image");
     let ImageManifest { config, layers } = &plan.resolved.manifest;
     let named = layers.iter().map(|layer| layer.digest).chain([config.digest]);
     let mut blobs = Vec::new();
@@ -277,9 +276,9 @@ fn store(
             blobs.push(BlobRecord { digest, size });
         }
     }
-    images.store.put_blobs(&blobs).map_err(failed)?;
+    images.store.put_blobs(&blobs).map_err(failed())?;
     for row in rows {
-        images.store.put_snapshot(row).map_err(failed)?;
+        images.store.put_snapshot(row).map_err(failed())?;
     }
     let record = ImageRecord {
         id: config.digest,
@@ -292,16 +291,12 @@ fn store(
         user: plan.config.user.clone(),
         pulled_at: now(),
     };
-    images.store.put_image(&record).map_err(failed)?;
+    images.store.put_image(&record).map_err(failed())?;
     // It may have had other names.
-    let stored = images.store.image_by_id(&record.id).map_err(failed)?;
+    let stored = images.store.image_by_id(&record.id).map_err(failed())?;
     Ok(stored.unwrap_or(record))
 }
 
 fn snapshot(action: &'static str) -> impl FnOnce(berth_snapshot::Error) -> Error {
     move |source| Error::Snapshot { action, source }
-}
-
-fn read_store(source: berth_metadata::Error) -> Error {
-    Error::Store { action: "read layer record", source }
 }

@@ -212,5 +212,5 @@ fn document_error(what: &'static str, digest: Digest) -> impl Fn(BadDocument) ->
 }
 
 fn registry(action: &'static str) -> impl FnOnce(berth_registry::Error) -> Error {
-    move |source| Error::Registry { action, source }
+    move |source| Error::Registry { action, source: Box::new(source) }
 }

@@ -9,6 +9,8 @@
 //! Invariants: no more is held in memory than one extended header ([`MAX_EXTENDED`]);
 //! an entry's data ends where its header said, whatever its reader took.
 
+#[cfg(test)]
+pub(crate) mod build;
 mod header;
 mod pax;
 mod reader;
