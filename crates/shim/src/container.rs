@@ -104,7 +104,10 @@ impl Container {
         reaper: &Arc<Reaper>,
         known: impl FnOnce(),
     ) -> Result<u32, Error> {
-        let wanted = process.take_pending()?;
+        let mut wanted = process.take_pending()?;
+        if wanted.oom_score_adj().is_none() {
+            wanted.set_oom_score_adj(oom_score(self.init.pid()));
+        }
         match self.make_exec(process, &wanted, reaper).await {
             Ok(()) => {
                 known();
@@ -191,20 +194,30 @@ impl Container {
         }
     }
 
-    /// Kills every process and waits for their end.
-    pub(crate) async fn stop(&self) -> Result<(), Error> {
-        if self.paused() {
+    /// Signals one process. SIGKILL ends a paused container too: a frozen process of cgroup
+    /// v1 dies only once it is thawed.
+    pub(crate) fn kill(&self, process: &Process, signal: i32) -> Result<(), Error> {
+        process.kill(signal)?;
+        if signal == Signal::SIGKILL as i32 && self.paused() {
             self.set_paused(false)?;
         }
-        if !matches!(self.init.status(), Status::Stopped(_)) {
-            match self.init.kill(Signal::SIGKILL as i32) {
-                Err(Error::NotFound { .. }) | Ok(()) => {}
-                Err(error) => return Err(error),
-            }
+        Ok(())
+    }
+
+    /// Kills every process, the first one whether it was started or not.
+    pub(crate) fn kill_now(&self) -> Result<(), Error> {
+        match self.kill(&self.init, Signal::SIGKILL as i32) {
+            Err(Error::NotFound { .. }) | Ok(()) => {}
+            Err(error) => return Err(error),
         }
-        if let Some(cgroup) = &self.cgroup {
-            cgroup.kill_all()?;
+        match &self.cgroup {
+            Some(cgroup) => Ok(cgroup.kill_all()?),
+            None => Ok(()),
         }
+    }
+
+    /// Waits for the end of the first process, which was killed.
+    pub(crate) async fn ended(&self) -> Result<(), Error> {
         let late = |_| Error::Timeout { what: "the end of a container", seconds: GONE.as_secs() };
         timeout(GONE, self.init.wait()).await.map_err(late)?;
         Ok(())
@@ -247,6 +260,13 @@ pub(crate) fn read_spec(bundle: &Path) -> Result<Spec, Error> {
     let file = File::open(&path).map_err(failed)?;
     serde_json::from_reader(BufReader::new(file.take(MAX_SPEC)))
         .map_err(|source| Error::Spec { path: path.clone(), source })
+}
+
+/// What an added process is given unless the request says otherwise: its container's
+/// score, and not the shim's, which would protect it.
+fn oom_score(pid: u32) -> Option<i32> {
+    let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).ok()?;
+    score.trim().parse().ok()
 }
 
 /// Whether the container is the only one in its pid namespace.

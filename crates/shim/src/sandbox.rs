@@ -51,6 +51,7 @@ pub(crate) struct Sandbox {
 struct Inner {
     id: Option<String>,
     created_at: Option<SystemTime>,
+    stopping: bool,
     shared: Arc<SharedMounts>,
     pids: Option<PidNamespace>,
     /// Holds [`PID_NAMESPACE_FD`], so that nothing else gets that number.
@@ -131,6 +132,16 @@ impl Sandbox {
 
     pub(crate) fn shared(&self) -> Arc<SharedMounts> {
         Arc::clone(&self.inner().shared)
+    }
+
+    /// No container is made from here on.
+    pub(crate) fn stopping(&self) {
+        self.inner().stopping = true;
+    }
+
+    /// Whether it was stopped, or is being.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.inner().stopping
     }
 
     /// Whether there is one that was not stopped.

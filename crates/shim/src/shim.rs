@@ -132,7 +132,7 @@ impl Shim {
             slots.insert(wanted.id.clone(), Slot::Taken);
         }
         let id = wanted.id.clone();
-        match self.make(wanted).await {
+        match self.make_unless_stopped(wanted).await {
             Ok(container) => {
                 let pid = container.init.pid();
                 let bundle = container.bundle.to_string_lossy().into_owned();
@@ -146,6 +146,24 @@ impl Shim {
                 Err(error)
             }
         }
+    }
+
+    /// The sandbox may be stopped while a container is made, and must stay empty then.
+    async fn make_unless_stopped(&self, wanted: Wanted) -> Result<Arc<Container>, Error> {
+        let stopped = || Error::State { id: self.id.clone(), state: "stopped" };
+        if self.sandbox.is_stopped() {
+            return Err(stopped());
+        }
+        let container = self.make(wanted).await?;
+        if !self.sandbox.is_stopped() {
+            return Ok(container);
+        }
+        container.kill_now()?;
+        if let Some(exit) = self.ended(&container.init).await {
+            container.init.finish(exit);
+        }
+        container.remove().await?;
+        Err(stopped())
     }
 
     async fn make(&self, wanted: Wanted) -> Result<Arc<Container>, Error> {
@@ -205,6 +223,7 @@ impl Shim {
         });
     }
 
+    /// Waits for the end of a process that was made, and reaps it.
     async fn ended(&self, process: &Process) -> Option<Exit> {
         let pidfd = process.pidfd()?.try_clone().ok();
         let pid = process.pid();
@@ -262,7 +281,8 @@ impl Shim {
             }
             // Never started, and never to be.
             Status::Created if exec.is_empty() => {
-                container.stop().await?;
+                container.kill_now()?;
+                container.ended().await?;
                 process.wait().await
             }
             Status::Created => Exit { code: 0, at: SystemTime::now() },
@@ -279,12 +299,17 @@ impl Shim {
 
     /// Kills every container, waits for their end and drops what they shared.
     pub(crate) async fn stop_sandbox(self: Arc<Self>) -> Result<(), Error> {
-        let mut first = Ok(());
-        for container in self.containers() {
-            let stopped = container.stop().await;
-            first = first.and(stopped);
+        self.sandbox.stopping();
+        let containers = self.containers();
+        // All are killed before the first is waited for.
+        let mut outcome = Ok(());
+        for container in &containers {
+            outcome = outcome.and(container.kill_now());
         }
-        first?;
+        for container in &containers {
+            outcome = outcome.and(container.ended().await);
+        }
+        outcome?;
         self.sandbox.stop(&self.reaper).await
     }
 }

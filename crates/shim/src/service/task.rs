@@ -115,7 +115,7 @@ impl Task for TaskService {
         if r.all {
             container.kill_all(signal)?;
         } else {
-            container.process(&r.exec_id)?.kill(signal)?;
+            container.kill(&*container.process(&r.exec_id)?, signal)?;
         }
         Ok(api::Empty::new())
     }

@@ -67,9 +67,9 @@ async fn an_exec_has_its_own_output_code_and_environment() {
     }
     let pod = Pod::start().await;
     let container = pod.run("a", &["/bin/sleep", "100"]).await;
-    let script = "echo $A $PWD; echo bad >&2; exit 3";
+    let script = "echo $A $PWD; cat /proc/self/oom_score_adj; echo bad >&2; exit 3";
     let answer = exec(&pod, &container, "one", &["sh", "-c", script]).await.unwrap();
-    assert_eq!(answer, ("b /tmp\n".into(), "bad\n".into(), 3));
+    assert_eq!(answer, ("b /tmp\n500\n".into(), "bad\n".into(), 3));
 
     // Nothing of the container's own output, and the container goes on.
     assert_eq!(pod.lines("a"), Vec::<String>::new());

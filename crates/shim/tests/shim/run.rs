@@ -300,8 +300,9 @@ async fn a_paused_container_stands_still() {
     let (kind, metrics) = pod.shim.stats(&container).await.unwrap();
     assert_eq!(kind, "io.containerd.cgroups.v2.Metrics");
     assert!(!metrics.is_empty());
-    pod.shim.kill(Process::from(&container), 9, true, LONG).await.unwrap();
-    pod.wait(&container).await;
+    pod.shim.pause(&container).await.unwrap();
+    pod.shim.kill(Process::from(&container), 9, false, LONG).await.unwrap();
+    assert_eq!(pod.wait(&container).await.code, 137);
     pod.shim.delete(&container).await.unwrap();
     pod.finish().await;
 }

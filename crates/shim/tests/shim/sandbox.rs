@@ -49,6 +49,9 @@ async fn containers_share_dev_shm_and_it_has_a_size() {
     pod.shim.sandbox_stop(&pod.id, LONG).await.unwrap();
     pod.shim.sandbox_stop(&pod.id, LONG).await.unwrap();
     assert_eq!(pod.wait(&writer).await.code, 137);
+    let wanted = pod.wanted("late", pod.bundle("late", &["/bin/echo"], |_| {}));
+    let late = pod.shim.create(&wanted).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::FailedPrecondition);
     let status = pod.shim.sandbox_status(&pod.id).await.unwrap();
     assert_eq!(status.state, "SANDBOX_NOTREADY");
     pod.shim.sandbox_shutdown(&pod.id).await.unwrap();
