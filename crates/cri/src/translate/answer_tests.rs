@@ -48,11 +48,11 @@ fn container(state: ContainerState) -> ContainerStatus {
 #[test]
 fn a_sandbox_status_has_what_kubelet_insists_on() {
     let status = sandbox_status(&sandbox());
+    assert_eq!(status.state(), v1::PodSandboxState::SandboxReady);
     let metadata = status.metadata.unwrap();
     assert_eq!((status.id.as_str(), status.created_at), ("s1", 5));
     assert_eq!((metadata.name.as_str(), metadata.namespace.as_str()), ("pod", "space"));
     assert_eq!(metadata.uid, "uid");
-    assert_eq!(status.state(), v1::PodSandboxState::SandboxReady);
     assert_eq!(status.network.unwrap().ip, "10.0.0.7");
     let options = status.linux.unwrap().namespaces.unwrap().options.unwrap();
     assert_eq!(options.pid(), v1::NamespaceMode::Container);
