@@ -46,6 +46,8 @@ pub struct Node {
     daemon: Daemon,
     dir: TempDir,
     cgroup_base: String,
+    /// Whether the test got to its end; otherwise its daemon's log is of interest.
+    proven_clean: bool,
 }
 
 impl Node {
@@ -65,7 +67,7 @@ impl Node {
         let registry = Registry::start(&network, dir.path())?;
         let daemon = Daemon::start(&network, dir.path(), &cgroup_base, &options)?;
         let cri = Cri::connect(daemon.socket()).await?;
-        Ok(Self { registry, network, cri, daemon, dir, cgroup_base })
+        Ok(Self { registry, network, cri, daemon, dir, cgroup_base, proven_clean: false })
     }
 
     /// The directory that holds everything the node made.
@@ -194,6 +196,7 @@ impl Node {
         self.daemon.terminate()?;
         let left = self.leaks_at_rest()?;
         anyhow::ensure!(left.is_empty(), "left behind after the daemon ended: {left:#?}");
+        self.proven_clean = true;
         Ok(())
     }
 }
@@ -215,7 +218,7 @@ fn settle(leaks: impl Fn() -> Result<Vec<String>>) -> Result<()> {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if thread::panicking() {
+        if !self.proven_clean {
             eprintln!("the daemon's log ends:\n{}", self.daemon.log_tail());
         }
         self.daemon.kill().ok();
