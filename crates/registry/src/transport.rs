@@ -201,12 +201,14 @@ fn failed(subject: &Subject, uri: &Uri, error: ClientError) -> Failure {
 fn is_tls_error(error: &(dyn StdError + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        // `io::Error` shows its content as itself, and not as its source.
-        let content = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if content.is_some_and(|content| content.is::<rustls::Error>()) {
+        if error.is::<rustls::Error>() {
             return true;
         }
-        next = error.source();
+        // `io::Error` shows what it wraps as itself, and not as its source.
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
     }
     false
 }
