@@ -15,6 +15,8 @@ use crate::wire::{self, Report};
 
 /// How long a killed process may take to die before it is left alone.
 const DEATH: Duration = Duration::from_secs(5);
+/// How long a process that is about to exit may take for it before it is killed.
+const GRACE: Duration = Duration::from_millis(50);
 
 /// A process being made. Dropping it kills and reaps whatever there is already.
 #[derive(Debug)]
@@ -134,7 +136,7 @@ impl Creating {
         // The worker ends right after it has cloned the process; one that does not is stopped
         // or traced, and of no further use.
         if let Some(worker) = self.worker.take() {
-            worker.kill_and_reap();
+            worker.reap(GRACE);
         }
         let cgroup = self.cgroup.as_ref().map(|(hierarchy, path)| hierarchy.at(path));
         let socket = self.socket.try_clone().map_err(Error::setup("copy a socket"))?;
@@ -156,7 +158,7 @@ impl Creating {
     fn ended(&mut self) -> Error {
         let mut outcomes = Vec::new();
         for (name, child) in [("worker", self.worker.take()), ("process", self.process.take())] {
-            if let Some(outcome) = child.and_then(Child::kill_and_reap) {
+            if let Some(outcome) = child.and_then(|child| child.reap(GRACE)) {
                 outcomes.push(format!("{name}: {outcome}"));
             }
         }
@@ -169,7 +171,7 @@ impl Creating {
             return;
         }
         if let Some(worker) = self.worker.take() {
-            worker.kill_and_reap();
+            worker.reap(Duration::ZERO);
         }
         // The worker may have been killed between cloning the process and now: its hello is
         // in the socket, or will be, or the socket ends.
@@ -186,7 +188,7 @@ impl Creating {
             }
         }
         if let Some(process) = self.process.take() {
-            process.kill_and_reap();
+            process.reap(Duration::ZERO);
         }
         if let Some((hierarchy, path)) = self.cgroup.take() {
             // What cannot be removed now (somebody else's process is in it) is found by the
@@ -211,10 +213,9 @@ impl Child {
         Ok(Self { pid: Pid::from_raw(pid.as_raw_nonzero().get()), pidfd })
     }
 
-    /// Ends it, if it has not ended, and says how it did.
-    fn kill_and_reap(self) -> Option<String> {
-        let exited = Instant::now() + Duration::from_millis(50);
-        let ended = matches!(readable(self.pidfd.as_fd(), exited), Ok(true));
+    /// Ends it, if it does not end within `grace` by itself, and says how it did.
+    fn reap(self, grace: Duration) -> Option<String> {
+        let ended = matches!(readable(self.pidfd.as_fd(), Instant::now() + grace), Ok(true));
         if !ended {
             // ESRCH would mean that it has just ended.
             rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL).ok()?;
@@ -304,7 +305,7 @@ pub fn start(handle: StartHandle, deadline: Duration) -> Result<(), Error> {
 
 /// Reaps a helper that has done its work, or has failed to.
 pub(crate) fn reap(child: berth_sys::process::Forked) {
-    Child { pid: child.pid, pidfd: child.pidfd }.kill_and_reap();
+    Child { pid: child.pid, pidfd: child.pidfd }.reap(GRACE);
 }
 
 /// Waits until `fd` is readable; `false` when `end` has passed.

@@ -130,8 +130,9 @@ fn build_root(
     masks::hide(&root, &plan.masked_paths, null.as_fd())?;
     masks::protect(&root, &plan.readonly_paths)?;
     later.apply()?;
-    rootfs::finish(&plan.rootfs, mount.as_fd())?;
+    rootfs::protect(&plan.rootfs, mount.as_fd())?;
     pivot::pivot_into(mount.as_fd())?;
+    rootfs::propagate(&plan.rootfs, mount.as_fd())?;
     Ok(console)
 }
 

@@ -58,7 +58,7 @@ fn finish(socket: BorrowedFd<'_>, outcome: Result<(), Error>) -> u8 {
 }
 
 fn make_container(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<(), Error> {
-    hide()?;
+    become_worker()?;
     let handles = make_cgroup(plan, around)?;
     let sources = open_sources(plan, around)?;
     let cgroup_namespace = join_namespaces(&plan.namespaces.join)?;
@@ -88,7 +88,7 @@ fn make_process(
     stdio: &Stdio,
     socket: BorrowedFd<'_>,
 ) -> Result<(), Error> {
-    hide()?;
+    become_worker()?;
     let handles = match cgroup {
         Some(cgroup) => Some(cgroup.join_handles().map_err(cgroup_error(cgroup.path()))?),
         None => None,
@@ -114,11 +114,15 @@ fn make_process(
         .map_err(Error::fork("the process"))
 }
 
-/// Makes this process, and what is cloned from it, invisible to ptrace and `/proc/PID`
-/// readers without `CAP_SYS_PTRACE` on the host; `execve` lifts it (CVE-2016-9962).
-fn hide() -> Result<(), Error> {
+/// What the worker changes about itself, and so about what is cloned from it.
+///
+/// Both become invisible to ptrace and `/proc/PID` readers without `CAP_SYS_PTRACE` on the
+/// host until `execve` (CVE-2016-9962). The caller's signal handlers and mask go: they are not
+/// meant for this process, and a program would inherit what is ignored or blocked.
+fn become_worker() -> Result<(), Error> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(Error::setup("make the worker not dumpable"))
+        .map_err(Error::setup("make the worker not dumpable"))?;
+    berth_sys::signal::reset_to_default().map_err(Error::setup("reset signals"))
 }
 
 fn cgroup_error(path: &berth_cgroup::CgroupPath) -> impl FnOnce(berth_cgroup::Error) -> Error {

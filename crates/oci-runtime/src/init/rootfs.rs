@@ -37,12 +37,17 @@ pub(crate) fn mount(plan: &RootfsPlan, bundle: &Path) -> Result<OwnedFd, Error> 
     Ok(mount)
 }
 
-/// Gives the root mount its last attributes, when everything in it is made.
-pub(crate) fn finish(plan: &RootfsPlan, mount: BorrowedFd<'_>) -> Result<(), Error> {
+/// Makes the root mount read-only if it is to be, when everything in it is made.
+pub(crate) fn protect(plan: &RootfsPlan, mount: BorrowedFd<'_>) -> Result<(), Error> {
     if plan.readonly {
         mount_setattr(mount, &Attributes::READ_ONLY.change(), false)
             .map_err(failed("make it read-only"))?;
     }
+    Ok(())
+}
+
+/// Sets the root mount's propagation. After the pivot, which refuses a shared root.
+pub(crate) fn propagate(plan: &RootfsPlan, mount: BorrowedFd<'_>) -> Result<(), Error> {
     if plan.propagation != u64::from(MountPropagationFlags::PRIVATE.bits()) {
         let change =
             MountAttributes { propagation: plan.propagation, ..MountAttributes::default() };

@@ -189,9 +189,14 @@ impl Running {
         })
     }
 
-    /// Kills it.
-    pub(crate) fn kill(self) -> Outcome {
+    /// Sends SIGKILL.
+    pub(crate) fn signal_kill(&self) {
         rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL).unwrap();
+    }
+
+    /// Kills it and waits for its end.
+    pub(crate) fn kill(self) -> Outcome {
+        self.signal_kill();
         self.finish()
     }
 

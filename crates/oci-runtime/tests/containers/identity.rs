@@ -144,12 +144,12 @@ fn r3_a_program_has_three_descriptors() {
 /// `ResolveFlags::IN_ROOT`
 fn r3_leaked_descriptor_cwd() {
     use std::os::unix::fs::symlink;
+    let mut fixture = Fixture::new(&["pwd"]);
     let host = std::fs::File::open("/").unwrap();
     assert!(host.as_raw_fd() > 2);
     let running_fixture = Fixture::shell("echo up; sleep 60");
     let running = running_fixture.start().unwrap();
     running.first_line();
-    let mut fixture = Fixture::new(&["pwd"]);
     symlink("/proc/self/fd/7", fixture.root("link")).unwrap();
     for path in (3..40).map(|fd| format!("/proc/self/fd/{fd}")).chain(["/link".to_owned()]) {
         fixture.spec["process"]["cwd"] = json!(path);

@@ -5,6 +5,8 @@
 //! dash select tests by a part of their name. Each test ends by proving that nothing is left:
 //! no child, descriptor, host mount or cgroup.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test harness of its own")]
+
 mod environment;
 mod fixture;
 mod timing;
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
             failed.push(*name);
         }
     }
-    fixture::remove_parent_cgroup();
     println!("\ntest result: {passed} passed; {} failed {failed:?}\n", failed.len());
+    fixture::remove_parent_cgroup();
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -65,7 +65,8 @@ fn a_container_that_is_never_started_ends_by_itself() {
 }
 
 fn init_is_the_first_process_of_its_namespace() {
-    assert_eq!(Fixture::shell("echo $$; ls -d /proc/[0-9]*").run().stdout, "1\n/proc/1\n/proc/2\n");
+    let outcome = Fixture::shell("echo $$; cat /proc/1/comm; ls /proc | grep -c '^[0-9]'").run();
+    assert_eq!(outcome.stdout, "1\nsh\n3\n", "the shell, ls and grep: {outcome:?}");
 }
 
 fn without(fixture: &mut Fixture, kind: &str) {
@@ -74,22 +75,23 @@ fn without(fixture: &mut Fixture, kind: &str) {
 }
 
 fn a_host_pid_namespace_is_shared() {
-    let mut fixture = Fixture::shell("echo $$; sleep 60");
+    let mut fixture = Fixture::shell("echo $$; sleep 60; true");
     without(&mut fixture, "pid");
     let running = fixture.start().unwrap();
     assert_eq!(running.first_line(), running.pid.to_string());
-    running.kill();
+    eventually("the shell has a child", || fixture.cgroup().pids().unwrap().len() == 2);
+    running.signal_kill();
+    assert_eq!(wait(&running.pidfd), 128 + 9);
     // The shell's child outlives it: no namespace took it along. The caller kills by cgroup.
+    assert_eq!(fixture.cgroup().pids().unwrap().len(), 1);
     fixture.cgroup().kill_all().unwrap();
-    eventually("the cgroup is empty", || {
-        // Orphans are this process's to reap only if it asked for them; init reaps here.
-        fixture.cgroup().pids().unwrap().is_empty()
-    });
+    eventually("the cgroup is empty", || fixture.cgroup().pids().unwrap().is_empty());
+    drop(running);
     fixture.assert_clean();
 }
 
 fn a_pid_namespace_is_joined_by_its_path() {
-    let first = Fixture::shell("echo up; sleep 60");
+    let first = Fixture::shell("echo up; sleep 60; true");
     let holder = first.start().unwrap();
     assert_eq!(holder.first_line(), "up");
     let mut second = Fixture::shell("echo $$; cat /proc/1/comm");
@@ -146,9 +148,10 @@ fn a_further_process_joins_everything() {
     assert_eq!((outcome.stdout, outcome.code), (expected, 7));
     let exec = fixture.exec(&running, &fixture.process(&["sleep", "60"])).unwrap();
     assert!(fixture.cgroup().pids().unwrap().contains(&exec.pid));
-    // The end of init is the end of all.
-    running.kill();
+    // The end of init is the end of all; and it waits until all have been reaped.
+    running.signal_kill();
     assert_eq!(exec.finish().code, 128 + 9);
+    assert_eq!(running.finish().code, 128 + 9);
     fixture.assert_clean();
 }
 
@@ -177,7 +180,7 @@ fn a_further_process_has_its_own_identity() {
 }
 
 fn a_process_joins_the_cgroup_and_is_limited() {
-    let mut fixture = Fixture::shell("cat /proc/self/cgroup; echo end; sleep 60");
+    let mut fixture = Fixture::shell("cat /proc/self/cgroup; echo end; sleep 60; true");
     fixture.spec["linux"]["resources"] = json!({
         "memory": {"limit": 67_108_864}, "pids": {"limit": 77}, "cpu": {"shares": 512},
     });
@@ -193,7 +196,8 @@ fn a_process_joins_the_cgroup_and_is_limited() {
     let outside = std::fs::read_to_string(format!("/proc/{}/cgroup", running.pid)).unwrap();
     assert!(outside.lines().all(|line| line.ends_with(&path)), "{outside}");
     let usage = fixture.cgroup().usage().unwrap();
-    assert_eq!(fixture.cgroup().pids().unwrap().len(), 2, "{usage:?}");
+    assert_eq!(usage.memory_limit_bytes, Some(67_108_864));
+    eventually("the shell has a child", || fixture.cgroup().pids().unwrap().len() == 2);
     running.kill();
     eventually("the cgroup is empty", || fixture.cgroup().pids().unwrap().is_empty());
     fixture.assert_clean();
