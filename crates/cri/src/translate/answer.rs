@@ -91,12 +91,18 @@ pub(crate) fn container_metadata(status: &ContainerStatus) -> v1::ContainerMetad
     v1::ContainerMetadata { name: name.name, attempt: name.attempt }
 }
 
+/// The name people know the image under. kubelet asks for containers by image id and
+/// passes what the user wrote beside it.
 fn image_spec(status: &ContainerStatus) -> v1::ImageSpec {
-    v1::ImageSpec {
-        image: status.image_ref.to_string(),
-        user_specified_image: status.spec.user_specified_image.clone(),
-        ..Default::default()
-    }
+    let user_specified_image = status.spec.user_specified_image.clone();
+    let asked = &status.spec.image;
+    let by_id = asked.starts_with("sha256:") || status.image_id.hex().starts_with(asked.as_str());
+    let image = match (by_id, user_specified_image.as_str()) {
+        (false, _) => asked.clone(),
+        (true, "") => status.image_ref.to_string(),
+        (true, specified) => specified.to_owned(),
+    };
+    v1::ImageSpec { image, user_specified_image, ..Default::default() }
 }
 
 /// A container in a list.
@@ -106,7 +112,7 @@ pub(crate) fn container_item(status: &ContainerStatus) -> v1::Container {
         pod_sandbox_id: status.sandbox.to_string(),
         metadata: Some(container_metadata(status)),
         image: Some(image_spec(status)),
-        image_ref: status.image_id.to_string(),
+        image_ref: status.image_ref.to_string(),
         state: container_state(status).into(),
         created_at: status.created_at.0,
         labels: status.spec.labels.clone(),

@@ -27,6 +27,7 @@ fn sandbox() -> SandboxStatus {
 fn container(state: ContainerState) -> ContainerStatus {
     let mut spec = ContainerSpec::default();
     spec.name.name = "app".to_owned();
+    spec.image = "busybox:1".to_owned();
     spec.user_specified_image = "busybox".to_owned();
     spec.resources.cpu_shares = 2;
     ContainerStatus {
@@ -36,7 +37,7 @@ fn container(state: ContainerState) -> ContainerStatus {
         state,
         created_at: Timestamp(1),
         image_id: Digest::of(b"config"),
-        image_ref: "docker.io/library/busybox:latest".into(),
+        image_ref: "docker.io/library/busybox@sha256:00".into(),
         log_path: Some("/logs/app/0.log".into()),
         stop_signal: "SIGTERM".into(),
         uid: 1,
@@ -87,16 +88,30 @@ fn a_containers_times_appear_as_they_come() {
 #[test]
 fn a_container_status_has_what_kubelet_insists_on() {
     let status = container_status(&container(ContainerState::Created));
-    let id = Digest::of(b"config").to_string();
-    assert_eq!((&status.image_ref, &status.image_id), (&id, &id));
-    let image = status.image.unwrap();
-    assert_eq!(image.image, "docker.io/library/busybox:latest");
-    assert_eq!(image.user_specified_image, "busybox");
+    assert_eq!(status.image_ref, "docker.io/library/busybox@sha256:00");
+    assert_eq!(status.image_id, Digest::of(b"config").to_string());
     let user = status.user.unwrap().linux.unwrap();
     assert_eq!((user.uid, user.gid, user.supplemental_groups), (1, 2, vec![2, 3]));
     assert_eq!(status.stop_signal, i32::from(v1::Signal::Sigterm));
     assert_eq!(status.log_path, "/logs/app/0.log");
     assert_eq!(status.resources.unwrap().linux.unwrap().cpu_shares, 2);
+}
+
+#[test]
+fn an_image_is_called_as_people_know_it() {
+    let called = |asked: &str, specified: &str| {
+        let mut status = container(ContainerState::Created);
+        let mut spec = ContainerSpec::clone(&status.spec);
+        spec.image = asked.to_owned();
+        spec.user_specified_image = specified.to_owned();
+        status.spec = Arc::new(spec);
+        container_item(&status).image.unwrap_or_default().image
+    };
+    let id = Digest::of(b"config");
+    assert_eq!(called("busybox:1", "busybox"), "busybox:1");
+    assert_eq!(called(&id.to_string(), "busybox"), "busybox");
+    assert_eq!(called(&id.to_string(), ""), "docker.io/library/busybox@sha256:00");
+    assert_eq!(called(&id.hex()[..12], "busybox"), "busybox");
 }
 
 #[test]
