@@ -186,7 +186,7 @@ impl Blobs {
         let digest = name.to_str().and_then(|hex| format!("sha256:{hex}").parse().ok());
         let Some(digest) = digest else { return Ok(None) };
         match entry.metadata() {
-            Ok(found) => Ok(found.is_file().then(|| BlobInfo { digest, size: found.len() })),
+            Ok(found) => Ok(found.is_file().then_some(BlobInfo { digest, size: found.len() })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
