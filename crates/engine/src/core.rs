@@ -45,6 +45,8 @@ pub(crate) struct Core {
     pub(crate) spawner: Spawner,
     pub(crate) disk: Pool,
     pub(crate) links: Pool,
+    /// For what nobody waits for.
+    pub(crate) cleaner: Pool,
     pub(crate) sandboxes: Board<SandboxId, Sandbox>,
     pub(crate) containers: Board<ContainerId, Container>,
     pub(crate) names: Names<SandboxName, SandboxId>,

@@ -60,6 +60,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<Core, Error> {
         spawner: Spawner::default(),
         disk: Pool::new("the disk pool", DISK_THREADS),
         links: Pool::new("the network pool", LINK_THREADS),
+        cleaner: Pool::new("the cleaning pool", 1),
         sandboxes: Board::new(),
         containers: Board::new(),
         names: Names::new(),

@@ -274,6 +274,31 @@ fn a_killed_shim_leaves_its_containers_exited_and_its_sandbox_not_ready() {
 }
 
 #[test]
+fn a_shim_that_hangs_is_bypassed() {
+    run(|| async {
+        let node = Node::start().await;
+        let sandbox = node.sandbox("wedged").await;
+        let id = node.create(&sandbox, "main", "exec sleep 1000").await;
+        node.start_container(&id).await;
+        let shim = node.engine.sandbox(&sandbox).unwrap().shim_pid;
+        let shim = nix::unistd::Pid::from_raw(i32::try_from(shim).unwrap());
+        nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGSTOP).unwrap();
+
+        // It holds up neither a restart nor the lists.
+        let began = std::time::Instant::now();
+        let node = node.restart().await;
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert!(node.engine.container(&id).unwrap().pid().is_some());
+        let began = std::time::Instant::now();
+        node.engine.stop_container(&id, Duration::ZERO).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert_eq!(node.exited(&id).await, (137, ExitReason::Error));
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.assert_clean().await;
+    });
+}
+
+#[test]
 fn what_no_record_names_is_swept_at_the_start() {
     run(|| async {
         let node = Node::start().await;

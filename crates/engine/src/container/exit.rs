@@ -6,6 +6,7 @@ use berth_model::container::ContainerEvent;
 use berth_model::sandbox::NamespaceMode;
 use berth_model::{ContainerId, ContainerState, ErrorKind};
 use berth_shim_client::{Exited, Shim, TaskStatus};
+use tokio::time::timeout;
 use tracing::{Instrument as _, info_span};
 
 use super::decide;
@@ -16,6 +17,8 @@ use crate::{Error, clock};
 
 /// Pause before the shim, or the store, is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long a shim may take to forget a task.
+const DELETE: Duration = Duration::from_secs(5);
 
 /// Waits for the end of `id` with `shim`; `None` when the shim is gone, or has forgotten
 /// the container.
@@ -107,16 +110,19 @@ impl Driver {
         }
         if let Some(shim) = self.container.sandbox.shim.get() {
             let id = &self.container.id;
-            match shim.delete(id).instrument(info_span!("task_delete")).await {
-                Ok(_) => return,
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(source) => {
-                    let id = id.to_string();
-                    warn_failure(
-                        "delete task",
-                        &Error::Shim { action: "delete task of", id, source },
-                    );
+            let delete = shim.delete(id).instrument(info_span!("task_delete"));
+            let failure = match timeout(DELETE, delete).await {
+                Ok(Ok(_)) => return,
+                Ok(Err(error)) if error.kind() == ErrorKind::NotFound => None,
+                Ok(Err(source)) => {
+                    Some(Error::Shim { action: "delete task of", id: id.to_string(), source })
                 }
+                Err(_) => {
+                    Some(Error::Deadline { what: format!("delete task of {id}"), limit: DELETE })
+                }
+            };
+            if let Some(error) = failure {
+                warn_failure("delete task", &error);
             }
         }
         let (core, path) = (self.core.clone(), self.container.cgroup.clone());

@@ -4,6 +4,7 @@ use berth_snapshot::SnapshotKey;
 use tracing::{Instrument as _, info_span};
 
 use super::driver::Driver;
+use crate::core::warn_failure;
 use crate::sandbox::{Reply, answer, clear_cgroup};
 use crate::{Error, files};
 
@@ -23,22 +24,42 @@ impl Driver {
         gone
     }
 
-    /// Things first, the record last: what is left after a crash still has its record.
+    /// The record goes once nothing runs. Its files go afterwards, out of the client's
+    /// sight: a file system may take its time, and what a crash leaves is swept.
     async fn remove(&mut self) -> Result<(), Error> {
         let (core, container) = (self.core.clone(), self.container.clone());
-        let work = move || {
-            clear_cgroup(&core, &container.cgroup)?;
-            core.snapshots.remove(&SnapshotKey::from(&container.id)).map_err(|source| {
-                Error::Snapshot { action: "remove snapshot", key: container.id.to_string(), source }
-            })?;
-            files::remove_dir(&container.bundle)
-        };
-        self.core.disk.run(work).await??;
+        let cgroup = move || clear_cgroup(&core, &container.cgroup);
+        self.core.disk.run(cgroup).instrument(info_span!("cgroup")).await??;
         let id = &self.container.id;
         self.core.forget_container(id).await?;
         self.core.containers.remove(id);
         self.core.forget_usage(id, &self.container.cgroup);
         self.container.sandbox.members.release(&self.record.spec.name);
+        self.discard_files();
         Ok(())
+    }
+
+    fn discard_files(&self) {
+        let (core, container) = (self.core.clone(), self.container.clone());
+        let discard = move || {
+            let snapshot = core.snapshots.remove(&SnapshotKey::from(&container.id));
+            let snapshot = snapshot.map_err(|source| Error::Snapshot {
+                action: "remove snapshot",
+                key: container.id.to_string(),
+                source,
+            });
+            for removed in [snapshot, files::remove_dir(&container.bundle)] {
+                if let Err(error) = removed {
+                    warn_failure("remove files of container", &error);
+                }
+            }
+        };
+        let cleaner = self.core.cleaner.clone();
+        let discard = async move {
+            if let Err(error) = cleaner.run(discard).await {
+                warn_failure("remove files of container", &error);
+            }
+        };
+        self.core.tasks.spawn(discard.instrument(info_span!("discard")));
     }
 }

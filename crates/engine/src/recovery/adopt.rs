@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::container::{Adoption, Container};
 use crate::core::Core;
-use crate::sandbox::{Sandbox, bootstrap, process, undo_interrupted};
+use crate::sandbox::{Sandbox, bootstrap, end_shim, process, undo_interrupted};
 use crate::{Error, clock, container, sandbox};
 
 /// How long a shim may take to answer; one that hangs does not hold up the others.
@@ -32,6 +32,10 @@ pub(super) async fn sandbox(
         tracing::warn!(sandbox.id = %record.id, "shim is gone");
         record.phase = SandboxPhase::NotReady;
         core.save_sandbox(&record).await?;
+    }
+    if record.shim.is_none() && core.config.socket(&record.id).exists() {
+        // The daemon died while a shim was ending.
+        end_shim(core, record.id.clone(), None).await?;
     }
     let (handle, commands) = Sandbox::new(core, &record, shim.clone())?;
     core.names.restore(record.spec.name.clone(), record.id.clone());

@@ -2,16 +2,20 @@
 //! is not there, and may be repeated.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_cgroup::CgroupPath;
 use berth_metadata::{AttachmentRecord, SandboxRecord, ShimRecord};
-use berth_model::SandboxId;
+use berth_model::{ErrorKind, SandboxId};
 use berth_network::Attachment;
 use berth_shim_client::{ApiVersion, Bootstrap, ProcessId, Shim};
 use nix::sys::signal::Signal;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tracing::Instrument as _;
 
 use crate::core::{Core, cgroup_error, cgroup_path, warn_failure};
 use crate::{Error, files};
@@ -93,6 +97,9 @@ fn attachment(record: &AttachmentRecord) -> Attachment {
 
 /// Asks the shim to end, and kills it if it does not. Without a record it is looked for
 /// where it was told to listen.
+///
+/// A shim that says it let go of everything is awaited in the background: nobody needs
+/// its last moments.
 pub(crate) fn end_shim(
     core: &Arc<Core>,
     id: SandboxId,
@@ -100,54 +107,76 @@ pub(crate) fn end_shim(
 ) -> impl Future<Output = Result<(), Error>> + Send + 'static {
     let core = Arc::clone(core);
     async move {
-        let socket = core.config.socket(&id);
         let bootstrap = match &record {
             Some(record) => bootstrap(record),
             None => Bootstrap {
                 version: ApiVersion::V3,
-                address: format!("unix://{}", socket.display()),
+                address: format!("unix://{}", core.config.socket(&id).display()),
             },
         };
         let mut process = record.as_ref().and_then(process);
+        let mut ending = false;
         if let Ok(shim) = Shim::connect(&bootstrap, CONNECT, false).await {
             process = process.or_else(|| shim.peer());
-            // Whatever it answers, its process is looked at below.
-            if let Err(source) = shim.sandbox_shutdown(&id).await {
-                let error = Error::Shim { action: "shut down shim of", id: id.to_string(), source };
-                tracing::debug!(error = &error as &dyn std::error::Error, "shut down shim");
+            let answer = tokio::time::timeout(END, shim.sandbox_shutdown(&id)).await;
+            ending = matches!(answer, Ok(Ok(())));
+        }
+        let socket = core.config.socket(&id);
+        if !ending {
+            return bury(process, true, &id, socket).await;
+        }
+        let tasks = core.tasks.clone();
+        let burial = async move {
+            if let Err(error) = bury(process, false, &id, socket).await {
+                warn_failure("wait for the end of a shim", &error);
             }
-        }
-        if let Some(process) = process {
-            kill_leftover(process, &id).await?;
-        }
-        match std::fs::remove_file(&socket) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::Io { action: "remove socket", path: socket, source })
-            }
-            _ => Ok(()),
-        }
+        };
+        tasks.spawn(burial.in_current_span());
+        Ok(())
     }
 }
 
-/// Waits for a shim that said it would end; kills it when it does not.
-async fn kill_leftover(process: ProcessId, id: &SandboxId) -> Result<(), Error> {
-    let failed = |source| Error::Shim { action: "kill shim of", id: id.to_string(), source };
-    let until = tokio::time::Instant::now() + END;
-    let mut killed = false;
-    while process.exists() {
-        if tokio::time::Instant::now() >= until {
-            if killed {
+/// Waits until the process is gone, having killed it first or when it takes too long;
+/// then removes its socket.
+async fn bury(
+    process: Option<ProcessId>,
+    kill: bool,
+    id: &SandboxId,
+    socket: PathBuf,
+) -> Result<(), Error> {
+    let failed = |source| Error::Shim { action: "end shim of", id: id.to_string(), source };
+    if let Some(process) = process {
+        let gone = !kill && ended(process, END).await.map_err(failed)?;
+        if !gone {
+            process.kill(Signal::SIGKILL).map_err(failed)?;
+            if !ended(process, END).await.map_err(failed)? {
                 return Err(Error::Deadline { what: format!("end of shim {id}"), limit: END });
             }
-            process.kill(Signal::SIGKILL).map_err(failed)?;
-            killed = true;
-        }
-        tokio::time::sleep(PAUSE).await;
-        if killed && tokio::time::Instant::now() >= until + END {
-            return Err(Error::Deadline { what: format!("end of shim {id}"), limit: END });
         }
     }
-    Ok(())
+    match std::fs::remove_file(&socket) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::Io { action: "remove socket", path: socket, source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Waits for the end of a process; whether it came within `limit`. A process that only
+/// waits to be reaped has ended.
+async fn ended(process: ProcessId, limit: Duration) -> Result<bool, berth_shim_client::Error> {
+    let pidfd = match process.open() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+        other => other?,
+    };
+    // pidfd_open(2): readable once the process has terminated.
+    let Ok(pidfd) = watch(pidfd) else { return Ok(false) };
+    Ok(matches!(tokio::time::timeout(limit, pidfd.readable()).await, Ok(Ok(_))))
+}
+
+#[expect(deprecated, reason = "sound for a descriptor that is owned, and never replaced")]
+fn watch(pidfd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(pidfd, Interest::READABLE)
 }
 
 pub(crate) fn bootstrap(record: &ShimRecord) -> Bootstrap {

@@ -1,5 +1,6 @@
 //! An engine on directories, a network namespace and a cgroup of its own, with an image
 //! that holds nothing but busybox.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::fs;
 use std::future::Future;
