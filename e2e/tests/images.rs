@@ -163,7 +163,7 @@ async fn bad_pulls_are_refused_with_the_name_and_leave_nothing() -> Result<()> {
     assert_eq!(status.code(), Code::NotFound, "{status:?}");
     assert!(status.message().contains("nothing:here"), "{status:?}");
 
-    for bad in ["", "UPPER/case", "a b", "x@sha256:12", "../../etc/passwd"] {
+    for bad in ["", "Upper", "a b", "x@sha256:12", "../../etc/passwd"] {
         let status = refused(&mut node, bad).await?;
         assert_eq!(status.code(), Code::InvalidArgument, "{bad:?}: {status:?}");
     }
@@ -182,7 +182,8 @@ async fn bad_pulls_are_refused_with_the_name_and_leave_nothing() -> Result<()> {
 
     node.registry.stop()?;
     let status = refused(&mut node, &reference).await?;
-    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    // kubelet looks for this prefix, and only in errors whose code is Unknown.
+    assert!(status.message().starts_with("RegistryUnavailable"), "{status:?}");
     assert!(status.message().contains("damaged"), "{status:?}");
     node.assert_clean().await
 }

@@ -265,10 +265,8 @@ async fn cgroups_lie_below_the_parent_that_the_client_names() -> Result<()> {
     let request = v1::ContainerStatusRequest { container_id: container.clone(), verbose: true };
     let info = node.cri.runtime.container_status(request).await?.into_inner().info;
     let text: String = info.values().cloned().collect();
-    let pid = text.split("\"pid\":").nth(1).and_then(|rest| {
-        rest.trim_start().split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok()
-    });
-    let pid = pid.with_context(|| format!("no pid in {text}"))?;
+    let verbose: serde_json::Value = serde_json::from_str(&text)?;
+    let pid = verbose["pid"].as_u64().with_context(|| format!("no pid in {text}"))?;
     let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let expected = format!("{parent}/{container}");
     assert!(
@@ -294,31 +292,16 @@ async fn cgroups_lie_below_the_parent_that_the_client_names() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_costs_one_process_with_one_thread() -> Result<()> {
     let mut node = Node::start().await?;
-    let before = processes(&node)?;
+    let before = node.processes()?;
     let _pod = node.pod("lean").await?;
     let made: Vec<u32> =
-        processes(&node)?.into_iter().filter(|pid| !before.contains(pid)).collect();
+        node.processes()?.into_iter().filter(|pid| !before.contains(pid)).collect();
     assert_eq!(made.len(), 1, "{made:?}");
     let threads = fs::read_dir(format!("/proc/{}/task", made[0]))?.count();
     assert_eq!(threads, 1);
     // A process that is not dumpable has root's files in /proc, and nobody's core file.
     assert_eq!(fs::metadata(format!("/proc/{}/environ", made[0]))?.uid(), 0);
     node.assert_clean().await
-}
-
-/// Processes whose command line names the node.
-fn processes(node: &Node) -> Result<Vec<u32>> {
-    let own = node.dir().display().to_string();
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let Ok(command) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
-        let working = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
-        if String::from_utf8_lossy(&command).contains(&own) || working.starts_with(node.dir()) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,6 +21,7 @@ use ttrpc::asynchronous::{Server, transport::Listener};
 use crate::error::Error;
 use crate::events::Publisher;
 use crate::log;
+use crate::sandbox;
 use crate::service;
 use crate::shim::Shim;
 
@@ -52,14 +53,17 @@ pub(crate) enum Log {
 impl Daemon {
     /// Runs the shim to its end; its exit code. `report` is told of success or failure.
     pub(crate) fn run(self, listener: UnixListener, report: OwnedFd) -> u8 {
-        let runtime = self.prepare(&listener).and_then(|()| {
+        // Before the event loop takes numbers of its own.
+        let runtime = self.prepare(&listener).and_then(|()| sandbox::reserve()).and_then(|place| {
             let mut builder = tokio::runtime::Builder::new_current_thread();
-            builder.enable_all().build().map_err(|source| Error::Io("make event loop", source))
+            let made = builder.enable_all().build();
+            let runtime = made.map_err(|source| Error::Io("make event loop", source))?;
+            Ok((runtime, place))
         });
-        let served = runtime.and_then(|runtime| {
+        let served = runtime.and_then(|(runtime, place)| {
             runtime
                 .block_on(async {
-                    let shim = self.serve(listener).await?;
+                    let shim = self.serve(listener, place).await?;
                     Ok::<_, Error>((shim, &report))
                 })
                 .map(|(serving, _)| (runtime, serving))
@@ -116,9 +120,13 @@ impl Daemon {
         Ok(())
     }
 
-    async fn serve(&self, listener: UnixListener) -> Result<(std::sync::Arc<Shim>, Server), Error> {
+    async fn serve(
+        &self,
+        listener: UnixListener,
+        place: Option<OwnedFd>,
+    ) -> Result<(std::sync::Arc<Shim>, Server), Error> {
         let shim = Shim::new(&self.id, Publisher::new(&self.events, &self.namespace));
-        shim.sandbox.reserve()?;
+        shim.sandbox.keep(place);
         listener.set_nonblocking(true).map_err(|source| Error::Io("listen", source))?;
         let listener =
             Listener::try_from(listener).map_err(|source| Error::Io("listen", source))?;

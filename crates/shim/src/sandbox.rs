@@ -66,6 +66,16 @@ pub(crate) struct Status {
     pub(crate) stopped_at: Option<SystemTime>,
 }
 
+/// Takes [`PID_NAMESPACE_FD`], so that nothing else gets that number; `None` if something
+/// has it already. To be called before anything that opens descriptors in numbers.
+pub(crate) fn reserve() -> Result<Option<OwnedFd>, Error> {
+    let failed = |source: io::Error| Error::Io("reserve a descriptor", source);
+    let null = File::open("/dev/null").map_err(failed)?;
+    let reserved = rustix::io::fcntl_dupfd_cloexec(&null, PID_NAMESPACE_FD)
+        .map_err(|errno| failed(errno.into()))?;
+    Ok((reserved.as_raw_fd() == PID_NAMESPACE_FD).then_some(reserved))
+}
+
 impl Default for Sandbox {
     fn default() -> Self {
         let (stopped, _) = watch::channel(None);
@@ -78,16 +88,9 @@ impl Sandbox {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps [`PID_NAMESPACE_FD`] free for its use; to be called before the number is taken.
-    pub(crate) fn reserve(&self) -> Result<(), Error> {
-        let failed = |source: io::Error| Error::Io("reserve a descriptor", source);
-        let null = File::open("/dev/null").map_err(failed)?;
-        let reserved = rustix::io::fcntl_dupfd_cloexec(&null, PID_NAMESPACE_FD)
-            .map_err(|errno| failed(errno.into()))?;
-        if reserved.as_raw_fd() == PID_NAMESPACE_FD {
-            self.inner().reserved = Some(reserved);
-        }
-        Ok(())
+    /// Keeps the descriptor that [`reserve`] made until it is put to use.
+    pub(crate) fn keep(&self, place: Option<OwnedFd>) {
+        self.inner().reserved = place;
     }
 
     /// Makes what is shared.

@@ -175,9 +175,9 @@ pub fn busybox_builder() -> Result<ImageBuilder> {
 
 /// The applets that tests call by name.
 const APPLETS: &[&str] = &[
-    "cat", "chmod", "chown", "cut", "date", "dd", "df", "echo", "env", "false", "grep", "head",
-    "hostname", "id", "ifconfig", "ip", "kill", "ls", "mkdir", "mknod", "mount", "nc", "ping",
-    "printf", "ps", "pwd", "readlink", "rm", "route", "sed", "seq", "sh", "sleep", "sort", "stat",
-    "stty", "tail", "test", "touch", "tr", "trap", "true", "tty", "ulimit", "umount", "unshare",
-    "vi", "wc", "wget", "yes",
+    "cat", "chmod", "chown", "cut", "date", "dd", "df", "du", "echo", "env", "false", "grep",
+    "head", "hostname", "id", "ifconfig", "ip", "kill", "ls", "mkdir", "mknod", "mount", "nc",
+    "od", "pgrep", "ping", "printf", "ps", "pwd", "readlink", "rm", "route", "sed", "seq", "sh",
+    "sleep", "sort", "stat", "stty", "sync", "tail", "tee", "test", "timeout", "touch", "tr",
+    "trap", "true", "tty", "ulimit", "umount", "unshare", "vi", "wc", "wget", "yes",
 ];

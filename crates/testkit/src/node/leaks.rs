@@ -1,6 +1,5 @@
 //! What a node may leave behind, found from outside: in `/proc`, in `/sys`, on disk.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileTypeExt as _;
@@ -61,26 +60,35 @@ impl Node {
         Ok(left)
     }
 
-    /// Processes whose command line names the node's directory, without the daemon and
-    /// the registry.
-    fn shims(&self) -> Result<Vec<(i32, String)>> {
+    /// Processes of the node: those that name its directory in their command line or
+    /// environment, as the daemon, the registry and every shim do.
+    pub fn processes(&self) -> Result<Vec<u32>> {
         let own = self.dir().as_os_str().as_bytes();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc")? {
-            let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
+            let Ok(pid) = entry?.file_name().to_string_lossy().parse() else { continue };
             // Processes come and go while the folder is read.
-            let Ok(command) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
-            let working = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
-            let names_us = command.windows(own.len()).any(|window| window == own);
-            let program = command.split(|byte| *byte == 0).next().unwrap_or_default();
-            let name = Path::new(OsStr::from_bytes(program)).file_name();
-            let expected =
-                name == Some(OsStr::new("berthd")) || name == Some(OsStr::new("docker-registry"));
-            if (names_us || working.starts_with(self.dir())) && !expected {
-                found.push((pid, String::from_utf8_lossy(&command).replace('\0', " ")));
+            let names_us = ["cmdline", "environ"].iter().any(|file| {
+                fs::read(format!("/proc/{pid}/{file}"))
+                    .is_ok_and(|text| text.windows(own.len()).any(|window| window == own))
+            });
+            if names_us {
+                found.push(pid);
             }
         }
         Ok(found)
+    }
+
+    /// Processes of the node without the daemon and the registry.
+    fn shims(&self) -> Result<Vec<(u32, String)>> {
+        let known = [self.daemon.pid(), Some(self.registry.pid()), Some(std::process::id())];
+        let others = self.processes()?.into_iter().filter(|pid| !known.contains(&Some(*pid)));
+        Ok(others
+            .map(|pid| {
+                let command = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+                (pid, command.unwrap_or_default().replace('\0', " "))
+            })
+            .collect())
     }
 
     fn mounts(&self, process: &str) -> Result<Vec<String>> {
@@ -146,7 +154,8 @@ impl Node {
     }
 }
 
-fn end(pid: i32) {
+fn end(pid: u32) {
+    let Ok(pid) = i32::try_from(pid) else { return };
     kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
 }
 
