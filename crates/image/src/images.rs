@@ -146,7 +146,7 @@ impl Images {
         in_use: impl FnOnce() -> Result<HashSet<ChainId>, BoxError> + Send + 'static,
     ) -> Result<(), Error> {
         let (inner, name) = (self.0.clone(), name.to_owned());
-        let span = tracing::info_span!("image.remove", image.r#ref = %name);
+        let span = tracing::info_span!("image.remove", "image.ref" = %name);
         blocking("remove image", move || {
             let _span = span.entered();
             let Some(image) = inner.find(&name)? else { return Ok(()) };

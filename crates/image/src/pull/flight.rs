@@ -106,13 +106,13 @@ impl Flights {
         let mut flights = self.lock();
         if let Some(flight) = flights.get(&key) {
             flight.waiters.send_modify(|waiters| *waiters += 1);
-            tracing::debug!(image.r#ref = %key.0, "joined a pull");
+            tracing::debug!("image.ref" = %key.0, "joined a pull");
             return Ok(Waiter(flight.clone()));
         }
         let (report, outcome) = watch::channel(None);
         let flight = Arc::new(Flight { outcome, waiters: watch::Sender::new(1) });
         flights.insert(key.clone(), flight.clone());
-        let span = tracing::info_span!("image.pull", image.r#ref = %key.0);
+        let span = tracing::info_span!("image.pull", "image.ref" = %key.0);
         let landing = Landing { images: images.clone(), key };
         self.tasks.spawn(fly(landing, flight.clone(), report).instrument(span));
         Ok(Waiter(flight))

@@ -111,6 +111,9 @@ fn i1_nothing_outside_its_directory_is_touched_by_any_layer() {
     let mut stack = Stack::new();
     let canary = Canary::new(stack.directory.path());
     let before = canary.state();
+    let own = ["s", "s/ingest", "s/l", "s/committed"].map(|name| stack.directory.path().join(name));
+    let guarded = || own.clone().map(|path| fs::metadata(path).unwrap().mode());
+    let modes = guarded();
     // Lower layers that lead out, so that a layer above may try to go through them.
     let low = Tar::new().symlink("l", "/").symlink("d", "../..").file("a/f", b"");
     stack.push(low).unwrap();
@@ -125,6 +128,7 @@ fn i1_nothing_outside_its_directory_is_touched_by_any_layer() {
         }
     }
     assert_eq!(canary.state(), before);
+    assert_eq!(guarded(), modes);
     let beside: Vec<_> = fs::read_dir(stack.directory.path()).unwrap().collect();
     assert_eq!(beside.len(), 2, "{beside:?}");
     assert!(tried >= 300, "{tried}");

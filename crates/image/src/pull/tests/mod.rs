@@ -1,0 +1,124 @@
+//! Pulls from a registry in this process.
+
+mod documents;
+mod failing;
+mod joining;
+mod pulling;
+mod registry;
+mod removing;
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use berth_content::Content;
+use berth_metadata::ImageStore;
+use berth_model::image::ImageRecord;
+use berth_model::{ChainId, Reference};
+use berth_registry::Client;
+use berth_snapshot::Snapshots;
+use tempfile::TempDir;
+
+use crate::{Config, Error, Images, Platform};
+use registry::Registry;
+
+/// Whether this process is root; says so when it is not.
+fn is_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: needs root");
+    }
+    root
+}
+
+/// A store of its own and a registry to pull from.
+struct Node {
+    directory: TempDir,
+    registry: Registry,
+    images: Images,
+}
+
+fn config() -> Config {
+    Config {
+        platform: Platform {
+            os: "linux".to_owned(),
+            architecture: "amd64".to_owned(),
+            variants: vec![String::new(), "v1".to_owned()],
+        },
+        orphan_grace: Duration::from_millis(100),
+        ..Config::default()
+    }
+}
+
+fn open(root: &Path, config: Config) -> Images {
+    Images::new(
+        ImageStore::open(&root.join("images.db")).unwrap(),
+        Content::open(root.join("content")).unwrap(),
+        Snapshots::open(&root.join("snapshots")).unwrap(),
+        Client::new(berth_registry::Config::default()).unwrap(),
+        config,
+    )
+}
+
+impl Node {
+    fn new() -> Self {
+        Self::with(config())
+    }
+
+    fn with(config: Config) -> Self {
+        let directory = TempDir::new().unwrap();
+        let images = open(directory.path(), config);
+        Self { directory, registry: Registry::start(), images }
+    }
+
+    /// The same directories, as a daemon finds them after its start.
+    fn restart(&mut self) {
+        self.images = open(self.directory.path(), config());
+    }
+
+    fn reference(&self, suffix: &str) -> Reference {
+        format!("{}/r{suffix}", self.registry.address).parse().unwrap()
+    }
+
+    async fn pull(&self, suffix: &str) -> Result<ImageRecord, Error> {
+        self.images.pull(&self.reference(suffix), None).await
+    }
+
+    /// Why pulling fails, as the pull itself said it.
+    async fn failure(&self, suffix: &str) -> std::sync::Arc<Error> {
+        match self.pull(suffix).await.unwrap_err() {
+            Error::Shared(error) => error,
+            other => panic!("not shared: {other}"),
+        }
+    }
+
+    async fn remove(&self, name: &str, in_use: &[ChainId]) {
+        let in_use: HashSet<_> = in_use.iter().copied().collect();
+        self.images.remove(name, move || Ok(in_use)).await.unwrap();
+    }
+
+    /// Reads a file of the image's merged layers.
+    fn read(&self, image: &ImageRecord, path: &str) -> Option<String> {
+        let view = self.images.snapshots().view(&image.chain).unwrap();
+        let content = view.read_file(Path::new(path), 1 << 20).unwrap()?;
+        Some(String::from_utf8(content).unwrap())
+    }
+
+    fn entries(&self, below: &str) -> usize {
+        fs::read_dir(self.directory.path().join(below)).unwrap().count()
+    }
+
+    fn blobs(&self) -> usize {
+        self.entries("content/blobs/sha256")
+    }
+
+    /// Nothing half-done is left.
+    #[track_caller]
+    fn assert_settled(&self) {
+        for place in ["snapshots/ingest", "snapshots/trash", "content/ingest"] {
+            assert_eq!(self.entries(place), 0, "{place}");
+        }
+        assert_eq!(self.entries("snapshots/l"), self.entries("snapshots/committed"));
+    }
+}
