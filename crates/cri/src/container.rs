@@ -71,7 +71,7 @@ pub(crate) async fn status(
         node::info(&json!({
             "sandboxID": status.sandbox,
             "pid": status.pid().unwrap_or(0),
-            "config": without_secrets(&status.spec),
+            "request": without_secrets(&status.spec),
         }))
     });
     let status = Some(container_status(&status));

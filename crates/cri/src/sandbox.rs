@@ -56,7 +56,7 @@ pub(crate) async fn status(
             "pid": status.shim_pid,
             "runtime": status.runtime.as_ref(),
             "networkNamespace": status.netns,
-            "config": *status.spec,
+            "request": *status.spec,
         }))
     });
     Ok(PodSandboxStatusResponse {

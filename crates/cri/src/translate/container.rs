@@ -7,7 +7,7 @@ use berth_model::ContainerSpec;
 use berth_model::container::{ContainerName, Device, EnvVar};
 use berth_model::mount::{BindMount, Propagation};
 
-use super::fields::{absolute_path, inner_path, known, name, refuse_windows};
+use super::fields::{absolute_path, inner_path, known, name, refuse_windows, shown};
 use super::{resources, security, signal};
 use crate::Error;
 
@@ -69,7 +69,8 @@ fn mount((index, asked): (usize, &v1::Mount)) -> Result<BindMount, Error> {
     };
     let container_path = PathBuf::from(&asked.container_path);
     if !container_path.is_absolute() || asked.container_path.contains('\0') {
-        return Err(Error::invalid(field("container_path"), "must be an absolute path"));
+        let problem = format!("{} must be an absolute path", shown(&asked.container_path));
+        return Err(Error::invalid(field("container_path"), problem));
     }
     Ok(BindMount {
         container_path,
@@ -90,7 +91,10 @@ fn device((index, asked): (usize, &v1::Device)) -> Result<Device, Error> {
     let permissions = match asked.permissions.as_str() {
         "" => "rwm",
         other if other.bytes().all(|c| matches!(c, b'r' | b'w' | b'm')) => other,
-        _ => return Err(Error::invalid(field("permissions"), "must be made of 'r', 'w' and 'm'")),
+        other => {
+            let problem = format!("{} must be made of 'r', 'w' and 'm'", shown(other));
+            return Err(Error::invalid(field("permissions"), problem));
+        }
     };
     let host_path = absolute_path(field("host_path"), &asked.host_path)?;
     let container_path = match asked.container_path.as_str() {

@@ -131,7 +131,8 @@ fn mounts_are_translated_or_refused_by_name() {
         ("container_path", v1::Mount { container_path: "relative".to_owned(), ..mount() }),
         ("propagation", v1::Mount { propagation: 3, ..mount() }),
     ] {
-        refused(&format!("config.mounts[1].{field}"), |config| config.mounts = vec![mount(), bad]);
+        let field = format!("config.mounts[1].{field}");
+        refused(&field, |config| config.mounts = vec![mount(), bad]);
     }
 }
 

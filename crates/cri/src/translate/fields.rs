@@ -28,7 +28,8 @@ pub(super) fn name(field: &'static str, text: &str) -> Result<String, Error> {
 pub(super) fn absolute_path(field: impl Into<String>, text: &str) -> Result<PathBuf, Error> {
     let path = Path::new(text);
     if !path.is_absolute() || !is_plain(path) {
-        return Err(Error::invalid(field, "must be an absolute path without \"..\""));
+        let problem = format!("{} must be an absolute path without \"..\"", shown(text));
+        return Err(Error::invalid(field, problem));
     }
     Ok(path.to_owned())
 }
@@ -41,9 +42,15 @@ pub(super) fn inner_path(field: &'static str, text: &str) -> Result<Option<PathB
     let path = Path::new(text);
     let ends_in_a_name = matches!(path.components().next_back(), Some(Component::Normal(_)));
     if path.is_absolute() || !is_plain(path) || !ends_in_a_name || text.ends_with('/') {
-        return Err(Error::invalid(field, "must be a relative path to a file, without \"..\""));
+        let problem = format!("{} must be a relative path to a file, without \"..\"", shown(text));
+        return Err(Error::invalid(field, problem));
     }
     Ok(Some(path.to_owned()))
+}
+
+/// What was given, quoted and not longer than a line.
+pub(super) fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(128).collect::<String>())
 }
 
 fn is_plain(path: &Path) -> bool {

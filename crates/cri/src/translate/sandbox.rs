@@ -10,7 +10,7 @@ use berth_model::sandbox::{
 
 use super::fields::{
     absolute_path, known, name, namespace_mode, number, refuse_apparmor, refuse_selinux,
-    refuse_user_namespace, refuse_windows,
+    refuse_user_namespace, refuse_windows, shown,
 };
 use crate::Error;
 
@@ -92,7 +92,8 @@ fn namespaces(options: Option<&v1::NamespaceOption>) -> Result<NamespaceOptions,
 fn hostname(text: &str) -> Result<String, Error> {
     let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     if text.len() > MAX_HOSTNAME_BYTES || !text.chars().all(word) || text.starts_with('-') {
-        let problem = "must be at most 64 letters, digits, '.', '-' and '_'";
+        let problem =
+            format!("{} must be at most 64 letters, digits, '.', '-' and '_'", shown(text));
         return Err(Error::invalid("config.hostname", problem));
     }
     Ok(text.to_owned())
@@ -104,7 +105,8 @@ fn cgroup_parent(text: &str) -> Result<Option<String>, Error> {
         return Ok(None);
     }
     if !text.starts_with('/') {
-        let problem = "must be an absolute cgroupfs path, for the cgroup driver is cgroupfs";
+        let problem =
+            format!("{} must be an absolute path: the cgroup driver is cgroupfs", shown(text));
         return Err(Error::invalid(field, problem));
     }
     absolute_path(field, text)?;

@@ -5,7 +5,7 @@ use berth_model::container::{Profile, RunAs, Security, SupplementalGroupsPolicy}
 use berth_model::sandbox::NamespaceOptions;
 
 use super::fields::{
-    known, namespace_mode, number, refuse_apparmor, refuse_selinux, refuse_user_namespace,
+    known, namespace_mode, number, refuse_apparmor, refuse_selinux, refuse_user_namespace, shown,
 };
 use crate::Error;
 
@@ -103,7 +103,7 @@ fn deprecated_seccomp(path: &str) -> Result<Profile, Error> {
         "runtime/default" | "docker/default" => Ok(Profile::RuntimeDefault),
         other => match other.strip_prefix("localhost/") {
             Some(profile) => localhost(&name, profile),
-            None => Err(Error::invalid(name, format!("{other:?} is no kind of profile"))),
+            None => Err(Error::invalid(name, format!("{} is no kind of profile", shown(other)))),
         },
     }
 }
@@ -112,7 +112,7 @@ fn deprecated_seccomp(path: &str) -> Result<Profile, Error> {
 fn localhost(field: &str, path: &str) -> Result<Profile, Error> {
     let up = path.split('/').any(|part| part == "..");
     if path.is_empty() || path.ends_with('/') || path.contains(char::is_control) || up {
-        let problem = "must be the path of a profile, without \"..\"";
+        let problem = format!("{} must be the path of a profile, without \"..\"", shown(path));
         return Err(Error::invalid(field, problem));
     }
     Ok(Profile::Localhost(path.to_owned()))
