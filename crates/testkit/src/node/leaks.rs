@@ -32,6 +32,26 @@ impl Node {
         }
         left.extend(self.links()?);
         left.extend(self.active_snapshots());
+        if left.is_empty() {
+            // An address is given back when its link was seen to go.
+            left.extend(self.records()?);
+        }
+        Ok(left)
+    }
+
+    /// What the daemon's store still holds; anyone may read it while the daemon runs.
+    fn records(&self) -> Result<Vec<String>> {
+        let mut left = Vec::new();
+        let pods = PodStore::open(&self.dir().join("root/pods.db")).context("open pods.db")?;
+        for sandbox in pods.sandboxes().context("list sandboxes")? {
+            left.push(format!("record of sandbox {}", sandbox.id));
+        }
+        for container in pods.containers().context("list containers")? {
+            left.push(format!("record of container {}", container.id));
+        }
+        for lease in pods.leases().context("list leases")? {
+            left.push(format!("lease {lease:?}"));
+        }
         Ok(left)
     }
 
@@ -46,16 +66,6 @@ impl Node {
             if kind.is_ok_and(|kind| kind.is_socket() || kind.is_fifo()) && !ours {
                 left.push(format!("socket or FIFO {}", path.display()));
             }
-        }
-        let pods = PodStore::open(&self.dir().join("root/pods.db")).context("open pods.db")?;
-        for sandbox in pods.sandboxes().context("list sandboxes")? {
-            left.push(format!("record of sandbox {}", sandbox.id));
-        }
-        for container in pods.containers().context("list containers")? {
-            left.push(format!("record of container {}", container.id));
-        }
-        for lease in pods.leases().context("list leases")? {
-            left.push(format!("lease {lease:?}"));
         }
         Ok(left)
     }
