@@ -39,7 +39,7 @@ pub(crate) async fn exec_sync(
     command: Vec<String>,
     limit: Option<Duration>,
 ) -> Result<ExecOutput, Error> {
-    let limit = limit.filter(|limit| !limit.is_zero()).unwrap_or(FOREVER);
+    let limit = limit.filter(|limit| !limit.is_zero()).unwrap_or(FOREVER).min(FOREVER);
     let until = Instant::now() + limit;
     let container = core.container(id)?;
     let status = container.status.get();

@@ -5,6 +5,7 @@ mod node;
 use std::time::Duration;
 
 use berth_model::container::ExitReason;
+use berth_model::sandbox::NamespaceMode;
 use berth_model::{ContainerState, ErrorKind, SandboxState};
 
 use node::{Node, container_spec, run};
@@ -77,7 +78,8 @@ fn exits_have_their_codes_and_reasons() {
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
         assert_eq!(node.exited(&id).await, (128, ExitReason::StartError));
 
-        let mut spec = container_spec("oom", "x=$(yes | dd bs=1M count=200 2>/dev/null); echo $x");
+        // A buffer four times as large as the limit, and filled.
+        let mut spec = container_spec("oom", "exec dd if=/dev/zero of=/dev/null bs=64M count=1");
         spec.resources.memory_limit = 16 << 20;
         let id = node.engine.create_container(&sandbox, spec).await.unwrap();
         node.start_container(&id).await;
@@ -293,6 +295,135 @@ fn a_shim_that_hangs_is_bypassed() {
         node.engine.stop_container(&id, Duration::ZERO).await.unwrap();
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         assert_eq!(node.exited(&id).await, (137, ExitReason::Error));
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn after_a_reboot_nothing_is_ready_and_everything_can_be_removed() {
+    run(|| async {
+        let node = Node::start().await;
+        let sandbox = node.sandbox("reboot").await;
+        let id = node.create(&sandbox, "main", "exec sleep 1000").await;
+        node.start_container(&id).await;
+        node.engine.shutdown().await;
+        let pods = node.pods();
+        let mut record = pods.sandboxes().unwrap().remove(0);
+        record.boot_id = "another boot".into();
+        pods.put_sandbox(&record).unwrap();
+        drop(pods);
+
+        let node = node.restart().await;
+        assert_eq!(node.engine.sandbox(&sandbox).unwrap().state, SandboxState::NotReady);
+        assert_eq!(node.exited(&id).await, (255, ExitReason::ShimLost));
+        let spec = container_spec("late", "true");
+        let error = node.engine.create_container(&sandbox, spec).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn a_sandbox_whose_making_was_interrupted_is_undone() {
+    run(|| async {
+        let node = Node::start().await;
+        let sandbox = node.sandbox("interrupted").await;
+        node.engine.shutdown().await;
+        let pods = node.pods();
+        let mut record = pods.sandboxes().unwrap().remove(0);
+        record.phase = berth_metadata::SandboxPhase::Creating;
+        (record.shim, record.network) = (None, None);
+        pods.put_sandbox(&record).unwrap();
+        drop(pods);
+
+        let node = node.restart().await;
+        assert_eq!(node.engine.sandbox(&sandbox).unwrap_err().kind(), ErrorKind::NotFound);
+        let again = node.sandbox("interrupted").await;
+        node.engine.remove_sandbox(&again).await.unwrap();
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn containers_of_a_sandbox_share_what_the_request_says() {
+    run(|| async {
+        let node = Node::start().await;
+        let mut spec = node.sandbox_spec("share");
+        spec.namespaces.pid = NamespaceMode::Pod;
+        let sandbox = node.engine.run_sandbox(spec).await.unwrap();
+        let shared = |name: &str, script: &str| {
+            let mut spec = container_spec(name, script);
+            spec.security.namespaces.pid = NamespaceMode::Pod;
+            spec.security.run_as =
+                berth_model::container::RunAs::Name { user: "web".into(), gid: None };
+            spec
+        };
+        let script = "echo hello > /dev/shm/word; exec sleep 987";
+        let one = node.engine.create_container(&sandbox, shared("one", script)).await.unwrap();
+        let two =
+            node.engine.create_container(&sandbox, shared("two", "exec sleep 1000")).await.unwrap();
+        node.start_container(&one).await;
+        node.start_container(&two).await;
+        let look = "cat /dev/shm/word; id; cat /proc/[0-9]*/cmdline";
+        let command = vec!["/bin/sh".into(), "-c".into(), look.into()];
+        let seen = node.engine.exec_sync(&two, command, None).await.unwrap();
+        let seen = String::from_utf8_lossy(&seen.stdout).replace('\0', " ");
+        assert!(seen.contains("hello") && seen.contains("sleep 987"), "{seen}");
+        assert!(seen.contains("uid=1000(web) gid=1001 groups=1001,50000(extra)"), "{seen}");
+        let status = node.engine.container(&two).unwrap();
+        assert_eq!((status.uid, status.gid), (1000, 1001));
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn a_sandbox_on_the_nodes_namespaces_has_none_of_its_own() {
+    run(|| async {
+        let node = Node::start().await;
+        let mut spec = node.sandbox_spec("host");
+        spec.namespaces = berth_model::sandbox::NamespaceOptions {
+            network: NamespaceMode::Node,
+            pid: NamespaceMode::Node,
+            ipc: NamespaceMode::Node,
+        };
+        spec.hostname = String::new();
+        let sandbox = node.engine.run_sandbox(spec).await.unwrap();
+        assert_eq!(node.engine.sandbox(&sandbox).unwrap().ip, None);
+        let mut spec = container_spec("main", "exec sleep 1000");
+        spec.security.namespaces.pid = NamespaceMode::Node;
+        let id = node.engine.create_container(&sandbox, spec).await.unwrap();
+        node.start_container(&id).await;
+        let pid = node.engine.container(&id).unwrap().pid().unwrap();
+        let namespace =
+            |pid: &str, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        for kind in ["pid", "ipc", "uts"] {
+            assert_eq!(namespace(&pid.to_string(), kind), namespace("self", kind), "{kind}");
+        }
+        assert_eq!(namespace(&pid.to_string(), "net"), namespace("thread-self", "net"));
+        node.engine.stop_container(&id, Duration::ZERO).await.unwrap();
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.assert_clean().await;
+    });
+}
+
+#[test]
+fn a_rotated_log_goes_on_in_a_new_file() {
+    run(|| async {
+        let node = Node::start().await;
+        let sandbox = node.sandbox("rotate").await;
+        let script = "while :; do echo line; sleep 0.02; done";
+        let id = node.create(&sandbox, "main", script).await;
+        node.start_container(&id).await;
+        let path = node.engine.container(&id).unwrap().log_path.clone().unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        std::fs::rename(&path, path.with_extension("old")).unwrap();
+        node.engine.reopen_log(&id).await.unwrap();
+        assert!(path.exists());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(node.log("rotate", "main").contains(" stdout F line\n"));
         node.engine.remove_sandbox(&sandbox).await.unwrap();
         node.assert_clean().await;
     });

@@ -144,9 +144,6 @@ pub struct ContainerRecord {
     pub groups: Vec<u32>,
     /// The chain of each layer of its snapshot, lowest first.
     pub chain: Vec<ChainId>,
-    /// Whether the kernel killed a process of it for its memory limit.
-    #[serde(default)]
-    pub oom_killed: bool,
 }
 
 /// An address that belongs to a sandbox.

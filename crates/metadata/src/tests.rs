@@ -69,7 +69,6 @@ fn container(id: &str, sandbox: &str, name: &str) -> ContainerRecord {
         user: (0, 0),
         groups: vec![1],
         chain: Vec::new(),
-        oom_killed: false,
     }
 }
 

@@ -98,7 +98,6 @@ impl Plan {
             groups: user.groups,
             chain: image.record.chain.clone(),
             spec,
-            oom_killed: false,
         };
         Ok(Self { record, oci })
     }

@@ -19,6 +19,9 @@ use crate::core::{cgroup_error, warn_failure};
 use crate::sandbox::{Reply, answer};
 use crate::{Error, clock};
 
+/// Longest grace period that means what it says; a clock has an end.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Who waits for a stop, and until when.
 #[derive(Debug)]
 pub(super) enum Waiter {
@@ -49,11 +52,11 @@ impl Driver {
         if let Some(stopping) = &mut self.stopping {
             stopping.waiters.push(waiter);
             if stopping.effort == Effort::Asked {
-                stopping.next = stopping.next.min(Instant::now() + grace);
+                stopping.next = stopping.next.min(Instant::now() + grace.min(FOREVER));
             }
             return false;
         }
-        let next = Instant::now() + grace;
+        let next = Instant::now() + grace.min(FOREVER);
         self.stopping = Some(Stopping { effort: Effort::Asked, next, waiters: vec![waiter] });
         if grace.is_zero() {
             self.try_harder().await;

@@ -27,10 +27,13 @@ pub(super) async fn sandbox(
         undo_interrupted(core, &record).await;
         return Ok(());
     }
+    let found = record.clone();
     let shim = find_shim(core, &mut record).await;
     if record.phase == SandboxPhase::Ready && shim.is_none() {
         tracing::warn!(sandbox.id = %record.id, "shim is gone");
         record.phase = SandboxPhase::NotReady;
+    }
+    if record != found {
         core.save_sandbox(&record).await?;
     }
     if record.shim.is_none() && core.config.socket(&record.id).exists() {

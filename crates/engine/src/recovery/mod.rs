@@ -60,7 +60,10 @@ pub(crate) async fn recover(core: &Arc<Core>) -> Result<(), Error> {
     });
     futures_util::stream::iter(adoptions).for_each_concurrent(PARALLEL, |adoption| adoption).await;
     settle(core).await;
-    sweep::sweep(core, live_sandboxes, live_containers).await;
+    let attached = core.stored("list sandboxes", |pods| pods.sandboxes()).await?;
+    let attached = attached.into_iter().filter(|sandbox| sandbox.network.is_some());
+    let attached = attached.map(|sandbox| sandbox.id).collect();
+    sweep::sweep(core, live_sandboxes, live_containers, attached).await;
     Ok(())
 }
 

@@ -21,9 +21,10 @@ pub(super) async fn sweep(
     core: &Arc<Core>,
     sandboxes: HashSet<SandboxId>,
     containers: HashSet<ContainerId>,
+    attached: HashSet<SandboxId>,
 ) {
     shims(core, &sandboxes).await;
-    let network = links(core, sandboxes.clone()).await;
+    let network = links(core, attached).await;
     let shared = Arc::clone(core);
     let rest = move || {
         let dirs = directories(&shared, &sandboxes, &containers);

@@ -23,6 +23,9 @@ const SHIM_START: Duration = Duration::from_secs(30);
 
 /// Makes a sandbox, or joins the work of a request with the same name.
 pub(crate) async fn run(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
+    if core.shutdown.is_cancelled() {
+        return Err(Error::ShuttingDown);
+    }
     match core.names.claim(&spec.name) {
         Claim::Closed => Err(Error::ShuttingDown),
         Claim::Made(id) => reuse(core, id, &spec),

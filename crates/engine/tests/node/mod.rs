@@ -85,6 +85,10 @@ impl Node {
         self.dir.path()
     }
 
+    pub(crate) fn pods(&self) -> berth_metadata::PodStore {
+        berth_metadata::PodStore::open(&self.dir.path().join("root/pods.db")).unwrap()
+    }
+
     pub(crate) fn sandbox_spec(&self, name: &str) -> SandboxSpec {
         SandboxSpec {
             name: SandboxName {
@@ -163,7 +167,7 @@ impl Node {
                 return Some(entry.unwrap().path().display().to_string());
             }
         }
-        let pods = berth_metadata::PodStore::open(&root.join("root/pods.db")).unwrap();
+        let pods = self.pods();
         let leases = pods.leases().unwrap();
         if !leases.is_empty() {
             return Some(format!("{leases:?}"));
