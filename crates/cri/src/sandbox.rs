@@ -14,6 +14,10 @@ pub(crate) async fn run(
     engine: &Engine,
     request: RunPodSandboxRequest,
 ) -> Result<RunPodSandboxResponse, Error> {
+    let handler = &request.runtime_handler;
+    if !handler.is_empty() && !engine.handlers().contains(handler) {
+        return Err(Error::invalid("runtime_handler", format!("{handler:?} is not configured")));
+    }
     let id = engine.run_sandbox(sandbox_spec(&request)?).await?;
     Span::current().record("sandbox.id", id.as_str());
     Ok(RunPodSandboxResponse { pod_sandbox_id: id.into() })
