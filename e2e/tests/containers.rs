@@ -434,7 +434,7 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing() -> Result<()> {
     let refused = node.cri.runtime.run_pod_sandbox(empty).await.err().context("taken")?;
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
     let request = v1::RunPodSandboxRequest {
-        config: Some(pod.config.clone()),
+        config: Some(node.sandbox_config("handled")),
         runtime_handler: "no-such".into(),
     };
     let refused = node.cri.runtime.run_pod_sandbox(request).await.err().context("taken")?;

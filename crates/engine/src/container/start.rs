@@ -1,7 +1,7 @@
 //! Created → Running, or → Exited when the program cannot be executed.
 
 use berth_model::ErrorKind;
-use berth_model::container::ContainerEvent;
+use berth_model::container::{ContainerEvent, Timestamp};
 use berth_model::mount::Mount;
 use berth_shim_client::{CreateRequest, Input, Output, Shim};
 use berth_snapshot::{Durability, SnapshotKey};
@@ -37,23 +37,27 @@ impl Driver {
         self.release_task().await;
         self.task = true;
         match self.execute(&shim, rootfs).await {
-            Ok(pid) => self.started(shim, pid).await,
+            Ok((pid, at)) => self.started(shim, pid, at).await,
             Err(failure) => self.not_started(failure).await,
         }
     }
 
+    /// The pid, and a time before which nothing ran: a short program has ended before the
+    /// answer is here.
     async fn execute(
         &mut self,
         shim: &Shim,
         rootfs: Vec<Mount>,
-    ) -> Result<u32, berth_shim_client::Error> {
+    ) -> Result<(u32, Timestamp), berth_shim_client::Error> {
         let id = &self.container.id;
         shim.create(&self.request(rootfs)).instrument(info_span!("task_create")).await?;
-        shim.start(id).instrument(info_span!("task_start")).await
+        let at = clock::now();
+        let pid = shim.start(id).instrument(info_span!("task_start")).await?;
+        Ok((pid, at))
     }
 
-    async fn started(&mut self, shim: Shim, pid: u32) -> Result<(), Error> {
-        let stored = self.enter(ContainerEvent::Started { pid, at: clock::now() }).await;
+    async fn started(&mut self, shim: Shim, pid: u32, at: Timestamp) -> Result<(), Error> {
+        let stored = self.enter(ContainerEvent::Started { pid, at }).await;
         if let Err(error) = stored {
             // A container that no record says is running must not run.
             self.release_task().await;
