@@ -77,7 +77,7 @@ fn a_further_process_gets_a_terminal() {
     fixture.assert_clean();
 }
 
-/// teeth: src/init/console.rs: `root.ensure_file(path, Links::Refused)?` →
+/// teeth: crates/oci-runtime/src/init/console.rs: `root.ensure_file(path, Links::Refused)?` →
 /// `root.ensure_file(path, Links::Inside)?`
 fn r8_a_console_that_is_a_link_is_refused() {
     for (link, target) in [("dev/console", "/data/canary"), ("dev/pts", "/tmp")] {
@@ -96,7 +96,7 @@ fn r8_a_console_that_is_a_link_is_refused() {
     }
 }
 
-/// teeth: src/init/stdio.rs: `!= FileType::Fifo ||` → `== FileType::Unknown ||`
+/// teeth: crates/oci-runtime/src/init/stdio.rs: `!= FileType::Fifo ||` → `== FileType::Unknown ||`
 fn r10_streams_that_are_files_keep_their_owner() {
     use rustix::fs::{Mode, OFlags, open};
     use std::os::unix::fs::MetadataExt as _;
@@ -105,7 +105,12 @@ fn r10_streams_that_are_files_keep_their_owner() {
     let path = fixture.directory.path().join("log");
     let file =
         open(&path, OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::from(0o600)).unwrap();
-    let null = || open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    // Not the host's own null device: a runtime that fails this test would give that away.
+    let private = fixture.directory.path().join("null");
+    let device = rustix::fs::makedev(1, 3);
+    let kind = rustix::fs::FileType::CharacterDevice;
+    rustix::fs::mknodat(rustix::fs::CWD, &private, kind, Mode::from(0o600), device).unwrap();
+    let null = || open(&private, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let stdio = Stdio::Fds { stdin: null(), stdout: file, stderr: null() };
     let created = fixture.create(stdio).unwrap();
     start(created.start, PATIENCE).unwrap();
@@ -114,6 +119,6 @@ fn r10_streams_that_are_files_keep_their_owner() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "out\n");
     let owner = std::fs::metadata(&path).unwrap();
     assert_eq!((owner.uid(), owner.mode() & 0o777), (0, 0o600));
-    assert_eq!(std::fs::metadata("/dev/null").unwrap().uid(), 0);
+    assert_eq!(std::fs::metadata(&private).unwrap().uid(), 0);
     fixture.assert_clean();
 }

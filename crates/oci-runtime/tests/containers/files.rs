@@ -33,7 +33,7 @@ fn a_writable_root_can_be_written() {
 
 /// The image ships a directory where a careless runtime looks for its descriptors.
 ///
-/// teeth: src/init/rootfs.rs: `if plan.readonly {` → `if false {`
+/// teeth: crates/oci-runtime/src/init/rootfs.rs: `if plan.readonly {` → `if false {`
 fn r11_a_readonly_root_stays_readonly() {
     let mut fixture = Fixture::shell(
         "touch /x /data/x /mnt/x; touch /tmp/x /dev/x && echo tmp; grep -E ' / / | /mnt ' /proc/self/mountinfo",
@@ -55,7 +55,7 @@ fn r11_a_readonly_root_stays_readonly() {
     fixture.assert_clean();
 }
 
-/// teeth: src/init.rs: `masks::hide(&root, &plan.masked_paths, null.as_fd())?;` → ``
+/// teeth: crates/oci-runtime/src/init.rs: `masks::hide(&root, &plan.masked_paths, null.as_fd())?;` → ``
 fn r22_masked_paths_are_empty() {
     let mut fixture = Fixture::shell(
         "wc -c < /proc/interrupts; ls /proc/acpi /sys/firmware /hidden | grep -v :; cat /secret;
@@ -113,7 +113,8 @@ fn a_wanted_device_is_made() {
     assert_eq!(outcome.stdout, "640 3 4 a:c8\n600 0 0 0:0\n", "{outcome:?}");
 }
 
-/// teeth: src/plan/limits.rs: `devices: Some(devices(` → `devices: None.or(devices(`
+/// teeth: crates/oci-runtime/src/worker.rs: `cgroup.apply(&plan.limits)` →
+/// `cgroup.apply(&berth_cgroup::Limits::default())`
 fn r18_a_device_that_is_not_allowed_cannot_be_opened() {
     // The kernel's log (1:11), a disk (8:0), and one that every container has.
     let command = "mknod /data/kmsg c 1 11; echo x > /data/kmsg; mknod /data/sda b 8 0;
@@ -131,8 +132,7 @@ fn r18_a_device_that_is_not_allowed_cannot_be_opened() {
     assert_eq!(outcome.stdout, "opened\n", "{outcome:?}");
 }
 
-/// teeth: src/plan/mounts.rs: `let kernels = ["/proc", "/sys", "/dev"];` →
-/// `let kernels = ["/proc", "/sys"];`
+/// teeth: crates/oci-runtime/src/init/root.rs: `if links == Links::Refused {` → `if false {`
 fn r9_dev_that_is_a_link_is_refused() {
     for target in ["/tmp", "tmp", "dev", "../../../tmp"] {
         let fixture = Fixture::new(&["true"]);
@@ -144,7 +144,7 @@ fn r9_dev_that_is_a_link_is_refused() {
     }
 }
 
-/// teeth: src/plan/mounts.rs: `let kernels = ["/proc", "/sys", "/dev"];` → `let kernels = ["/dev"];`
+/// teeth: crates/oci-runtime/src/init/root.rs: `if links == Links::Refused {` → `if false {`
 fn r5_procfs_and_sysfs_are_mounted_on_no_link() {
     for name in ["proc", "sys"] {
         let fixture = Fixture::new(&["true"]);
@@ -156,7 +156,7 @@ fn r5_procfs_and_sysfs_are_mounted_on_no_link() {
     }
 }
 
-/// teeth: src/init/mounts.rs: `check_proc(mount, Some(source.as_fd()))?;` → ``
+/// teeth: crates/oci-runtime/src/init/mounts.rs: `check_proc(mount, Some(source.as_fd()))?;` → ``
 fn r5_nothing_takes_the_place_of_procfs() {
     let mut fixture = Fixture::new(&["true"]);
     let fake = fixture.directory.path().join("fake");
@@ -186,7 +186,7 @@ fn r5_nothing_takes_the_place_of_procfs() {
     fixture.assert_clean();
 }
 
-/// teeth: src/init/devices.rs: `return if same {` → `return if true {`
+/// teeth: crates/oci-runtime/src/init/devices.rs: `return if same {` → `return if true {`
 fn r7_a_null_device_that_is_a_link_is_refused() {
     let mut fixture = Fixture::new(&["true"]);
     fixture.spec["mounts"]
@@ -199,8 +199,8 @@ fn r7_a_null_device_that_is_a_link_is_refused() {
     fixture.assert_undone();
 }
 
-/// teeth: src/init/root.rs: `ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS` →
-/// `ResolveFlags::empty()`
+/// teeth: crates/oci-runtime/src/init/root.rs: `OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW |` →
+/// `OFlags::CREATE |`
 fn r12_a_mount_point_below_a_dangling_link_is_refused() {
     let mut fixture = Fixture::new(&["true"]);
     let canary = fixture.directory.path().join("canary");

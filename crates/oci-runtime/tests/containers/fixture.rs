@@ -60,7 +60,7 @@ impl Fixture {
         make_root(&directory.path().join("rootfs"));
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let id = format!("t{}-{number}", std::process::id());
-        let spec = default_spec(args, &format!("/berth-oci-test/{id}"));
+        let spec = default_spec(args, &format!("{}/{id}", parent_cgroup()));
         let cgroups = Hierarchy::detect().unwrap();
         let (rootfs, shared) = (Vec::new(), SharedMounts::none());
         Self { directory, id, spec, rootfs, shared, cgroups, before }
@@ -219,9 +219,14 @@ impl Running {
     }
 }
 
-/// Removes what all test cgroups were below.
+/// What the cgroups of this run are below.
+fn parent_cgroup() -> String {
+    format!("/berth-oci-test-{}", std::process::id())
+}
+
+/// Removes it.
 pub(crate) fn remove_parent_cgroup() {
-    let path = CgroupPath::new("/berth-oci-test").unwrap();
+    let path = CgroupPath::new(&parent_cgroup()).unwrap();
     Hierarchy::detect().unwrap().at(&path).remove().unwrap();
 }
 

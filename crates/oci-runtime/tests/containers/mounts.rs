@@ -122,7 +122,7 @@ fn mounts_of_a_container_travel_only_when_asked() {
     fixture.assert_clean();
 }
 
-/// teeth: src/init/root.rs: `ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS` →
+/// teeth: crates/oci-runtime/src/init/root.rs: `ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS` →
 /// `ResolveFlags::NO_MAGICLINKS`
 fn r6_a_destination_behind_a_link_stays_inside() {
     use std::os::unix::fs::symlink;
@@ -224,7 +224,7 @@ fn the_kernels_file_systems_are_there() {
     }
 }
 
-/// teeth: src/init/cgroup_mounts.rs: `mount_flags(attributes))\n            .map(Some)` →
+/// teeth: crates/oci-runtime/src/init/cgroup_mounts.rs: `mount_flags(attributes))\n            .map(Some)` →
 /// `mount_flags(attributes.writable()))\n            .map(Some)`
 fn r17_cgroups_cannot_be_written() {
     let outcome = Fixture::shell(

@@ -252,7 +252,7 @@ fn a_caller_with_threads_is_refused() {
 
 /// A process of the container that may do everything but trace looks at what joins it.
 ///
-/// teeth: src/worker.rs: `set_dumpable_behavior(DumpableBehavior::NotDumpable)` →
+/// teeth: crates/oci-runtime/src/worker.rs: `set_dumpable_behavior(DumpableBehavior::NotDumpable)` →
 /// `set_dumpable_behavior(DumpableBehavior::Dumpable)`
 fn r2_a_process_that_joins_hides_what_it_holds() {
     let mut fixture = Fixture::shell(
