@@ -47,6 +47,10 @@ pub struct CreateRequest<'a> {
 }
 
 /// A further process in a running container.
+///
+/// It is a child of the caller, and has to be reaped when it ends: the kernel lets a
+/// container's init finish only when every process of its pid namespace is reaped
+/// (pid_namespaces(7)), so one that is forgotten makes the container's end wait.
 #[derive(Debug)]
 pub struct ExecRequest<'a> {
     /// The container's id; names the process's session keyring.

@@ -1,13 +1,17 @@
 //! Paths inside a container's root: every one goes through here (invariant I1).
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat};
 use rustix::io::Errno;
 
 use crate::error::{AnyErrno, Error};
+
+/// Most symbolic links on the way to a path (`MAXSYMLINKS` of the kernel).
+const LINKS: usize = 40;
 
 /// How often a lookup is repeated that a concurrent rename or mount has disturbed.
 const ATTEMPTS: usize = 128;
@@ -63,13 +67,20 @@ impl<'a> Root<'a> {
     }
 
     /// Opens the directory `path` (`O_PATH`), making it and its parents, mode 0755, where
-    /// they are missing.
+    /// they are missing. A link to nowhere makes the directory it names, inside the root.
     pub(crate) fn ensure_directory(&self, path: &Path, links: Links) -> Result<OwnedFd, Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
+        match self.open(path, flags, links) {
+            Ok(directory) => return Ok(directory),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(refused(path, "open the directory", errno)),
+        }
+        let plain = self.without_links(path, links)?;
         let mut missing: Vec<&OsStr> = Vec::new();
-        let mut existing = path;
+        let mut existing = plain.as_path();
         let mut directory = loop {
-            match (self.open(existing, flags, links), existing.parent(), existing.file_name()) {
+            let opened = self.open(existing, flags, Links::Refused);
+            match (opened, existing.parent(), existing.file_name()) {
                 (Ok(directory), ..) => break directory,
                 (Err(Errno::NOENT), Some(parent), Some(name)) => {
                     missing.push(name);
@@ -85,19 +96,21 @@ impl<'a> Root<'a> {
         Ok(directory)
     }
 
-    /// Opens the file `path` (`O_PATH`), making it, empty and mode 0644, where it is missing.
+    /// Opens the file `path` (`O_PATH`), making it, empty and mode 0644, where it is missing;
+    /// links to nowhere as in [`Root::ensure_directory`].
     pub(crate) fn ensure_file(&self, path: &Path, links: Links) -> Result<OwnedFd, Error> {
         match self.open(path, OFlags::PATH, links) {
             Ok(file) => return Ok(file),
             Err(Errno::NOENT) => {}
             Err(errno) => return Err(refused(path, "open the file", errno)),
         }
-        let (parent, name) = self.ensure_parent(path, links)?;
+        let plain = self.without_links(path, links)?;
+        let (parent, name) = self.ensure_parent(&plain, Links::Refused)?;
         let flags =
             OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
         match openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
             Ok(file) => Ok(file),
-            // Made in this moment by somebody else, or a link to nowhere, which is refused.
+            // Made in this moment by somebody else; a link is refused.
             Err(Errno::EXIST) => open_child(parent.as_fd(), name, OFlags::PATH)
                 .map_err(|errno| refused(path, "open the file", errno)),
             Err(errno) => Err(refused(path, "make the file", errno)),
@@ -116,12 +129,69 @@ impl<'a> Root<'a> {
         Ok((self.ensure_directory(parent, links)?, name))
     }
 
+    /// `path` with every link on the way replaced by what it names, existing or not, and never
+    /// above the root. This only reads; whoever makes something at the answer refuses links, so
+    /// one that appears meanwhile is not followed.
+    fn without_links(&self, path: &Path, links: Links) -> Result<PathBuf, Error> {
+        let failed = |errno| refused(path, "follow its links", errno);
+        let mut plain = PathBuf::from("/");
+        if links == Links::Refused {
+            return Ok(path.to_owned());
+        }
+        let mut left: Vec<OsString> = parts(path);
+        let mut followed = 0;
+        while let Some(part) = left.pop() {
+            if part == ".." {
+                plain.pop();
+                continue;
+            }
+            let next = plain.join(&part);
+            // With O_PATH and O_NOFOLLOW a link at the end is opened itself (openat2(2)).
+            let link = match self.open(&next, OFlags::PATH | OFlags::NOFOLLOW, Links::Refused) {
+                Ok(file) => match readlinkat(&file, c"", Vec::new()) {
+                    Ok(target) => Some(target),
+                    // ENOENT is what the kernel says of a file that is no link.
+                    Err(Errno::NOENT | Errno::INVAL) => None,
+                    Err(errno) => return Err(failed(errno)),
+                },
+                Err(Errno::NOENT) => None,
+                Err(errno) => return Err(failed(errno)),
+            };
+            let Some(target) = link else {
+                plain = next;
+                continue;
+            };
+            followed += 1;
+            if followed > LINKS {
+                return Err(failed(Errno::LOOP));
+            }
+            let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+            if target.is_absolute() {
+                plain = PathBuf::from("/");
+            }
+            left.extend(parts(target));
+        }
+        Ok(plain)
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         match &self.directory {
             Directory::Borrowed(fd) => *fd,
             Directory::Owned(fd) => fd.as_fd(),
         }
     }
+}
+
+/// The names of a path, the first one last, `..` among them.
+fn parts(path: &Path) -> Vec<OsString> {
+    let name = |part: Component<'_>| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some(OsString::from("..")),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    };
+    let mut parts: Vec<OsString> = path.components().filter_map(name).collect();
+    parts.reverse();
+    parts
 }
 
 fn make_directory(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
@@ -194,12 +264,24 @@ mod tests {
     }
 
     #[test]
-    fn r12_a_missing_path_is_made_without_following_a_dangling_link() {
+    fn r12_a_link_to_nowhere_is_made_good_inside_the_root() {
         with_root(|root, inside| {
-            symlink("../new", inside.join("dangling")).unwrap();
-            assert!(root.ensure_directory(Path::new("/dangling"), Links::Inside).is_err());
-            assert!(root.ensure_file(Path::new("/dangling"), Links::Inside).is_err());
-            assert!(!inside.join("new").exists());
+            symlink("../new/deep", inside.join("relative")).unwrap();
+            symlink(inside.parent().unwrap().join("canary2"), inside.join("absolute")).unwrap();
+            symlink("relative/../link2", inside.join("link1")).unwrap();
+            symlink("/file", inside.join("link2")).unwrap();
+            root.ensure_directory(Path::new("/relative/x"), Links::Inside).unwrap();
+            root.ensure_file(Path::new("/absolute"), Links::Inside).unwrap();
+            assert!(inside.join("new/deep/x").is_dir());
+            let outside = inside.parent().unwrap().strip_prefix("/").unwrap();
+            assert!(inside.join(outside).join("canary2").is_file());
+            // ".." leads from where the link is, not from where it points.
+            root.ensure_directory(Path::new("/new/link2"), Links::Inside).unwrap();
+            root.ensure_file(Path::new("/link1"), Links::Inside).unwrap();
+            symlink("loop2", inside.join("loop1")).unwrap();
+            symlink("loop1", inside.join("loop2")).unwrap();
+            assert!(root.ensure_file(Path::new("/loop1"), Links::Inside).is_err());
+            assert!(root.ensure_file(Path::new("/relative/y"), Links::Refused).is_err());
         });
     }
 
