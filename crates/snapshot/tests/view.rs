@@ -168,7 +168,7 @@ fn links_lead_nowhere_outside() {
     drop(directory);
 }
 
-/// teeth: crates/snapshot/src/view.rs: `refuse(&found.stat)?;` → nothing: the FIFO blocks.
+/// teeth: crates/snapshot/src/view.rs: `match what(stat) {` → `match None::<&str> {`.
 #[test]
 fn i3_what_is_not_a_small_regular_file_is_refused_unopened() {
     if !is_root() {

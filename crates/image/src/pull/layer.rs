@@ -10,7 +10,7 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use berth_content::Content;
 use berth_model::{DiffId, Digest};
@@ -19,6 +19,7 @@ use berth_snapshot::{LayerDir, Snapshots};
 use bytes::Bytes;
 use flate2::bufread::MultiGzDecoder;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::stream::{Exceeded, Meter, Piece, PieceReader};
 use crate::apply::{Applied, apply};
@@ -28,6 +29,9 @@ use crate::{Error, LayerError, Limits, blocking};
 
 /// Pieces between two stages; each is what one read of a connection gave.
 const QUEUE: usize = 8;
+
+/// How often a long download says how far it is.
+const PROGRESS: Duration = Duration::from_secs(5);
 
 /// Bytes decompressed at once.
 const BUFFER: usize = 128 << 10;
@@ -58,6 +62,8 @@ pub(super) struct Workshop {
     pub(super) content: Content,
     pub(super) snapshots: Snapshots,
     pub(super) limits: Arc<Limits>,
+    /// Cancelled when the pull is given up: threads cannot be dropped.
+    pub(super) stop: CancellationToken,
 }
 
 impl Workshop {
@@ -112,7 +118,13 @@ impl Workshop {
     async fn download(&self, job: &Job, to_store: mpsc::Sender<Bytes>) -> Result<(), Error> {
         let failed = |source| Error::Registry { action: "fetch layer", source: Box::new(source) };
         let mut blob = self.repository.blob(&job.digest, job.size).await.map_err(failed)?;
+        let (mut received, mut told) = (0, Instant::now());
         while let Some(bytes) = blob.next().await.map_err(failed)? {
+            received += u64::try_from(bytes.len()).unwrap_or(0);
+            if told.elapsed() >= PROGRESS {
+                told = Instant::now();
+                tracing::info!(layer.digest = %job.digest, received, bytes = job.size, "fetching");
+            }
             if to_store.send(bytes).await.is_err() {
                 break; // storing failed, and says why itself
             }
@@ -151,7 +163,7 @@ impl Workshop {
         wanted: DiffId,
     ) -> Result<Unpacked, LayerError> {
         let directory = self.snapshots.begin_layer().map_err(LayerError::Snapshot)?;
-        let meter = Meter::new(archive, compressed, &self.limits);
+        let meter = Meter::new(archive, compressed, &self.limits, self.stop.clone());
         let mut archive = Archive::new(BufReader::with_capacity(BUFFER, meter));
         let applied = apply(directory.root(), &mut archive, index == 0, &self.limits)?;
         // What follows the archive's end belongs to its digest all the same.

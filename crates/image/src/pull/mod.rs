@@ -18,6 +18,7 @@ use berth_model::{ChainId, Digest, Reference};
 use berth_registry::{Auth, Repository};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use flight::Flights;
 pub(crate) use stream::Exceeded;
@@ -124,7 +125,10 @@ impl Pull {
     /// Fetches and unpacks every layer that is not committed.
     async fn unpack(&self, plan: &Plan) -> Result<Vec<Unpacked>, Error> {
         let jobs = self.jobs(plan).await?;
+        let stop = CancellationToken::new();
+        let _stopped_when_dropped = stop.clone().drop_guard();
         let shop = Workshop {
+            stop,
             repository: self.repository.clone(),
             content: self.images.content.clone(),
             snapshots: self.images.snapshots.clone(),

@@ -6,6 +6,7 @@ use berth_model::{DiffId, Digest};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::{LayerError, Limits};
 
@@ -80,9 +81,11 @@ impl Exceeded {
     }
 }
 
-/// The uncompressed archive: hashed, and stopped when it grows beyond measure.
+/// The uncompressed archive: hashed, and stopped when it grows beyond measure or when its
+/// pull is given up.
 pub(super) struct Meter<R> {
     inner: R,
+    stop: CancellationToken,
     hash: Sha256,
     seen: u64,
     most: u64,
@@ -91,7 +94,7 @@ pub(super) struct Meter<R> {
 
 impl<R: Read> Meter<R> {
     /// For a blob of `compressed` bytes.
-    pub(super) fn new(inner: R, compressed: u64, limits: &Limits) -> Self {
+    pub(super) fn new(inner: R, compressed: u64, limits: &Limits, stop: CancellationToken) -> Self {
         let by_ratio = compressed
             .saturating_mul(limits.expansion_ratio)
             .saturating_add(limits.expansion_free_bytes);
@@ -100,7 +103,7 @@ impl<R: Read> Meter<R> {
         } else {
             (limits.layer_bytes, Exceeded::Size(limits.layer_bytes))
         };
-        Self { inner, hash: Sha256::new(), seen: 0, most, exceeded }
+        Self { inner, stop, hash: Sha256::new(), seen: 0, most, exceeded }
     }
 
     /// Bytes seen, and their digest.
@@ -111,6 +114,9 @@ impl<R: Read> Meter<R> {
 
 impl<R: Read> Read for Meter<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.stop.is_cancelled() {
+            return Err(io::Error::other("the pull was given up"));
+        }
         let read = self.inner.read(buffer)?;
         self.hash.update(&buffer[..read]);
         self.seen += u64::try_from(read).expect("a length fits 64 bits");
@@ -118,5 +124,49 @@ impl<R: Read> Read for Meter<R> {
             return Err(io::Error::other(self.exceeded));
         }
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meter(stop: CancellationToken) -> Meter<&'static [u8]> {
+        let limits = Limits { expansion_free_bytes: 0, ..Limits::default() };
+        Meter::new(&b"archive"[..], 1, &limits, stop)
+    }
+
+    #[test]
+    fn an_archive_is_counted_and_hashed() {
+        let mut meter = meter(CancellationToken::new());
+        io::copy(&mut meter, &mut io::sink()).unwrap();
+        assert_eq!(meter.finish(), (7, DiffId(Digest::of(b"archive"))));
+    }
+
+    #[test]
+    fn a_pull_that_is_given_up_stops_reading() {
+        let stop = CancellationToken::new();
+        let mut meter = meter(stop.clone());
+        stop.cancel();
+        assert!(io::copy(&mut meter, &mut io::sink()).is_err());
+    }
+
+    #[test]
+    fn a_blob_that_was_not_verified_has_no_end() {
+        let (sender, pieces) = mpsc::channel(4);
+        for piece in [Piece::Bytes(Bytes::from_static(b"ab")), Piece::Bytes("c".into())] {
+            sender.try_send(piece).unwrap();
+        }
+        drop(sender);
+        let mut read = Vec::new();
+        let error = PieceReader::new(pieces).read_to_end(&mut read).unwrap_err();
+        assert_eq!((read.as_slice(), error.kind()), (&b"abc"[..], io::ErrorKind::UnexpectedEof));
+
+        let (sender, pieces) = mpsc::channel(4);
+        sender.try_send(Piece::Bytes(Bytes::from_static(b"abc"))).unwrap();
+        sender.try_send(Piece::Verified).unwrap();
+        read.clear();
+        PieceReader::new(pieces).read_to_end(&mut read).unwrap();
+        assert_eq!(read, b"abc");
     }
 }
