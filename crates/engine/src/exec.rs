@@ -199,7 +199,10 @@ impl Drop for Session {
                 warn_failure("remove FIFOs of a command", &error);
             }
         };
-        self.core.tasks.spawn(clean.in_current_span());
+        // The request is answered before this is done, so it is no part of its span.
+        let id = &self.container;
+        let span = info_span!(parent: None, "exec_clean", container.id = %id);
+        self.core.tasks.spawn(clean.instrument(span));
     }
 }
 

@@ -37,10 +37,10 @@ fn a_pod_comes_up_writes_its_log_and_goes_away() {
         let stats = node.engine.sandbox_stats(&sandbox).await.unwrap();
         assert!(stats.network.is_some() && stats.containers.len() == 1);
 
+        let log = node.log_with("web", "main", &address).await;
+        assert!(log.contains("web-1") && log.contains("uid=0"), "{log}");
         node.engine.stop_container(&id, Duration::ZERO).await.unwrap();
         assert_eq!(node.exited(&id).await, (137, ExitReason::Error));
-        let log = node.log("web", "main");
-        assert!(log.contains("web-1") && log.contains("uid=0") && log.contains(&address), "{log}");
 
         node.engine.remove_container(&id).await.unwrap();
         node.engine.remove_container(&id).await.unwrap();
@@ -422,8 +422,7 @@ fn a_rotated_log_goes_on_in_a_new_file() {
         std::fs::rename(&path, path.with_extension("old")).unwrap();
         node.engine.reopen_log(&id).await.unwrap();
         assert!(path.exists());
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        assert!(node.log("rotate", "main").contains(" stdout F line\n"));
+        node.log_with("rotate", "main", " stdout F line\n").await;
         node.engine.remove_sandbox(&sandbox).await.unwrap();
         node.assert_clean().await;
     });

@@ -60,6 +60,9 @@ impl Driver {
                 warn_failure("remove files of container", &error);
             }
         };
-        self.core.tasks.spawn(discard.instrument(info_span!("discard")));
+        // The request is answered before this is done, so it is no part of its span.
+        let id = &self.container.id;
+        let span = info_span!(parent: None, "discard", container.id = %id);
+        self.core.tasks.spawn(discard.instrument(span));
     }
 }

@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use berth_cgroup::{CgroupPath, Hierarchy};
 use berth_content::Content;
 use berth_engine::{Config, Engine, Error, RuntimeConfig};
 use berth_image::Images;
@@ -21,6 +22,7 @@ use berth_model::{
 };
 use berth_network::NetworkConfig;
 use berth_registry::Client;
+use berth_shim_client::ProcessId;
 use berth_snapshot::Snapshots;
 use tempfile::TempDir;
 
@@ -137,9 +139,18 @@ impl Node {
         }
     }
 
-    pub(crate) fn log(&self, pod: &str, container: &str) -> String {
+    /// The log of a container, once it holds `text`.
+    pub(crate) async fn log_with(&self, pod: &str, container: &str, text: &str) -> String {
         let path = self.dir.path().join("logs").join(pod).join(format!("{container}.log"));
-        fs::read_to_string(path).unwrap_or_default()
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            let log = fs::read_to_string(&path).unwrap_or_default();
+            if log.contains(text) {
+                return log;
+            }
+            assert!(Instant::now() < until, "{text:?} is not in the log: {log}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Nothing of any pod is left: no directory, snapshot, cgroup, socket, link, lease.
@@ -184,6 +195,30 @@ impl Node {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let root = root.to_str().unwrap();
         mounts.lines().find(|line| line.contains(root)).map(str::to_owned)
+    }
+}
+
+/// A test that failed leaves no process behind.
+impl Drop for Node {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let store = berth_metadata::PodStore::open(&self.dir.path().join("root/pods.db"));
+        let sandboxes = store.and_then(|pods| pods.sandboxes()).unwrap_or_default();
+        for shim in sandboxes.into_iter().filter_map(|sandbox| sandbox.shim) {
+            let process = ProcessId { pid: shim.pid, started: shim.started_ticks };
+            drop(process.kill(nix::sys::signal::Signal::SIGKILL));
+        }
+        let path = CgroupPath::new(&self.base);
+        let cgroup = Hierarchy::detect().and_then(|hierarchy| hierarchy.open(&path?));
+        for _ in 0..100 {
+            let Ok(cgroup) = &cgroup else { break };
+            if cgroup.kill_all().is_ok() && cgroup.remove().is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
