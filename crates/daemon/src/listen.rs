@@ -32,7 +32,7 @@ pub(crate) enum Error {
 /// Listens on `path` with mode 0660, in place of a dead daemon's socket.
 ///
 /// The caller holds the directory lock, so a socket that is there belongs to nobody. Call
-/// it before other threads start: the umask is the process's.
+/// it before other threads make files: the umask is the process's.
 pub(crate) fn listen(path: &Path) -> Result<UnixListener, Error> {
     // A directory that is there has its mode from whoever made it: /run must stay /run.
     if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {

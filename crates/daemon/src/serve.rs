@@ -1,6 +1,5 @@
 //! The life of the daemon: configuration to engine, engine to front, signal to end.
 
-use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -39,23 +38,24 @@ pub(crate) fn serve(config: Config) -> Result<()> {
     make(&config.root, PRIVATE)?;
     make(&config.state, PASSABLE)?;
     let locks = (DirectoryLock::take(&config.root)?, DirectoryLock::take(&config.state)?);
-    let listener = listen(&config.socket())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING_THREADS)
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let served = runtime.block_on(run(config, listener));
+    let served = runtime.block_on(run(config));
     runtime.shutdown_timeout(DRAIN);
     drop(locks);
     served
 }
 
-async fn run(config: Config, listener: UnixListener) -> Result<()> {
+async fn run(config: Config) -> Result<()> {
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+    // Whoever can connect can also end the daemon well: signals first, the socket then.
+    let listener = listen(&config.socket())?;
     let engine = open_engine(&config).await?;
     let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
     let stop = shutdown.clone().cancelled_owned();
