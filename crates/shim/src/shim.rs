@@ -7,13 +7,15 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use berth_cgroup::Hierarchy;
 use berth_model::mount::Mount;
 use berth_oci_runtime::{CreateRequest, create};
+use berth_sys::allocator::trim;
 use oci_spec::runtime::Process as OciProcess;
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use crate::container::{Container, read_spec};
 use crate::error::Error;
@@ -22,6 +24,9 @@ use crate::io::{Streams, Uris};
 use crate::process::{Process, Status, make};
 use crate::reaper::{Exit, Reaper};
 use crate::sandbox::Sandbox;
+
+/// How long after the last work memory is given back: nothing that is in a hurry is left.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// The shim's state.
 #[derive(Debug)]
@@ -35,6 +40,8 @@ pub(crate) struct Shim {
     cgroups: OnceLock<Hierarchy>,
     /// Set when the shim shall end once it has no containers.
     pub(crate) finished: Notify,
+    /// Told after work that leaves freed memory behind.
+    worked: Arc<Notify>,
 }
 
 /// What an id stands for.
@@ -64,10 +71,22 @@ pub(crate) async fn owned<T: Send + 'static>(
     }
 }
 
+/// Gives freed memory back to the kernel, once, a moment after the last work: a parsed
+/// spec is larger than the rest of the shim.
+async fn give_back(worked: Arc<Notify>) {
+    loop {
+        worked.notified().await;
+        sleep(QUIET).await;
+        trim();
+    }
+}
+
 impl Shim {
     pub(crate) fn new(id: &str, events: Publisher) -> Arc<Self> {
         let reaper = Arc::new(Reaper::default());
         tokio::spawn(Arc::clone(&reaper).run());
+        let worked = Arc::new(Notify::new());
+        tokio::spawn(give_back(Arc::clone(&worked)));
         Arc::new(Self {
             id: id.to_owned(),
             sandbox: Sandbox::default(),
@@ -76,6 +95,7 @@ impl Shim {
             events,
             cgroups: OnceLock::new(),
             finished: Notify::new(),
+            worked,
         })
     }
 
@@ -121,6 +141,7 @@ impl Shim {
 
     /// Makes a container whose process waits for its start; the pid.
     pub(crate) async fn create(self: Arc<Self>, wanted: Wanted) -> Result<u32, Error> {
+        self.worked.notify_one();
         if wanted.id.is_empty() {
             return Err(Error::invalid("id", "it is empty"));
         }
@@ -254,6 +275,7 @@ impl Shim {
     pub(crate) async fn start(self: Arc<Self>, id: String, exec: String) -> Result<u32, Error> {
         let container = self.container(&id)?;
         let process = container.process(&exec)?;
+        self.worked.notify_one();
         let pid = if exec.is_empty() {
             process.start().await?
         } else {
