@@ -98,7 +98,7 @@ async fn a_supervisor_that_asks_is_told_when_the_daemon_is_ready() -> Result<()>
     supervisor.set_read_timeout(Some(Duration::from_secs(20)))?;
     let program = binaries()?.join("berthd");
     let socket = path.clone();
-    let mut daemon = node.network.run(move || {
+    let mut daemon = node.machine.run(move || {
         let mut command = Command::new(program);
         command.arg("--config").arg(config).env("NOTIFY_SOCKET", socket);
         Ok(command.spawn()?)

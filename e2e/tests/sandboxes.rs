@@ -92,7 +92,7 @@ async fn a_host_port_leads_to_the_pod() -> Result<()> {
     let pod = node.pod_with(config).await?;
     let serve = "while true; do echo mapped | nc -l -p 8080; done";
     node.run(&pod, &container_config("serve", &image, &["sh", "-c", serve])).await?;
-    let heard = node.network.run(|| {
+    let heard = node.machine.run(|| {
         use std::io::Read as _;
         for _ in 0..200 {
             let mut text = String::new();

@@ -50,12 +50,32 @@ impl Blob {
 pub struct Image {
     /// Config and layers.
     pub blobs: Vec<Blob>,
-    /// The manifest of the one platform.
-    pub manifest: Blob,
-    /// An index that names the manifest beside one for a foreign platform.
+    /// The manifest of each platform, with the platform as the index has it.
+    pub manifests: Vec<(Blob, Value)>,
+    /// The index that names the manifests in this order.
     pub index: Blob,
-    /// Digest of the config: the image's id.
+    /// Digest of the config of this machine's platform: the image's id.
     pub id: Digest,
+}
+
+impl Image {
+    /// Puts `other` into the index before this image, for `platform`.
+    pub fn behind(mut self, other: Self, platform: Value) -> Result<Self> {
+        self.blobs.extend(other.blobs);
+        let others = other.manifests.into_iter().map(|(manifest, _)| (manifest, platform.clone()));
+        self.manifests = others.chain(self.manifests).collect();
+        self.index = index_of(&self.manifests)?;
+        Ok(self)
+    }
+
+    /// Names all manifests of the index as made for `platform`.
+    pub fn made_for(mut self, platform: &Value) -> Result<Self> {
+        for (_, made_for) in &mut self.manifests {
+            made_for.clone_from(platform);
+        }
+        self.index = index_of(&self.manifests)?;
+        Ok(self)
+    }
 }
 
 /// Builds an [`Image`] layer by layer.
@@ -118,18 +138,23 @@ impl ImageBuilder {
             "layers": layers,
         });
         let manifest = Blob { media_type: MANIFEST, bytes: serde_json::to_vec(&manifest)? };
-        let index = index_of(&manifest)?;
+        let manifests = vec![(manifest, json!({"architecture": "amd64", "os": "linux"}))];
+        let index = index_of(&manifests)?;
         let id = config.digest();
         let mut blobs = vec![config];
         blobs.extend(self.layers.into_iter().map(|(blob, _)| blob));
-        Ok(Image { blobs, manifest, index, id })
+        Ok(Image { blobs, manifests, index, id })
     }
 }
 
-fn index_of(manifest: &Blob) -> Result<Blob> {
-    let mut ours = manifest.descriptor();
-    ours["platform"] = json!({"architecture": "amd64", "os": "linux"});
-    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [ours]});
+fn index_of(manifests: &[(Blob, Value)]) -> Result<Blob> {
+    let entry = |(manifest, platform): &(Blob, Value)| {
+        let mut entry = manifest.descriptor();
+        entry["platform"] = platform.clone();
+        entry
+    };
+    let entries: Vec<_> = manifests.iter().map(entry).collect();
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries});
     Ok(Blob { media_type: INDEX, bytes: serde_json::to_vec(&index)? })
 }
 

@@ -1,7 +1,7 @@
 //! A disposable node for tests and the demo: images, a real registry, a daemon.
 //!
-//! Everything a [`Node`] makes is its own: directories, sockets, cgroups, and a network
-//! namespace that holds the registry, the daemon and its bridge. It talks to the daemon by
+//! Everything a [`Node`] makes is its own: directories, sockets, cgroups, and a
+//! [`Machine`] that holds the registry, the daemon and its bridge. It talks to the daemon by
 //! the CRI socket only, as kubelet does, and can prove that nothing is left.
 
 pub mod cri;
@@ -11,11 +11,11 @@ pub mod registry;
 pub mod tar;
 
 mod http;
-mod netns;
+mod machine;
 mod node;
 
 pub use cri::{Cri, container_config, sandbox_config};
-pub use netns::NetworkNamespace;
+pub use machine::Machine;
 pub use node::{Daemon, Finished, Node, NodeOptions, Pod, binaries};
 
 /// Reports, for the summary of `cargo xtask test`, that a test cannot run here.

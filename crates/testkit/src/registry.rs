@@ -1,7 +1,7 @@
 //! A real registry (Debian's `docker-registry`) on loopback.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -11,9 +11,20 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::http;
 use crate::image::{Blob, Image};
-use crate::netns::NetworkNamespace;
+use crate::machine::Machine;
 
 const START_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The files and the name of a registry under TLS.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// The certificate, PEM.
+    pub certificate: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+    /// The address that it is for; one of the node's own.
+    pub address: IpAddr,
+}
 
 /// A registry that runs until it is dropped.
 #[derive(Debug)]
@@ -24,20 +35,29 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts a registry inside `network`, with its storage below `dir`.
-    pub fn start(network: &NetworkNamespace, dir: &Path) -> Result<Self> {
-        let dir = dir.to_owned();
-        network.run(move || Self::start_here(&dir))
+    /// Starts a registry inside `machine`, with its storage below `dir`.
+    pub fn start(machine: &Machine, dir: &Path) -> Result<Self> {
+        let storage = dir.join("registry");
+        machine.run(move || Self::start_here(storage, None))
     }
 
-    fn start_here(dir: &Path) -> Result<Self> {
-        // The namespace has no other users, so the port stays free until it is bound again.
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let storage = dir.join("registry");
+    /// Starts a second registry with what the first one holds, under TLS.
+    pub fn under_tls(&self, machine: &Machine, certificate: Certificate) -> Result<Self> {
+        let storage = self.storage.clone();
+        machine.run(move || Self::start_here(storage, Some(certificate)))
+    }
+
+    fn start_here(storage: PathBuf, tls: Option<Certificate>) -> Result<Self> {
+        let host = tls.as_ref().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |tls| tls.address);
+        // The machine has no other users, so the port stays free until it is bound again.
+        let address = TcpListener::bind((host, 0))
+            .with_context(|| format!("find a port of {host}"))?
+            .local_addr()?;
         fs::create_dir_all(&storage)?;
-        let config = dir.join("registry.yml");
-        fs::write(&config, configuration(address, &storage))?;
-        let log = fs::File::create(dir.join("registry.log"))?;
+        let kind = if tls.is_some() { "tls" } else { "plain" };
+        let config = storage.with_extension(format!("{kind}.yml"));
+        fs::write(&config, configuration(address, &storage, tls.as_ref()))?;
+        let log = fs::File::create(storage.with_extension(format!("{kind}.log")))?;
         let process = Command::new("docker-registry")
             .arg("serve")
             .arg(&config)
@@ -92,18 +112,20 @@ impl Registry {
     /// Pushes `image` under `repository:tag`, behind an index; returns its reference.
     pub fn push(
         &self,
-        network: &NetworkNamespace,
+        machine: &Machine,
         repository: &str,
         tag: &str,
         image: &Image,
     ) -> Result<String> {
         let (address, name, image) = (self.address, repository.to_owned(), image.clone());
         let tag_owned = tag.to_owned();
-        network.run(move || {
+        machine.run(move || {
             for blob in &image.blobs {
                 push_blob(address, &name, blob)?;
             }
-            push_manifest(address, &name, &image.manifest.digest().to_string(), &image.manifest)?;
+            for (manifest, _) in &image.manifests {
+                push_manifest(address, &name, &manifest.digest().to_string(), manifest)?;
+            }
             push_manifest(address, &name, &tag_owned, &image.index)
         })?;
         Ok(self.reference(repository, tag))
@@ -124,10 +146,14 @@ impl Drop for Registry {
     }
 }
 
-fn configuration(address: SocketAddr, storage: &Path) -> String {
+fn configuration(address: SocketAddr, storage: &Path, tls: Option<&Certificate>) -> String {
+    let tls = tls.map_or_else(String::new, |tls| {
+        let (certificate, key) = (tls.certificate.display(), tls.key.display());
+        format!("  tls:\n    certificate: {certificate}\n    key: {key}\n")
+    });
     format!(
         "version: 0.1\nlog:\n  level: warn\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    \
-         rootdirectory: {}\nhttp:\n  addr: {address}\n  secret: tests\n",
+         rootdirectory: {}\nhttp:\n  addr: {address}\n  secret: tests\n{tls}",
         storage.display()
     )
 }

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::NodeOptions;
-use crate::netns::NetworkNamespace;
+use crate::machine::Machine;
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
@@ -37,7 +37,7 @@ pub struct Daemon {
 
 impl Daemon {
     pub(super) fn start(
-        network: &NetworkNamespace,
+        machine: &Machine,
         dir: &Path,
         cgroup_base: &str,
         options: &NodeOptions,
@@ -45,7 +45,7 @@ impl Daemon {
         let (config, socket) = (dir.join("berthd.toml"), dir.join("run/berth.sock"));
         fs::write(&config, configuration(dir, cgroup_base, options)?)?;
         let mut daemon = Self { process: None, config, socket, log: dir.join("berthd.log") };
-        daemon.start_again(network)?;
+        daemon.start_again(machine)?;
         Ok(daemon)
     }
 
@@ -74,11 +74,11 @@ impl Daemon {
     }
 
     /// Starts the process and waits until it accepts connections.
-    pub fn start_again(&mut self, network: &NetworkNamespace) -> Result<()> {
+    pub fn start_again(&mut self, machine: &Machine) -> Result<()> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let program = binaries()?.join("berthd");
         let config = self.config.clone();
-        let process = network.run(move || spawn(&program, &config, log))?;
+        let process = machine.run(move || spawn(&program, &config, log))?;
         self.process = Some(process);
         let deadline = Instant::now() + START_DEADLINE;
         while UnixStream::connect(&self.socket).is_err() {

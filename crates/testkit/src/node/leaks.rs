@@ -30,6 +30,7 @@ impl Node {
         for dir in self.cgroups() {
             left.extend(below(&dir).into_iter().map(|path| format!("cgroup {}", path.display())));
         }
+        left.extend(self.namespaces()?);
         left.extend(self.links()?);
         left.extend(self.active_snapshots());
         if left.is_empty() {
@@ -111,6 +112,25 @@ impl Node {
             .collect())
     }
 
+    /// Namespaces that the daemon holds by descriptor, other than its own.
+    fn namespaces(&self) -> Result<Vec<String>> {
+        let Some(pid) = self.daemon.pid() else { return Ok(Vec::new()) };
+        let links = |dir: &str| -> Result<Vec<String>> {
+            let entries = fs::read_dir(format!("/proc/{pid}/{dir}"))?.flatten();
+            // Descriptors come and go while the folder is read.
+            let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+            Ok(links.map(|link| link.display().to_string()).collect())
+        };
+        let own = links("ns")?;
+        let held = links("fd")?.into_iter().filter(|link| {
+            ["net:[", "ipc:[", "uts:[", "mnt:[", "pid:[", "user:[", "cgroup:["]
+                .iter()
+                .any(|kind| link.starts_with(kind))
+        });
+        let foreign = held.filter(|link| !own.contains(link));
+        Ok(foreign.map(|link| format!("namespace {link} held by the daemon")).collect())
+    }
+
     /// The node's base cgroup in each hierarchy that has it.
     fn cgroups(&self) -> Vec<PathBuf> {
         let base = self.cgroup_base().trim_start_matches('/');
@@ -124,7 +144,7 @@ impl Node {
 
     /// Links in the node's namespace other than loopback and the bridge.
     fn links(&self) -> Result<Vec<String>> {
-        let devices = self.network.run(|| Ok(fs::read_to_string("/proc/thread-self/net/dev")?))?;
+        let devices = self.machine.run(|| Ok(fs::read_to_string("/proc/thread-self/net/dev")?))?;
         Ok(devices
             .lines()
             .filter_map(|line| line.split_once(':'))

@@ -15,7 +15,7 @@ use berth_api::v1;
 use tempfile::TempDir;
 
 use crate::cri::{self, Cri};
-use crate::netns::NetworkNamespace;
+use crate::machine::Machine;
 use crate::registry::Registry;
 use crate::{image, log};
 
@@ -37,10 +37,10 @@ pub struct NodeOptions {
 /// A disposable node.
 #[derive(Debug)]
 pub struct Node {
-    /// The registry, inside [`Node::network`].
+    /// The registry, inside [`Node::machine`].
     pub registry: Registry,
-    /// The network namespace of registry and daemon.
-    pub network: NetworkNamespace,
+    /// The machine of registry and daemon.
+    pub machine: Machine,
     /// The client.
     pub cri: Cri,
     daemon: Daemon,
@@ -63,11 +63,11 @@ impl Node {
         let cgroup_base = format!("/berth-test-{}-{number}", std::process::id());
         let dir =
             tempfile::Builder::new().prefix("berth-").tempdir().context("make a directory")?;
-        let network = NetworkNamespace::new()?;
-        let registry = Registry::start(&network, dir.path())?;
-        let daemon = Daemon::start(&network, dir.path(), &cgroup_base, &options)?;
+        let machine = Machine::new()?;
+        let registry = Registry::start(&machine, dir.path())?;
+        let daemon = Daemon::start(&machine, dir.path(), &cgroup_base, &options)?;
         let cri = Cri::connect(daemon.socket()).await?;
-        Ok(Self { registry, network, cri, daemon, dir, cgroup_base, proven_clean: false })
+        Ok(Self { registry, machine, cri, daemon, dir, cgroup_base, proven_clean: false })
     }
 
     /// The directory that holds everything the node made.
@@ -97,7 +97,7 @@ impl Node {
 
     /// Pushes `image`; returns its reference.
     pub fn push(&self, repository: &str, tag: &str, image: &image::Image) -> Result<String> {
-        self.registry.push(&self.network, repository, tag, image)
+        self.registry.push(&self.machine, repository, tag, image)
     }
 
     /// Where sandbox `name` has its logs.
@@ -167,7 +167,7 @@ impl Node {
     }
 
     async fn reopen(&mut self) -> Result<()> {
-        self.daemon.start_again(&self.network)?;
+        self.daemon.start_again(&self.machine)?;
         self.cri = Cri::connect(self.daemon.socket()).await?;
         Ok(())
     }

@@ -1,31 +1,37 @@
-//! A network namespace of a test's own, in which its whole "machine" lives.
+//! The network and mount namespaces of a test's own, in which its whole "machine" lives.
 //!
-//! One thread enters a new namespace and never leaves it; what must happen inside is sent
-//! to that thread. Processes started there inherit the namespace, so a registry, a daemon
-//! and its bridge never meet the machine's own network.
+//! One thread enters new namespaces and never leaves them; what must happen inside is sent
+//! to that thread. Processes started there inherit them, so a registry, a daemon and its
+//! bridge never meet the real machine's network. Mounts made inside are not seen outside,
+//! and are shared among those inside, as systemd has it: what a container must not
+//! propagate to its node would show.
 
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result, anyhow};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+
+const NONE: Option<&str> = None;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A network namespace and the thread that lives in it.
+/// Namespaces and the thread that lives in them.
 #[derive(Debug)]
-pub struct NetworkNamespace {
+pub struct Machine {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl NetworkNamespace {
-    /// Makes a namespace with nothing but a loopback interface that is up.
+impl Machine {
+    /// Makes a network with nothing but a loopback interface that is up, and the real
+    /// machine's mounts.
     pub fn new() -> Result<Self> {
         let (jobs, queue) = channel::<Job>();
         let (ready, made) = channel::<Result<()>>();
         let thread = thread::Builder::new()
-            .name("netns".into())
+            .name("machine".into())
             .spawn(move || {
                 let entered = enter();
                 let usable = entered.is_ok();
@@ -36,12 +42,12 @@ impl NetworkNamespace {
                     job();
                 }
             })
-            .context("start the namespace's thread")?;
-        made.recv().context("the namespace's thread ended")??;
+            .context("start the machine's thread")?;
+        made.recv().context("the machine's thread ended")??;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// Runs `work` inside the namespace and returns what it returns.
+    /// Runs `work` inside and returns what it returns.
     pub fn run<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -52,13 +58,13 @@ impl NetworkNamespace {
             // A caller that is gone does not want the answer.
             answer.send(work()).ok();
         });
-        let jobs = self.jobs.as_ref().context("the namespace is closed")?;
-        jobs.send(job).map_err(|_| anyhow!("the namespace's thread ended"))?;
-        answered.recv().context("work in the namespace panicked")?
+        let jobs = self.jobs.as_ref().context("the machine is gone")?;
+        jobs.send(job).map_err(|_| anyhow!("the machine's thread ended"))?;
+        answered.recv().context("work in the machine panicked")?
     }
 }
 
-impl Drop for NetworkNamespace {
+impl Drop for Machine {
     fn drop(&mut self) {
         drop(self.jobs.take());
         if let Some(thread) = self.thread.take() {
@@ -69,6 +75,10 @@ impl Drop for NetworkNamespace {
 }
 
 fn enter() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("make namespaces")?;
+    for propagation in [MsFlags::MS_SLAVE, MsFlags::MS_SHARED] {
+        mount(NONE, "/", NONE, propagation | MsFlags::MS_REC, NONE)
+            .context("set the propagation of mounts")?;
+    }
     berth_sys::network::loopback_up().context("bring loopback up")
 }
