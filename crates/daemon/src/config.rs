@@ -5,11 +5,13 @@
 //! file in `deploy/`, which is the only place that lists them for people; a test holds
 //! the two together.
 
+mod rules;
+
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use berth_telemetry::{Filter, Format};
 use serde::Deserialize;
 
 /// The default configuration with its comments, as `berthd config default` prints it.
@@ -17,8 +19,6 @@ pub(crate) const DEFAULT: &str = include_str!("../../../deploy/berthd.toml");
 
 /// Largest configuration file read, bytes.
 const MAX_BYTES: u64 = 1 << 20;
-/// Longest `state`: the names of shim sockets follow it in paths of 107 bytes (unix(7)).
-const MAX_STATE_BYTES: usize = 80;
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -192,17 +192,20 @@ impl Config {
     /// Reads and checks the file at `path`.
     pub(crate) fn read(path: &Path) -> Result<Self, Error> {
         let unreadable = |source| Error::Read { path: path.to_owned(), source };
-        if fs::metadata(path).map_err(unreadable)?.len() > MAX_BYTES {
+        let mut text = String::new();
+        let file = File::open(path).map_err(unreadable)?;
+        file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
+        if u64::try_from(text.len()).is_ok_and(|read| read > MAX_BYTES) {
             return Err(Error::TooLarge(path.to_owned()));
         }
-        Self::parse(path, &fs::read_to_string(path).map_err(unreadable)?)
+        Self::parse(path, &text)
     }
 
     /// Checks `text`; `path` is for messages.
     pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, Error> {
         let config: Self = toml::from_str(text)
             .map_err(|source| Error::Syntax { path: path.to_owned(), source: Box::new(source) })?;
-        config.check().map_err(|(key, complaint)| Error::Value {
+        rules::check(&config).map_err(|(key, complaint)| Error::Value {
             path: path.to_owned(),
             line: line_of(text, key),
             key: key.to_owned(),
@@ -215,61 +218,6 @@ impl Config {
     pub(crate) fn socket(&self) -> PathBuf {
         self.cri.socket.clone().unwrap_or_else(|| self.state.join("berth.sock"))
     }
-
-    /// The first key whose value is wrong, and what is wrong with it.
-    fn check(&self) -> Result<(), (&'static str, String)> {
-        absolute("root", &self.root)?;
-        absolute("state", &self.state)?;
-        if self.state.as_os_str().len() > MAX_STATE_BYTES {
-            return Err(("state", format!("is longer than {MAX_STATE_BYTES} bytes")));
-        }
-        if self.root.starts_with(&self.state) || self.state.starts_with(&self.root) {
-            return Err(("state", "and root must not lie in each other".into()));
-        }
-        absolute("cri.socket", &self.socket())?;
-        if let Err(error) = self.log.format.parse::<Format>() {
-            return Err(("log.format", format!("is wrong: {error}")));
-        }
-        if let Err(error) = self.log.filter.parse::<Filter>() {
-            return Err(("log.filter", format!("is wrong: {error}")));
-        }
-        within("image.parallel_layers", self.image.parallel_layers, 1, 16)?;
-        within("network.mtu", self.network.mtu, 1280, 65_535)?;
-        if !(1..=15).contains(&self.network.bridge.len())
-            || self.network.bridge.contains(['/', ' '])
-        {
-            return Err(("network.bridge", "must be an interface name of 1 to 15 bytes".into()));
-        }
-        within("container.shm_size", self.container.shm_size, 4096, 1 << 40)?;
-        if !self.runtime.handlers.contains_key(&self.runtime.default) {
-            let default = &self.runtime.default;
-            return Err((
-                "runtime.default",
-                format!("names handler {default:?}, which has no table"),
-            ));
-        }
-        Ok(())
-    }
-}
-
-fn absolute(key: &'static str, path: &Path) -> Result<(), (&'static str, String)> {
-    let plain = path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
-    if path.is_absolute() && plain && path.parent().is_some() {
-        return Ok(());
-    }
-    Err((key, format!("must be an absolute path below /, not {}", path.display())))
-}
-
-fn within<T: PartialOrd + std::fmt::Display>(
-    key: &'static str,
-    value: T,
-    low: T,
-    high: T,
-) -> Result<(), (&'static str, String)> {
-    if value >= low && value <= high {
-        return Ok(());
-    }
-    Err((key, format!("must be between {low} and {high}, not {value}")))
 }
 
 /// The line of `key` (with its tables, dotted) in `text`; 1 when only the default has it.
@@ -347,12 +295,65 @@ mod tests {
             ("[runtime]\ndefault = \"kata\"", "runtime.default", 2),
             ("[cri]\nsocket = \"berth.sock\"", "cri.socket", 2),
         ] {
-            match parse(text) {
-                Err(Error::Value { key: found, line: at, .. }) => {
-                    assert_eq!((found.as_str(), at), (key, line), "{text}");
-                }
-                other => panic!("{text}: {other:?}"),
+            refused(text, key, line);
+        }
+    }
+
+    #[track_caller]
+    fn refused(text: &str, key: &str, line: usize) {
+        match parse(text) {
+            Err(Error::Value { key: found, line: at, .. }) => {
+                assert_eq!((found.as_str(), at), (key, line), "{text}");
+            }
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    /// teeth: crates/daemon/src/config/rules.rs: `network(&config.network)?;` → ``
+    #[test]
+    fn what_no_daemon_could_use_is_refused_before_it_starts() {
+        for (key, values) in [
+            ("root", &["'/a:b'", "'/a,b'", "'/a\\b'", "\"/a\\nb\""][..]),
+            ("state", &["\"/a\\u0000b\""]),
+            ("cri.socket", &[&format!("'/{}'", "a".repeat(107))]),
+            (
+                "log.filter",
+                &["''", "'infoo'", "'warning'", "'info,,'", "'berth_engine'", "'=info'"],
+            ),
+            ("image.plain_http", &["['']", "['http://a.b']", "['a.b/c']", "['*.b']", "['a:x']"]),
+            ("image.ca_files", &["['x.pem']", "['']"]),
+            ("network.bridge", &["'..'", "'lo'", "'all'", "\"a\\tb\"", "''"]),
+            ("network.table", &["''", "'a b'", "'a;flush'", "'0a'"]),
+            (
+                "network.subnet",
+                &["''", "'x'", "'10.0.0.0/31'", "'10.0.0.1/16'", "'127.0.0.0/8'", "'fd00::/64'"],
+            ),
+            ("container.cgroup_base", &["''", "'/'", "'a'", "'/a/../b'"]),
+            ("container.seccomp_profiles", &["''", "'a'", "'/a/../b'"]),
+        ] {
+            for value in values {
+                let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
+                let table = if table.is_empty() { String::new() } else { format!("[{table}]") };
+                refused(&format!("{table}\n{name} = {value}\n"), key, 2);
             }
         }
+        for handler in ["[runtime.handlers.x]\nshim = ''", "[runtime.handlers.'']\nshim = 'x'"] {
+            let text = format!("[runtime.handlers.berth]\nshim = 'x'\n{handler}\n");
+            refused(&text, "runtime.handlers", 1);
+        }
+        for shim in ["a/b", "../b", "/a/../b"] {
+            refused(&format!("[runtime.handlers.berth]\nshim = '{shim}'"), "runtime.handlers", 1);
+        }
+    }
+
+    #[test]
+    fn registries_without_tls_are_named_as_in_references() {
+        let hosts = "['r.example', 'r.example:80', 'registry', 'registry:5000', '[::1]:80']";
+        parse(&format!("[image]\nplain_http = {hosts}")).unwrap();
+    }
+
+    #[test]
+    fn a_file_without_end_is_not_read_to_its_end() {
+        assert!(matches!(Config::read(Path::new("/dev/zero")), Err(Error::TooLarge(_))));
     }
 }

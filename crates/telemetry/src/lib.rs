@@ -11,7 +11,7 @@ use std::fmt;
 use std::io::{self, IsTerminal as _};
 use std::str::FromStr;
 
-use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
@@ -49,9 +49,20 @@ impl FromStr for Filter {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let targets =
-            text.parse().map_err(|source| Error::Filter { filter: text.to_owned(), source })?;
-        Ok(Self(targets))
+        let refused = |source| Error::Filter { filter: text.to_owned(), source };
+        for part in text.split(',') {
+            // `Targets` takes a bare word that is no level for a target to be traced, and
+            // nothing at all for silence.
+            let level = match part.split_once('=') {
+                Some((target, level)) if !target.is_empty() => level,
+                Some(_) => return Err(refused(None)),
+                None => part,
+            };
+            if level.is_empty() || level.parse::<LevelFilter>().is_err() {
+                return Err(refused(None));
+            }
+        }
+        Ok(Self(text.parse().map_err(|source| refused(Some(source)))?))
     }
 }
 
@@ -72,8 +83,8 @@ pub enum Error {
     Filter {
         /// What was given.
         filter: String,
-        /// Why it does not parse.
-        source: ParseError,
+        /// Why it does not parse, where that says more.
+        source: Option<ParseError>,
     },
     /// Something in this process has set up logging already.
     #[error("set up logging")]
@@ -108,6 +119,10 @@ mod tests {
     fn filters_are_levels_by_target() {
         assert!("info".parse::<Filter>().is_ok());
         assert!("warn,berth_engine=debug".parse::<Filter>().is_ok());
+        assert!("warn,berth_engine::sandbox=off".parse::<Filter>().is_ok());
+        for bad in ["", "infoo", "warning", "info,", "berth_engine", "=info", "a=b=info", "3x"] {
+            assert!(bad.parse::<Filter>().is_err(), "{bad:?}");
+        }
         let error = "berth_engine=loud".parse::<Filter>().unwrap_err();
         assert!(error.to_string().contains("berth_engine=loud"), "{error}");
     }
