@@ -175,11 +175,10 @@ impl Snapshots {
         if let Some(dir) = self.directory_of(chain)? {
             return Ok(Committed { dir, fresh: false });
         }
-        let Some(name) = layer.name.take() else {
-            return Err(Error::MissingLayer(chain));
-        };
+        let name = layer.name.clone().expect("it is taken only here, with the layer itself");
         let dir = format!("{LAYERS}/{name}");
         self.0.rename(&format!("{INGEST}/{name}"), &dir)?;
+        layer.name = None;
         let link = format!("{COMMITTED}/{}", chain.0.hex());
         match symlinkat(format!("../{dir}").as_str(), &self.0.root, link.as_str()) {
             Ok(()) => Ok(Committed { dir, fresh: true }),
@@ -189,7 +188,6 @@ impl Snapshots {
                 Ok(Committed { dir, fresh: false })
             }
             Err(errno) => {
-                layer.name = None;
                 self.discard(LAYERS, &name)?;
                 Err(self.0.io("make link", &link)(errno))
             }

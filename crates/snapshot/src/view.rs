@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::ffi::{CString, OsStr, OsString};
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -157,7 +157,9 @@ impl MergedView {
     /// are followed and never lead out.
     pub fn resolve(&self, path: &Path) -> Result<Option<Found>, Error> {
         let looped = || Error::Loop { path: path.to_owned() };
-        let mut stack: Vec<(Merged, Found)> = Vec::new();
+        // Only one directory is held, whose parts may be as many as there are layers.
+        let mut here: Option<(Merged, Found)> = None;
+        let mut walked: Vec<OsString> = Vec::new();
         let mut pending: VecDeque<OsString> = components(path.as_os_str());
         let (mut links, mut steps) = (0, 0);
         while let Some(component) = pending.pop_front() {
@@ -166,13 +168,18 @@ impl MergedView {
                 return Err(looped());
             }
             if component == ".." {
-                stack.pop();
+                walked.pop();
+                walked.drain(..).rev().for_each(|name| pending.push_front(name));
+                here = None;
                 continue;
             }
-            let Ok(name) = CString::new(component.into_vec()) else { return Ok(None) };
-            match stack.last().map_or(&self.root, |(merged, _)| merged).step(&name)? {
+            let Ok(name) = CString::new(component.as_bytes()) else { return Ok(None) };
+            match here.as_ref().map_or(&self.root, |(merged, _)| merged).step(&name)? {
                 Step::Absent => return Ok(None),
-                Step::Directory(merged, found) => stack.push((merged, found)),
+                Step::Directory(merged, found) => {
+                    here = Some((merged, found));
+                    walked.push(component);
+                }
                 Step::Other(found) if format(&found.stat) == SFlag::S_IFLNK => {
                     links += 1;
                     if links > MAX_LINKS {
@@ -181,7 +188,8 @@ impl MergedView {
                     let target = readlinkat(&found.parent, found.name.as_c_str())
                         .map_err(Error::io("read symbolic link", path))?;
                     if target.as_bytes().starts_with(b"/") {
-                        stack.clear();
+                        here = None;
+                        walked.clear();
                     }
                     for component in components(&target).into_iter().rev() {
                         pending.push_front(component);
@@ -190,7 +198,7 @@ impl MergedView {
                 Step::Other(found) => return Ok(pending.is_empty().then_some(found)),
             }
         }
-        Ok(stack.pop().map(|(_, found)| found))
+        Ok(here.map(|(_, found)| found))
     }
 
     /// Reads the regular file at `path`, at most `limit` bytes of it; `None` if there is

@@ -86,6 +86,15 @@ fn the_second_commit_of_a_chain_gives_way_to_the_first() {
 }
 
 #[test]
+fn a_layer_that_cannot_be_committed_leaves_nothing() {
+    let fixture = Fixture::new();
+    let layer = fixture.snapshots.begin_layer().unwrap();
+    fs::remove_dir(fixture.path("l")).unwrap();
+    fixture.snapshots.commit_layer(layer, chain("a")).unwrap_err();
+    assert_eq!((fixture.entries("ingest"), fixture.entries("committed")), (0, 0));
+}
+
+#[test]
 fn a_layer_that_is_dropped_leaves_nothing() {
     let fixture = Fixture::new();
     drop(fixture.snapshots.begin_layer().unwrap());

@@ -197,3 +197,25 @@ fn i3_what_is_not_a_small_regular_file_is_refused_unopened() {
     }
     assert!(matches!(read("huge"), Err(Error::TooLarge { limit: 1_048_576, .. })));
 }
+
+/// Runs `work` while this process may have `most` files open.
+fn with_open_files(most: u64, work: impl FnOnce()) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, hard).unwrap();
+    work();
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+}
+
+#[test]
+fn a_deep_path_through_many_layers_needs_few_descriptors() {
+    let deep = "d/".repeat(40);
+    let (_directory, snapshots, chain) = layers(20, |index, path| {
+        fs::create_dir_all(path.join(&deep)).unwrap();
+        fs::write(path.join(&deep).join("file"), index.to_string()).unwrap();
+    });
+    let view = snapshots.view(&chain).unwrap();
+    let mut found = None;
+    with_open_files(400, || found = Some(view.read_file(Path::new(&format!("{deep}file")), 10)));
+    assert_eq!(found.unwrap().unwrap().as_deref(), Some(&b"19"[..]));
+}
