@@ -2,10 +2,13 @@
 
 use std::fs::{self, Permissions};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::stat::{Mode, umask};
 
 use crate::directories;
@@ -19,6 +22,9 @@ pub(crate) enum Error {
     /// Something other than a socket has the name.
     #[error("{} exists and is not a socket", .0.display())]
     InTheWay(PathBuf),
+    /// Another process answers there.
+    #[error("another process listens on {}", .0.display())]
+    InUse(PathBuf),
     /// Binding or its steps failed.
     #[error("listen on {}", path.display())]
     Listen {
@@ -40,7 +46,12 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener, Error> {
     }
     let failed = |source| Error::Listen { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => fs::remove_file(path).map_err(failed)?,
+        Ok(found) if found.file_type().is_socket() => {
+            if answers(path).map_err(failed)? {
+                return Err(Error::InUse(path.to_owned()));
+            }
+            fs::remove_file(path).map_err(failed)?;
+        }
         Ok(_) => return Err(Error::InTheWay(path.to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
@@ -54,8 +65,21 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener, Error> {
     Ok(listener)
 }
 
+/// Whether somebody listens on the socket; does not wait for one who is busy.
+fn answers(path: &Path) -> io::Result<bool> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match connect(socket.as_raw_fd(), &UnixAddr::new(path)?) {
+        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
+        Err(Errno::ECONNREFUSED) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
@@ -68,6 +92,17 @@ mod tests {
         }
         let parent = fs::metadata(path.parent().unwrap()).unwrap();
         assert_eq!(parent.permissions().mode() & 0o777, 0o711);
+    }
+
+    #[test]
+    fn a_socket_that_answers_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("berth.sock");
+        let first = listen(&path).unwrap();
+        assert!(matches!(listen(&path), Err(Error::InUse(_))));
+        UnixStream::connect(&path).unwrap();
+        drop(first);
+        listen(&path).unwrap();
     }
 
     #[test]

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+/// The lock's file; by it a directory is known as berthd's.
+pub(crate) const FILE: &str = "berthd.lock";
+
 /// Why the lock could not be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -38,7 +41,7 @@ pub(crate) struct DirectoryLock {
 impl DirectoryLock {
     /// Locks `directory` for this process, or says who has it.
     pub(crate) fn take(directory: &Path) -> Result<Self, Error> {
-        let path = directory.join("berthd.lock");
+        let path = directory.join(FILE);
         let failed = |source| Error::Lock { path: path.clone(), source };
         let file = OpenOptions::new()
             .read(true)

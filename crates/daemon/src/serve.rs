@@ -15,10 +15,10 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::directories::{PASSABLE, PRIVATE, make};
+use crate::directories::{PASSABLE, PRIVATE, make_own};
 use crate::listen::listen;
 use crate::lock::DirectoryLock;
-use crate::{notify, settings};
+use crate::{lock, notify, settings};
 
 /// Two threads serve every client; what blocks goes to others, which end when idle.
 const WORKERS: usize = 2;
@@ -35,8 +35,8 @@ pub(crate) fn serve(config: Config) -> Result<()> {
     if !berth_sys::allocator::limit_arenas(2) {
         tracing::debug!("the allocator keeps its own number of arenas");
     }
-    make(&config.root, PRIVATE)?;
-    make(&config.state, PASSABLE)?;
+    make_own(&config.root, PRIVATE, lock::FILE)?;
+    make_own(&config.state, PASSABLE, lock::FILE)?;
     let locks = (DirectoryLock::take(&config.root)?, DirectoryLock::take(&config.state)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -56,7 +56,13 @@ async fn run(config: Config) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
     // Whoever can connect can also end the daemon well: signals first, the socket then.
     let listener = listen(&config.socket())?;
-    let engine = open_engine(&config).await?;
+    // Whoever ends the daemon while it opens does not wait for that: it may be cut off at
+    // any point, as a kill would.
+    let engine = tokio::select! {
+        opened = open_engine(&config) => opened?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
     let stop = shutdown.clone().cancelled_owned();
     let mut front = tokio::spawn(berth_cri::serve(incoming, engine.clone(), stop));
