@@ -216,17 +216,10 @@ impl Network {
         }
         let mut netfilter = self.netfilter();
         add(&mut netfilter, &self.config.table, &elements)?;
-        self.forget_flows(&mut netfilter, ports);
-        Ok(())
-    }
-
-    /// Ends what the kernel remembers of UDP flows to these ports: a client that kept
-    /// sending would reach the sandbox that had the port before, or nobody.
-    fn forget_flows(&self, netfilter: &mut Socket, ports: &[PortMapping]) {
-        if let Err(error) = conntrack::forget_udp(netfilter, ports) {
-            // Flows end by themselves after 30 to 120 silent seconds.
-            tracing::warn!(error = &error as &dyn std::error::Error, "forget UDP flows");
+        if conntrack::concerns(ports) {
+            note(conntrack::forget_unanswered(&mut netfilter, ports));
         }
+        Ok(())
     }
 
     /// Takes the sandbox's ports of the node away and releases its address as soon as its
@@ -249,7 +242,9 @@ impl Network {
         let (table, mut netfilter) = (&self.config.table, self.netfilter());
         let ours = |owner: &str| owner == sandbox.as_str();
         firewall::remove_port_elements(&mut netfilter, table, ours)?;
-        self.forget_flows(&mut netfilter, &attachment.ports);
+        if conntrack::concerns(&attachment.ports) {
+            note(conntrack::forget_served(&mut netfilter, attachment.address));
+        }
         Ok(())
     }
 
@@ -272,4 +267,12 @@ fn add_veth(socket: &mut Socket, veth: &Veth<'_>) -> Result<Link, Error> {
         Ok(())
     })?;
     made.ok_or_else(|| Error::NoInterface(veth.host_name.to_owned()))
+}
+
+/// Flows that could not be forgotten end by themselves after 30 to 120 silent seconds:
+/// worth a word, not a failure.
+fn note(forgotten: Result<(), Error>) {
+    if let Err(error) = forgotten {
+        tracing::warn!(error = &error as &dyn std::error::Error, "forget UDP flows");
+    }
 }

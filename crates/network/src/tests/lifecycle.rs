@@ -4,6 +4,8 @@ use std::collections::HashSet;
 
 use berth_model::ErrorKind;
 
+use crate::reclaim::Draining;
+
 use super::*;
 
 #[test]
@@ -29,6 +31,24 @@ fn an_address_is_released_when_its_link_is_gone_and_not_before() {
         drop(kept);
         assert!(node.network.wait_drained(LIMIT));
         assert!(node.leased().is_empty() && node.links().is_empty());
+    });
+}
+
+#[test]
+fn a_link_that_outlives_its_grace_is_deleted_and_its_address_released() {
+    on_default_node(|node| {
+        let pod = node.attach("pod", &[]);
+        node.network.reclaimer.drain(Draining {
+            name: pod.attachment.host_interface.clone(),
+            index: Some(pod.attachment.host_index),
+            lease: Some((pod.id.clone(), pod.address())),
+            delete_at: Instant::now() + Duration::from_millis(100),
+        });
+        assert!(!node.network.wait_drained(Duration::from_millis(50)), "too early");
+        assert!(node.network.wait_drained(LIMIT), "though its namespace still exists");
+        assert!(node.leased().is_empty() && node.links().is_empty());
+        let error = interface_counters(pod.netns.fd(), "eth0").unwrap_err();
+        assert_eq!(error.to_string(), "interface eth0 not found");
     });
 }
 
