@@ -8,43 +8,61 @@ use tracing::{Instrument as _, Span};
 use crate::Error;
 use crate::error::chain;
 
+/// The span of a request, and its name: a span below the level that is logged has none.
+#[derive(Debug)]
+pub(crate) struct RequestSpan {
+    pub(crate) name: &'static str,
+    pub(crate) span: Span,
+}
+
 /// Opens the span of a request. What becomes known on the way is recorded into it.
+///
+/// What a client asks again and again, probes included, is `DEBUG`; what changes something
+/// is `INFO`.
 macro_rules! request_span {
     ($level:ident, $name:literal) => {
-        tracing::span!(
-            tracing::Level::$level,
-            $name,
-            "sandbox.id" = tracing::field::Empty,
-            "container.id" = tracing::field::Empty,
-            "image.ref" = tracing::field::Empty,
-            traceparent = tracing::field::Empty,
-        )
+        $crate::edge::RequestSpan {
+            name: $name,
+            span: tracing::span!(
+                tracing::Level::$level,
+                $name,
+                "sandbox.id" = tracing::field::Empty,
+                "container.id" = tracing::field::Empty,
+                "image.ref" = tracing::field::Empty,
+                traceparent = tracing::field::Empty,
+            ),
+        }
     };
 }
 pub(crate) use request_span;
 
 /// Does the work of one request in its span. A failure is logged here and nowhere else.
 pub(crate) async fn answer<Q, A>(
-    span: Span,
+    RequestSpan { name, span }: RequestSpan,
     request: Request<Q>,
     work: impl AsyncFnOnce(Q) -> Result<A, Error>,
 ) -> Result<Response<A>, Status> {
     if let Some(parent) = traceparent(request.metadata()) {
         span.record("traceparent", parent);
     }
-    async move { work(request.into_inner()).await.map(Response::new).map_err(|error| log(&error)) }
-        .instrument(span)
-        .await
+    async move {
+        let answered = work(request.into_inner()).await;
+        answered.map(Response::new).map_err(|error| log(name, &error))
+    }
+    .instrument(span)
+    .await
 }
 
-fn log(error: &Error) -> Status {
+fn log(rpc: &'static str, error: &Error) -> Status {
     let status = error.status();
-    let (code, error) = (status.code(), (error.kind(), chain(error)));
-    match error {
-        (ErrorKind::Internal | ErrorKind::ResourceExhausted | ErrorKind::Unavailable, error) => {
-            tracing::error!(?code, error, "request failed");
+    let (code, kind, error) = (status.code(), error.kind(), chain(error));
+    match kind {
+        ErrorKind::Internal | ErrorKind::ResourceExhausted | ErrorKind::Unavailable => {
+            tracing::error!(rpc, ?code, error, "request failed");
         }
-        (_, error) => tracing::warn!(?code, error, "request refused"),
+        // kubelet tries what may not be there before each of its periodic lists.
+        ErrorKind::Unimplemented => tracing::debug!(rpc, ?code, error, "request refused"),
+        _ => tracing::warn!(rpc, ?code, error, "request refused"),
     }
     status
 }
@@ -93,5 +111,45 @@ mod tests {
         let status = result.await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
         assert_eq!(status.message(), "config is missing");
+    }
+
+    /// What is logged at `info` while `work` runs.
+    fn logged(work: impl Future<Output = ()>) -> String {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::INFO)
+            .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
+            .with_ansi(false)
+            .with_writer(std::sync::Mutex::new(writer))
+            .finish();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        tracing::subscriber::with_default(subscriber, || runtime.block_on(work));
+        std::io::read_to_string(reader).unwrap()
+    }
+
+    /// teeth: crates/cri/src/edge.rs: `tracing::warn!(rpc, ` → `tracing::warn!(`
+    #[test]
+    fn a_failure_of_what_is_not_logged_otherwise_is_logged_with_the_name_of_its_rpc() {
+        let text = logged(async {
+            let span = request_span!(DEBUG, "cri.list_tests");
+            let failed =
+                answer(span, Request::new(()), async |()| Err::<(), _>(Error::Missing("filter")));
+            failed.await.unwrap_err();
+        });
+        assert!(text.contains("cri.list_tests"), "{text}");
+        assert!(text.contains("filter is missing"), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+
+    #[test]
+    fn what_a_client_tries_each_second_says_nothing() {
+        let text = logged(async {
+            let span = request_span!(DEBUG, "cri.list_tests");
+            answer(span, Request::new(()), async |()| Ok(())).await.unwrap();
+            crate::unimplemented::refuse::<_, ()>("StreamTests", Request::new(()))
+                .await
+                .unwrap_err();
+        });
+        assert_eq!(text, "");
     }
 }

@@ -195,7 +195,7 @@ impl RuntimeService for Service {
     }
 
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
-        answer(request_span!(INFO, "cri.exec_sync"), request, async |request| {
+        answer(request_span!(DEBUG, "cri.exec_sync"), request, async |request| {
             exec::exec_sync(&self.engine, request).await
         })
         .await

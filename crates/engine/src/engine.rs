@@ -9,7 +9,7 @@ use berth_metadata::PodStore;
 use berth_model::image::ImageRecord;
 use berth_model::{ChainId, ContainerId, ContainerSpec, Reference, SandboxId, SandboxSpec};
 use tracing::field::Empty;
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, debug_span, info_span};
 
 use crate::container::Command as ContainerCommand;
 use crate::core::Core;
@@ -60,7 +60,7 @@ impl Engine {
     /// Makes and starts a sandbox. A request with the name of one in the making awaits
     /// that one; with the name of a ready one it returns its id.
     pub async fn run_sandbox(&self, spec: SandboxSpec) -> Result<SandboxId, Error> {
-        let span = info_span!("run_sandbox", sandbox.id = Empty, pod = %spec.name.name);
+        let span = debug_span!("run_sandbox", sandbox.id = Empty, pod = %spec.name.name);
         sandbox::run(&self.core, spec).instrument(span).await
     }
 
@@ -100,7 +100,7 @@ impl Engine {
         sandbox: &SandboxId,
         spec: ContainerSpec,
     ) -> Result<ContainerId, Error> {
-        let span = info_span!(
+        let span = debug_span!(
             "create_container",
             sandbox.id = %sandbox,
             container.id = Empty,
@@ -151,7 +151,7 @@ impl Engine {
         command: Vec<String>,
         timeout: Option<Duration>,
     ) -> Result<ExecOutput, Error> {
-        let span = info_span!("exec_sync", container.id = %id);
+        let span = debug_span!("exec_sync", container.id = %id);
         exec::exec_sync(&self.core, id, command, timeout).instrument(span).await
     }
 
@@ -205,7 +205,7 @@ impl Engine {
         reference: &Reference,
         auth: Option<Auth>,
     ) -> Result<ImageRecord, Error> {
-        let span = info_span!("pull_image", image.ref = %reference);
+        let span = debug_span!("pull_image", image.ref = %reference);
         let pulled = self.core.images.pull(reference, auth).instrument(span).await;
         pulled.map_err(Error::image("pull image", &reference.to_string()))
     }

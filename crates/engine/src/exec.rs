@@ -16,7 +16,7 @@ use oci_spec::runtime::Spec;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, debug_span};
 
 use crate::container::Container;
 use crate::core::{Core, warn_failure};
@@ -76,18 +76,18 @@ async fn run(
         make_fifos(&fifos)?;
         process(&bundle, command)
     };
-    let process = core.disk.run(prepare).instrument(info_span!("prepare")).await??;
+    let process = core.disk.run(prepare).instrument(debug_span!("prepare")).await??;
     let mut out = Stream::open(&session.stdout())?;
     let mut err = Stream::open(&session.stderr())?;
 
     session.known = true;
-    let started = session.start(process).instrument(info_span!("exec_start")).await;
+    let started = session.start(process).instrument(debug_span!("exec_start")).await;
     // The process has its ends by now, or never will.
     out.let_go();
     err.let_go();
     started?;
 
-    let exited = session.wait(&mut out, &mut err).instrument(info_span!("exec_wait")).await?;
+    let exited = session.wait(&mut out, &mut err).instrument(debug_span!("exec_wait")).await?;
     session.ended = true;
     Ok(ExecOutput { stdout: out.kept, stderr: err.kept, code: exited.code })
 }
@@ -201,7 +201,7 @@ impl Drop for Session {
         };
         // The request is answered before this is done, so it is no part of its span.
         let id = &self.container;
-        let span = info_span!(parent: None, "exec_clean", container.id = %id);
+        let span = debug_span!(parent: None, "exec_clean", container.id = %id);
         self.core.tasks.spawn(clean.instrument(span));
     }
 }

@@ -6,7 +6,7 @@ use berth_image::Hold;
 use berth_model::{ContainerId, ContainerSpec, SandboxId};
 use berth_snapshot::{Durability, SnapshotKey};
 use oci_spec::image::ImageConfiguration;
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, debug_span};
 
 use super::Container;
 use super::driver::{self, Adoption};
@@ -92,13 +92,13 @@ async fn build(
     undo: &Undo,
 ) -> Result<Plan, Error> {
     // The image stays whole until a record names its layers.
-    let hold = hold(core, &spec.image).instrument(info_span!("image")).await?;
+    let hold = hold(core, &spec.image).instrument(debug_span!("image")).await?;
     let image = Image { config: config(core, &hold).await?, record: hold.image.clone() };
     let plan = {
         let (core, sandbox) = (Arc::clone(core), Arc::clone(sandbox));
         let disk = core.disk.clone();
         let work = move || Plan::new(&core, &sandbox, spec, &image);
-        disk.run(work).instrument(info_span!("spec")).await??
+        disk.run(work).instrument(debug_span!("spec")).await??
     };
     tracing::Span::current().record("container.id", plan.record.id.as_str());
     let bundle = core.config.containers().join(&plan.record.id);
@@ -122,9 +122,9 @@ async fn build(
                 .map_err(snapshot_error("prepare snapshot", &key))?;
             Ok::<_, Error>(plan)
         };
-        disk.run(work).instrument(info_span!("prepare")).await??
+        disk.run(work).instrument(debug_span!("prepare")).await??
     };
-    core.save_container(&plan.record).instrument(info_span!("store")).await?;
+    core.save_container(&plan.record).instrument(debug_span!("store")).await?;
     Ok(plan)
 }
 

@@ -9,7 +9,7 @@ use berth_model::container::ContainerEvent;
 use berth_shim_client::{Exited, Shim};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, debug_span, info_span};
 
 use super::stop::Stopping;
 use super::{Command, Container, exit, status_of};
@@ -80,7 +80,7 @@ impl Driver {
                 () = shutdown.cancelled() => return,
                 exited = ended(&mut self.ending) => {
                     self.ending = None;
-                    self.ended(exited).instrument(info_span!("exited")).await
+                    self.ended(exited).instrument(debug_span!("exited")).await
                 }
                 () = at(next_effort) => {
                     self.try_harder().await;
@@ -102,7 +102,7 @@ impl Driver {
     async fn obey(&mut self, command: Command) -> bool {
         match command {
             Command::Start(reply) => {
-                let started = self.start().instrument(info_span!("start_container")).await;
+                let started = self.start().instrument(debug_span!("start_container")).await;
                 answer(reply, started);
                 false
             }
@@ -147,7 +147,7 @@ impl Driver {
             Error::Transition { id: self.container.id.clone(), source: Box::new(refused) }
         })?;
         let record = ContainerRecord { state, ..self.record.clone() };
-        self.core.save_container(&record).instrument(info_span!("store")).await?;
+        self.core.save_container(&record).instrument(debug_span!("store")).await?;
         self.record = record;
         let spec = Arc::clone(&self.container.status.get().spec);
         self.container.status.set(Arc::new(status_of(&self.record, spec)));

@@ -7,7 +7,7 @@ use berth_model::sandbox::NamespaceMode;
 use berth_model::{ContainerId, ContainerState, ErrorKind};
 use berth_shim_client::{Exited, Shim, TaskStatus};
 use tokio::time::timeout;
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, debug_span};
 
 use super::decide;
 use super::driver::{Driver, Ending};
@@ -110,7 +110,7 @@ impl Driver {
         }
         if let Some(shim) = self.container.sandbox.shim.get() {
             let id = &self.container.id;
-            let delete = shim.delete(id).instrument(info_span!("task_delete"));
+            let delete = shim.delete(id).instrument(debug_span!("task_delete"));
             let failure = match timeout(DELETE, delete).await {
                 Ok(Ok(_)) => return,
                 Ok(Err(error)) if error.kind() == ErrorKind::NotFound => None,

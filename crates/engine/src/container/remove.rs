@@ -1,7 +1,7 @@
 //! Created or Exited → (none).
 
 use berth_snapshot::SnapshotKey;
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, debug_span};
 
 use super::driver::Driver;
 use crate::core::warn_failure;
@@ -15,7 +15,7 @@ impl Driver {
         if removers.is_empty() {
             return false;
         }
-        let outcome = self.remove().instrument(info_span!("remove_container")).await;
+        let outcome = self.remove().instrument(debug_span!("remove_container")).await;
         let gone = outcome.is_ok();
         let outcome = outcome.map_err(std::sync::Arc::new);
         for reply in removers {
@@ -29,7 +29,7 @@ impl Driver {
     async fn remove(&mut self) -> Result<(), Error> {
         let (core, container) = (self.core.clone(), self.container.clone());
         let cgroup = move || clear_cgroup(&core, &container.cgroup);
-        self.core.disk.run(cgroup).instrument(info_span!("cgroup")).await??;
+        self.core.disk.run(cgroup).instrument(debug_span!("cgroup")).await??;
         let id = &self.container.id;
         self.core.forget_container(id).await?;
         self.core.containers.remove(id);
@@ -62,7 +62,7 @@ impl Driver {
         };
         // The request is answered before this is done, so it is no part of its span.
         let id = &self.container.id;
-        let span = info_span!(parent: None, "discard", container.id = %id);
+        let span = debug_span!(parent: None, "discard", container.id = %id);
         self.core.tasks.spawn(discard.instrument(span));
     }
 }

@@ -5,7 +5,7 @@ use berth_model::container::{ContainerEvent, Timestamp};
 use berth_model::mount::Mount;
 use berth_shim_client::{CreateRequest, Input, Output, Shim};
 use berth_snapshot::{Durability, SnapshotKey};
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, debug_span};
 
 use super::decide::{self, Verdict};
 use super::driver::Driver;
@@ -50,9 +50,9 @@ impl Driver {
         rootfs: Vec<Mount>,
     ) -> Result<(u32, Timestamp), berth_shim_client::Error> {
         let id = &self.container.id;
-        shim.create(&self.request(rootfs)).instrument(info_span!("task_create")).await?;
+        shim.create(&self.request(rootfs)).instrument(debug_span!("task_create")).await?;
         let at = clock::now();
-        let pid = shim.start(id).instrument(info_span!("task_start")).await?;
+        let pid = shim.start(id).instrument(debug_span!("task_start")).await?;
         Ok((pid, at))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use berth_metadata::{SandboxPhase, SandboxRecord};
 use berth_shim_client::Shim;
 use tokio::sync::mpsc;
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, debug_span, info_span};
 
 use super::{Command, Sandbox, status_of};
 use crate::Error;
@@ -59,12 +59,12 @@ impl Driver {
     async fn obey(&mut self, command: Command) -> bool {
         match command {
             Command::Stop(reply) => {
-                let stopped = self.stop().instrument(info_span!("stop_sandbox")).await;
+                let stopped = self.stop().instrument(debug_span!("stop_sandbox")).await;
                 answer(reply, stopped);
                 false
             }
             Command::Remove(reply) => {
-                let removed = self.remove().instrument(info_span!("remove_sandbox")).await;
+                let removed = self.remove().instrument(debug_span!("remove_sandbox")).await;
                 let gone = removed.is_ok();
                 answer(reply, removed);
                 gone

@@ -8,7 +8,7 @@ use berth_metadata::{AttachmentRecord, SandboxPhase, ShimRecord};
 use berth_model::{SandboxId, SandboxSpec};
 use berth_network::Inside;
 use berth_shim_client::{ProcessId, Shim, StartRequest, Started};
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, debug_span};
 
 use super::plan::Plan;
 use super::{Sandbox, driver, teardown};
@@ -68,10 +68,10 @@ async fn make(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
         async move { core.forget_sandbox(&id).await }
     });
     let made = async {
-        core.save_sandbox(&plan.record).instrument(info_span!("store")).await?;
+        core.save_sandbox(&plan.record).instrument(debug_span!("store")).await?;
         let shim = build(core, &mut plan, &undo).await?;
         plan.record.phase = SandboxPhase::Ready;
-        core.save_sandbox(&plan.record).instrument(info_span!("store")).await?;
+        core.save_sandbox(&plan.record).instrument(debug_span!("store")).await?;
         Sandbox::new(core, &plan.record, Some(shim))
     };
     match made.await {
@@ -102,7 +102,7 @@ async fn build(core: &Arc<Core>, plan: &mut Plan, undo: &Undo) -> Result<Shim, E
         plan.hostname.clone(),
         plan.record.spec.sysctls.clone(),
     );
-    let namespaces = core.spawner.make(wanted).instrument(info_span!("namespaces"));
+    let namespaces = core.spawner.make(wanted).instrument(debug_span!("namespaces"));
     // Both are awaited to their end: nothing may still be in the making when undo runs.
     let (namespaces, prepared) = tokio::join!(namespaces, prepare(core, plan, undo));
     prepared?;
@@ -142,7 +142,7 @@ async fn prepare(core: &Arc<Core>, plan: &Plan, undo: &Undo) -> Result<(), Error
         }
         Ok(())
     };
-    core.disk.run(work).instrument(info_span!("prepare")).await?
+    core.disk.run(work).instrument(debug_span!("prepare")).await?
 }
 
 /// Network, and the files that tell of it.
@@ -154,7 +154,7 @@ async fn connect(
 ) -> Result<Option<AttachmentRecord>, Error> {
     let attached = match net {
         Some((net, inside)) => {
-            Some(attach(core, plan, net, inside, undo).instrument(info_span!("network")).await?)
+            Some(attach(core, plan, net, inside, undo).instrument(debug_span!("network")).await?)
         }
         None => None,
     };
@@ -217,7 +217,7 @@ async fn start_shim(
     let runtime = core.runtime(&plan.runtime);
     let request = request(core, plan, namespaces)?;
     let started = berth_shim_client::start(&runtime, request)
-        .instrument(info_span!("shim_start"))
+        .instrument(debug_span!("shim_start"))
         .await
         .map_err(failed("start shim of sandbox"))?;
     let sandbox = async {
@@ -225,7 +225,7 @@ async fn start_shim(
         started.shim.sandbox_start(id).await
     };
     sandbox
-        .instrument(info_span!("shim_sandbox"))
+        .instrument(debug_span!("shim_sandbox"))
         .await
         .map_err(failed("set up shim of sandbox"))?;
     Ok(started)

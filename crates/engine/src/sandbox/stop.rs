@@ -2,7 +2,7 @@
 
 use berth_metadata::SandboxPhase;
 use futures_util::future::join_all;
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, debug_span};
 
 use super::driver::Driver;
 use super::teardown;
@@ -16,13 +16,13 @@ impl Driver {
         // A container in the making would be missed below.
         self.sandbox.members.close().await;
         self.enter(SandboxPhase::NotReady).await?;
-        let mut failures = self.halt_containers().instrument(info_span!("containers")).await;
+        let mut failures = self.halt_containers().instrument(debug_span!("containers")).await;
 
         // Their processes are dead, or no one will get them dead: the shim goes, and with
         // it the last descriptors of the namespaces.
         let (ended, detached) = tokio::join!(
-            self.end_shim().instrument(info_span!("shim")),
-            self.detach().instrument(info_span!("network")),
+            self.end_shim().instrument(debug_span!("shim")),
+            self.detach().instrument(debug_span!("network")),
         );
         let let_go = (ended.is_ok(), detached.is_ok());
         failures.extend([ended, detached].into_iter().filter_map(Result::err));

@@ -126,7 +126,7 @@ pub(crate) fn end_shim(
             return bury(process, true, &id, socket).await;
         }
         let tasks = core.tasks.clone();
-        let span = tracing::info_span!(parent: None, "shim_end", sandbox.id = %id);
+        let span = tracing::debug_span!(parent: None, "shim_end", sandbox.id = %id);
         let burial = async move {
             if let Err(error) = bury(process, false, &id, socket).await {
                 warn_failure("wait for the end of a shim", &error);
