@@ -53,7 +53,9 @@ mod worker;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
+use berth_cgroup::CgroupPath;
 use berth_sys::process::{ForkOptions, fork};
+use oci_spec::runtime::Spec;
 
 pub use creating::{Created, Creating, StartHandle, Starting, start};
 pub use error::{Error, Reported};
@@ -101,6 +103,17 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Creating, Error> {
     })
     .map_err(Error::fork("the worker"))?;
     Ok(Creating::new(ours, forked, None))
+}
+
+/// The cgroup that [`create`] makes for container `id`: for who cleans up without a
+/// [`Created`].
+///
+/// # Errors
+/// [`Error::InvalidSpec`], [`Error::Unsupported`], [`Error::Cgroup`]; `create` refuses the
+/// spec then as well.
+pub fn cgroup_path(id: &str, spec: &Spec) -> Result<CgroupPath, Error> {
+    check_id(id)?;
+    plan::cgroup_path(id, spec)
 }
 
 /// An id is part of names that others read; it is never part of a path of ours without this.

@@ -76,6 +76,12 @@ impl ContainerPlan {
     }
 }
 
+/// The cgroup of a container of this spec.
+pub(crate) fn cgroup_path(id: &str, spec: &Spec) -> Result<CgroupPath, Error> {
+    let linux = spec.linux().as_ref().ok_or_else(|| Error::invalid("linux", "is missing"))?;
+    limits::cgroup_path(id, linux)
+}
+
 /// The filter of a profile, if there is one to load.
 fn seccomp(profile: Option<&LinuxSeccomp>) -> Result<Option<Arc<berth_seccomp::Program>>, Error> {
     let Some(profile) = profile else { return Ok(None) };

@@ -1,11 +1,12 @@
 //! The `delete` command: cleans up what a shim that died has left.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
-use berth_cgroup::{CgroupPath, Hierarchy};
+use berth_cgroup::Hierarchy;
+use berth_oci_runtime::cgroup_path;
 use containerd_shim_protos::api::DeleteResponse;
 use protobuf::Message;
 
@@ -26,7 +27,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Error> {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().map_err(|source| Error::Io("find bundle", source))?,
     };
-    remove_cgroup(bundle)?;
+    remove_cgroup(&args.id, &bundle)?;
     let socket = std::env::var_os("BERTH_SOCKET").map(PathBuf::from);
     match std::fs::remove_file(socket.unwrap_or_else(|| containerd_socket(args, None))) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -43,17 +44,17 @@ pub(crate) fn run(args: &Args) -> Result<(), Error> {
     stdout.write_all(&answer).and_then(|()| stdout.flush()).map_err(failed)
 }
 
-fn remove_cgroup(bundle: PathBuf) -> Result<(), Error> {
-    let spec = match read_spec(&bundle) {
+fn remove_cgroup(id: &str, bundle: &Path) -> Result<(), Error> {
+    let spec = match read_spec(bundle) {
         // No bundle, no container: the shim died before there was one.
         Err(Error::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Ok(());
         }
         other => other?,
     };
-    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
-    let Some(path) = path.and_then(|path| path.to_str()) else { return Ok(()) };
-    let cgroup = match Hierarchy::detect()?.open(&CgroupPath::new(path)?) {
+    // The shim has refused such a spec as well, so there never was a container.
+    let Ok(path) = cgroup_path(id, &spec) else { return Ok(()) };
+    let cgroup = match Hierarchy::detect()?.open(&path) {
         Err(berth_cgroup::Error::NotFound { .. }) => return Ok(()),
         other => other?,
     };

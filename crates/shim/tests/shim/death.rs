@@ -88,6 +88,36 @@ async fn a_killed_shim_is_noticed_and_its_container_is_cleaned_up_by_delete() {
 }
 
 #[tokio::test]
+async fn delete_finds_the_cgroup_of_a_spec_that_names_none() {
+    if !is_root() {
+        return;
+    }
+    let pod = Pod::start().await;
+    // As containerd has it: the shim's id is the container's.
+    let bundle = pod.bundle(pod.id.as_str(), &["/bin/sleep", "100"], |spec| {
+        spec["linux"].as_object_mut().unwrap().remove("cgroupsPath");
+    });
+    let wanted = pod.wanted(pod.id.as_str(), bundle.clone());
+    pod.shim.create(&wanted).await.unwrap();
+    pod.shim.start(&wanted.id).await.unwrap();
+    let cgroup = CgroupPath::new(&format!("/berth/{}", pod.id)).unwrap();
+    let hierarchy = Hierarchy::detect().unwrap();
+    assert_eq!(hierarchy.open(&cgroup).unwrap().pids().unwrap().len(), 1);
+    pod.process.kill(Signal::SIGKILL).unwrap();
+    timeout(LONG, pod.shim.closed()).await.unwrap();
+    let mut cleaning = request(pod.dir.path(), &pod.id, Vec::new());
+    cleaning.bundle = bundle;
+    let cleaned = delete(&runtime(), cleaning).await;
+    let left = hierarchy.open(&cgroup);
+    if let Ok(left) = &left {
+        left.kill_all().unwrap();
+    }
+    assert_eq!(cleaned.unwrap().code, 137);
+    assert!(left.is_err(), "the cgroup is left");
+    pod.finished().await;
+}
+
+#[tokio::test]
 async fn orphans_of_the_nodes_pid_namespace_are_killed_with_their_container_and_reaped() {
     if !is_root() {
         return;
