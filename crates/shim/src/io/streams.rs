@@ -33,6 +33,11 @@ pub(crate) struct Opened {
 pub(crate) struct Streams {
     log: Option<Arc<LogFile>>,
     logged: Vec<Arc<LogStream>>,
+    /// The caller's FIFO, and the pipe that it is copied to.
+    ///
+    /// A process that had the FIFO itself would read an end of file when it came before
+    /// the caller's first writer. Polled, a FIFO tells "no writer yet" from "no more".
+    piped: Option<(OwnedFd, OwnedFd)>,
     /// FIFOs between a terminal and the caller: input, then output.
     terminal: Option<(Option<OwnedFd>, Option<OwnedFd>)>,
     inner: Mutex<Inner>,
@@ -75,6 +80,11 @@ impl Streams {
             self.attach_console(console).map_err(failed)?;
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((fifo, pipe)) = self.piped.take() {
+            let from = watch(fifo, Interest::READABLE).map_err(failed)?;
+            let copying = copy(from, watch(pipe, Interest::WRITABLE).map_err(failed)?);
+            inner.input = Some(tokio::spawn(async move { drop(copying.await) }));
+        }
         for stream in &self.logged {
             inner.outputs.push(tokio::spawn(Arc::clone(stream).run()));
         }
@@ -114,6 +124,9 @@ impl Streams {
     pub(crate) fn close_stdin(&self) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.stdin = None;
+        if let Some(input) = inner.input.take() {
+            input.abort();
+        }
     }
 
     /// Tells the terminal its size, in characters.
@@ -150,11 +163,11 @@ impl Streams {
     fn open_terminal(&mut self, source: Source, stdout: Sink) -> Result<(), Error> {
         let input = match source {
             Source::Null | Source::Hold => None,
-            Source::Fifo(path) => Some(fifo(&path)?.into()),
+            Source::Fifo(path) => Some(both(&path)?.into()),
         };
         let output = match stdout {
             Sink::Null => Some(null()?),
-            Sink::Fifo(path) => Some(fifo(&path)?.into()),
+            Sink::Fifo(path) => Some(both(&path)?.into()),
             Sink::File(_) => return Err(Error::Unimplemented("a terminal with a file:// output")),
             Sink::CriLog(path) => {
                 self.log(&path)?;
@@ -175,9 +188,10 @@ impl Streams {
                 Ok(read)
             }
             Source::Fifo(path) => {
-                let both = fifo(path)?;
-                let read = end(&both, path, OpenOptions::new().read(true))?;
-                inner.stdin = Some(both.into());
+                let fifo = fifo(path, OpenOptions::new().read(true))?;
+                let (read, write) = pipe()?;
+                set_nonblocking(&write).map_err(|source| Error::Io("make pipe", source))?;
+                self.piped = Some((fifo.into(), write));
                 Ok(read)
             }
         }
@@ -187,8 +201,8 @@ impl Streams {
         match sink {
             Sink::Null => null(),
             Sink::Fifo(path) => {
-                let both = fifo(&path)?;
-                let write = end(&both, &path, OpenOptions::new().write(true))?;
+                let both = both(&path)?;
+                let write = writer(&both, &path)?;
                 if keep {
                     let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
                     inner.kept.push(both.into());
@@ -247,22 +261,25 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
     nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::Syscall("make pipe", errno))
 }
 
-/// Opens both ends of a FIFO, which waits for nobody (fifo(7)), and does not block.
-fn fifo(path: &Path) -> Result<File, Error> {
+/// Opens both ends of a FIFO, which waits for nobody and never ends (fifo(7)).
+fn both(path: &Path) -> Result<File, Error> {
+    fifo(path, OpenOptions::new().read(true).write(true))
+}
+
+/// Opens a FIFO in a mode that waits for nobody, and does not block.
+fn fifo(path: &Path, how: &mut OpenOptions) -> Result<File, Error> {
     let failed = |source| Error::Path { what: "open FIFO", path: path.to_owned(), source };
-    let flags = O_NONBLOCK | O_NOFOLLOW;
-    let file =
-        OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(failed)?;
+    let file = how.custom_flags(O_NONBLOCK | O_NOFOLLOW).open(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.file_type().is_fifo() {
         return Err(Error::invalid("stdio", format!("{} is not a FIFO", path.display())));
     }
     Ok(file)
 }
 
-/// Opens one end of the FIFO behind `both`, in blocking mode for the process that gets
-/// it. `both` is open, so this waits for nobody; the path is not walked a second time.
-fn end(both: &File, path: &Path, how: &OpenOptions) -> Result<OwnedFd, Error> {
-    let file = how.open(format!("/proc/self/fd/{}", both.as_raw_fd()));
+/// Opens the writing end of the FIFO behind `both`, in blocking mode for the process that
+/// gets it. `both` is open, so this waits for nobody; the path is not walked a second time.
+fn writer(both: &File, path: &Path) -> Result<OwnedFd, Error> {
+    let file = OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", both.as_raw_fd()));
     let failed = |source| Error::Path { what: "open FIFO", path: path.to_owned(), source };
     Ok(file.map_err(failed)?.into())
 }

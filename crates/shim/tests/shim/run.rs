@@ -249,6 +249,35 @@ async fn held_input_ends_when_it_is_closed() {
 }
 
 #[tokio::test]
+async fn input_through_a_fifo_waits_for_its_writer_and_ends_with_it() {
+    if !is_root() {
+        return;
+    }
+    let pod = Pod::start().await;
+    for (id, closed_by_request) in [("a", false), ("b", true)] {
+        let fifo = pod.dir.path().join(format!("{id}.in"));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut wanted = pod.wanted(id, pod.bundle(id, &["/bin/cat"], |_| {}));
+        wanted.stdin = Input::Fifo(fifo.clone());
+        pod.shim.create(&wanted).await.unwrap();
+        pod.shim.start(&wanted.id).await.unwrap();
+        let early = timeout(Duration::from_millis(100), pod.shim.wait(&wanted.id)).await;
+        assert!(early.is_err(), "cat ended before there was a writer");
+        let mut writer = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+        std::io::Write::write_all(&mut writer, b"through\n").unwrap();
+        pod.expect(id, &["stdout F through"]).await;
+        if closed_by_request {
+            pod.shim.close_stdin(&wanted.id).await.unwrap();
+        } else {
+            drop(writer);
+        }
+        assert_eq!(pod.wait(&wanted.id).await.code, 0);
+        pod.shim.delete(&wanted.id).await.unwrap();
+    }
+    pod.finish().await;
+}
+
+#[tokio::test]
 async fn a_terminal_is_one_stream_and_has_a_size() {
     if !is_root() {
         return;
