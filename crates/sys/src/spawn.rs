@@ -297,7 +297,9 @@ mod tests {
 
     #[test]
     fn arguments_environment_directory_and_signals_are_the_given_ones() {
-        let mut command = shell("echo $0 $A $PWD; grep -E 'Sig(Blk|Ign)' /proc/$$/status");
+        // A shell that waits for a child blocks signals itself, so grep looks at its own.
+        let script = "echo $0 $A $PWD; exec grep -E 'Sig(Blk|Ign)' /proc/self/status";
+        let mut command = shell(script);
         command.arg(c"zero".to_owned()).env(c"A=b c".to_owned()).cwd(c"/proc".to_owned());
         let (output, _) = run(command);
         let (first, signals) = output.split_once('\n').unwrap();
