@@ -61,8 +61,12 @@ fn udp_ports_lead_to_the_sandbox_that_has_them_now() {
             server.set_read_timeout(Some(LIMIT)).unwrap();
             server
         };
-        // Before anybody has the port, the client makes the node remember a flow to itself.
+        // Before a sandbox has the port, the node remembers a flow to itself.
+        let node_itself = node.netns.run(|| UdpSocket::bind((NODE, 5353)).unwrap());
+        node_itself.set_read_timeout(Some(LIMIT)).unwrap();
         client.send_to(b"nobody", (NODE, 5353)).unwrap();
+        assert_eq!(node_itself.recv(&mut [0; 16]).unwrap(), 6);
+        drop(node_itself);
         for name in ["first", "second"] {
             let pod = node.attach(name, &[udp(5353, 53)]);
             let server = serve(&pod);
