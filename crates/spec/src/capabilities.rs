@@ -98,8 +98,8 @@ pub fn parse(name: &str) -> Result<Capability, Error> {
 
 /// The five sets of a container's process.
 ///
-/// `available` is what `ALL` and privileged mean. An added capability wins over
-/// `drop: ALL`, a dropped one over `add: ALL`. Inheritable stays empty, lest a file with
+/// `available` is what `ALL` and privileged mean; what is named and is not in it is refused.
+/// An added capability wins over `drop: ALL`, a dropped one over `add: ALL`. Inheritable stays empty, lest a file with
 /// inheritable capabilities give them to any user (CVE-2022-29162 and relatives); an
 /// ambient one needs its inheritable bit, so that one is set.
 pub(crate) fn sets(
@@ -108,7 +108,13 @@ pub(crate) fn sets(
 ) -> Result<LinuxCapabilities, Error> {
     let (add_all, added) = named(&security.add_capabilities)?;
     let (drop_all, dropped) = named(&security.drop_capabilities)?;
-    let (_, ambient) = named(&security.add_ambient_capabilities)?;
+    let (ambient_all, mut ambient) = named(&security.add_ambient_capabilities)?;
+    if ambient_all {
+        ambient.extend(available);
+    }
+    if let Some(missing) = added.union(&ambient).find(|asked| !available.contains(asked)) {
+        return Err(Error::CapabilityUnavailable(missing.to_string()));
+    }
     let mut capabilities = match (security.privileged, add_all, drop_all) {
         (true, _, _) => available.clone(),
         (_, _, true) => Capabilities::new(),
@@ -202,6 +208,28 @@ mod tests {
         for set in [ambient.bounding(), ambient.effective(), ambient.permitted()] {
             assert!(set.as_ref().unwrap().is_superset(&time));
         }
+    }
+
+    #[test]
+    fn all_can_be_ambient() {
+        let available = from_mask(1 << 5 | 1 << 10);
+        let sets = sets(&security(&[], &["ALL"], &["ALL"]), &available).unwrap();
+        for set in [sets.ambient(), sets.inheritable(), sets.effective(), sets.bounding()] {
+            assert_eq!(set.as_ref(), Some(&available));
+        }
+    }
+
+    /// teeth: crates/spec/src/capabilities.rs: `!available.contains(asked)` → `false`
+    #[test]
+    fn what_the_daemon_cannot_hand_on_is_refused_by_name() {
+        let available = from_mask(1 << 5);
+        for asked in [security(&["SYS_RESOURCE"], &[], &[]), security(&[], &[], &["SYS_RESOURCE"])]
+        {
+            let error = sets(&asked, &available).unwrap_err();
+            assert!(error.to_string().contains("SYS_RESOURCE"), "{error}");
+            assert_eq!(error.kind(), berth_model::ErrorKind::FailedPrecondition);
+        }
+        sets(&security(&["KILL"], &["SYS_RESOURCE"], &["KILL"]), &available).unwrap();
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use berth_model::ErrorKind;
 
-/// Why a specification cannot be built: always a fault of the request or of the image.
+/// Why a specification cannot be built: a fault of the request or of the image, or
+/// something that this node does not have.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Neither the request nor the image says what to execute.
@@ -48,6 +49,9 @@ pub enum Error {
     /// No such capability.
     #[error("capability {0:?} is unknown")]
     Capability(String),
+    /// The daemon does not have a capability, so it cannot give it to anybody.
+    #[error("capability {0} is not among those that this node's daemon has")]
+    CapabilityUnavailable(String),
     /// A mount or device goes where none can.
     #[error("{what} {} must be an absolute path other than \"/\", without NUL", path.display())]
     ContainerPath {
@@ -114,6 +118,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::SeccompMissing(_) => ErrorKind::Internal,
+            Self::CapabilityUnavailable(_) => ErrorKind::FailedPrecondition,
             _ => ErrorKind::InvalidArgument,
         }
     }
