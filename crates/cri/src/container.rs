@@ -5,7 +5,7 @@ use std::time::Duration;
 use berth_api::v1::*;
 use berth_engine::Engine;
 use berth_model::ContainerSpec;
-use berth_model::sandbox::NamespaceMode;
+use berth_model::sandbox::{NamespaceMode, NamespaceOptions};
 use serde_json::{Value, json};
 use tracing::Span;
 
@@ -18,6 +18,7 @@ pub(crate) async fn create(
 ) -> Result<CreateContainerResponse, Error> {
     let sandbox = ids::sandbox(engine, "pod_sandbox_id", &request.pod_sandbox_id)?;
     let mut spec = container_spec(&request)?;
+    within(&spec.security.namespaces, &engine.sandbox(&sandbox)?.spec.namespaces)?;
     Span::current().record("image.ref", &spec.image);
     if let NamespaceMode::Target(target) = &mut spec.security.namespaces.pid {
         let field = "config.linux.security_context.namespace_options.target_id";
@@ -27,6 +28,23 @@ pub(crate) async fn create(
     let id = engine.create_container(&sandbox, spec).await?;
     Span::current().record("container.id", id.as_str());
     Ok(CreateContainerResponse { container_id: id.into() })
+}
+
+/// Refuses the node's namespaces in a sandbox that has its own: network and IPC are the
+/// sandbox's whatever a container asks for, and processes of the node are not shown in it.
+/// POD, the default, is what the sandbox has, be it the node's.
+fn within(asked: &NamespaceOptions, sandbox: &NamespaceOptions) -> Result<(), Error> {
+    for (kind, asked, has) in [
+        ("network", &asked.network, &sandbox.network),
+        ("pid", &asked.pid, &sandbox.pid),
+        ("ipc", &asked.ipc, &sandbox.ipc),
+    ] {
+        if *asked == NamespaceMode::Node && *has != NamespaceMode::Node {
+            let field = format!("config.linux.security_context.namespace_options.{kind}");
+            return Err(Error::invalid(field, "is NODE, and the sandbox has its own"));
+        }
+    }
+    Ok(())
 }
 
 pub(crate) async fn start(
@@ -114,6 +132,28 @@ mod tests {
         let text = without_secrets(&ContainerSpec { env, ..Default::default() }).to_string();
         assert!(text.contains(r#""env":["PASSWORD"]"#), "{text}");
         assert!(!text.contains("104,117,110,116"), "{text}");
+    }
+
+    /// teeth: crates/cri/src/container.rs: `*asked == NamespaceMode::Node &&` → `false &&`
+    #[test]
+    fn the_nodes_namespaces_are_for_sandboxes_that_have_them() {
+        let own = NamespaceOptions::default();
+        let node = NamespaceOptions {
+            network: NamespaceMode::Node,
+            pid: NamespaceMode::Node,
+            ipc: NamespaceMode::Node,
+        };
+        within(&own, &own).unwrap();
+        within(&own, &node).unwrap();
+        within(&node, &node).unwrap();
+        for (kind, asked) in [
+            ("network", NamespaceOptions { network: NamespaceMode::Node, ..own.clone() }),
+            ("pid", NamespaceOptions { pid: NamespaceMode::Node, ..own.clone() }),
+            ("ipc", NamespaceOptions { ipc: NamespaceMode::Node, ..own.clone() }),
+        ] {
+            let error = within(&asked, &own).unwrap_err().to_string();
+            assert!(error.contains(&format!("namespace_options.{kind} is NODE")), "{error}");
+        }
     }
 
     #[test]

@@ -4,7 +4,9 @@ use berth_api::v1::*;
 use berth_engine as engine;
 use berth_model::container::Timestamp;
 use berth_model::stats::DiskUsage;
+use berth_network::InterfaceCounters;
 
+use crate::sandbox::now;
 use crate::service::Service;
 use crate::translate::{container_metadata, sandbox_metadata};
 use crate::{Error, ids, list};
@@ -97,7 +99,7 @@ fn sandbox_stats(stats: &engine::SandboxStats, filesystem: &str) -> PodSandboxSt
         linux: Some(LinuxPodSandboxStats {
             cpu: sample.map(cpu),
             memory: sample.map(memory),
-            network: None,
+            network: stats.network.map(network),
             process: sample.map(|sample| ProcessUsage {
                 timestamp: sample.usage.at.0,
                 process_count: count(sample.usage.pids),
@@ -137,6 +139,17 @@ fn memory(sample: &berth_stats::Sample) -> MemoryUsage {
     }
 }
 
+fn network(counters: InterfaceCounters) -> NetworkUsage {
+    let interface = NetworkInterfaceUsage {
+        name: "eth0".to_owned(),
+        rx_bytes: count(counters.rx_bytes),
+        rx_errors: count(counters.rx_errors),
+        tx_bytes: count(counters.tx_bytes),
+        tx_errors: count(counters.tx_errors),
+    };
+    NetworkUsage { timestamp: now(), default_interface: Some(interface), interfaces: Vec::new() }
+}
+
 fn disk(usage: DiskUsage, filesystem: &str) -> FilesystemUsage {
     let Timestamp(timestamp) = usage.at;
     FilesystemUsage {
@@ -174,6 +187,25 @@ mod tests {
         let unlimited = CgroupUsage { memory_limit_bytes: None, ..usage };
         let told = memory(&berth_stats::Sample { usage: unlimited, nano_cores: None });
         assert_eq!(value(told.available_bytes), None);
+    }
+
+    #[test]
+    fn the_interface_of_a_sandbox_is_its_default_one() {
+        let counters = InterfaceCounters {
+            rx_bytes: 1,
+            rx_errors: 2,
+            tx_bytes: 3,
+            tx_errors: 4,
+            ..InterfaceCounters::default()
+        };
+        let before = now();
+        let told = network(counters);
+        assert!((before..=now()).contains(&told.timestamp));
+        let eth0 = told.default_interface.unwrap();
+        let value = |value: Option<UInt64Value>| value.map(|value| value.value);
+        assert_eq!(eth0.name, "eth0");
+        assert_eq!((value(eth0.rx_bytes), value(eth0.rx_errors)), (Some(1), Some(2)));
+        assert_eq!((value(eth0.tx_bytes), value(eth0.tx_errors)), (Some(3), Some(4)));
     }
 
     #[test]
