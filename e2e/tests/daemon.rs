@@ -32,6 +32,16 @@ fn the_printed_default_configuration_is_valid_and_commented() -> Result<()> {
 }
 
 #[test]
+fn every_value_has_a_default() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("berthd.toml");
+    fs::write(&file, "")?;
+    let checked = berthd(&["config", "check", &file.to_string_lossy()])?;
+    assert!(checked.status.success(), "{checked:?}");
+    Ok(())
+}
+
+#[test]
 fn an_unknown_key_is_refused_with_its_line() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("berthd.toml");
@@ -153,6 +163,7 @@ async fn verbs_of_later_issues_say_so_by_name() -> Result<()> {
         exec(ExecRequest) = "Exec",
         attach(AttachRequest) = "Attach",
         port_forward(PortForwardRequest) = "PortForward",
+        update_container_resources(UpdateContainerResourcesRequest) = "UpdateContainerResources",
         checkpoint_container(CheckpointContainerRequest) = "CheckpointContainer",
         get_container_events(GetEventsRequest) = "GetContainerEvents",
         list_metric_descriptors(ListMetricDescriptorsRequest) = "ListMetricDescriptors",

@@ -91,3 +91,38 @@ async fn many_commands_at_once_all_answer() -> Result<()> {
     }
     node.assert_clean().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_does_not_run_takes_no_command() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    let config = container_config("main", &image, &["true"]);
+    let id = node.cri.create_container(&pod.id, &pod.config, &config).await?;
+    for state in ["created", "exited"] {
+        let refused = node.cri.exec(&id, &["true"], 10).await.err();
+        let refused = refused.with_context(|| format!("a command ran while {state}"))?;
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+        assert!(refused.message().contains(state), "{refused:?}");
+        if state == "created" {
+            node.cri.start_container(&id).await?;
+            node.wait_exit(&id).await?;
+        }
+    }
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_ends_with_its_container() -> Result<()> {
+    let (mut node, container) = ready().await?;
+    let mut other = node.cri.clone();
+    let id = container.clone();
+    let command = tokio::spawn(async move { other.exec(&id, &["sleep", "777"], 100).await });
+    loop {
+        let seen = node.cri.exec(&container, &["ps"], 10).await?;
+        if String::from_utf8(seen.stdout)?.contains("sleep 777") {
+            break;
+        }
+    }
+    node.cri.stop_container(&container, 0).await?;
+    assert_eq!(command.await??.exit_code, 137);
+    node.assert_clean().await
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use berth_api::v1;
-use berth_testkit::{Node, container_config, log};
+use berth_testkit::{Node, bind, container_config, log, script};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_survive_a_terminated_and_a_killed_daemon() -> Result<()> {
@@ -57,5 +57,60 @@ async fn a_pod_can_be_run_after_a_restart() -> Result<()> {
     for pod in [&first, &second] {
         assert_eq!(node.shell(pod, &image, "echo runs").await?, "runs\n");
     }
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_run_on_and_are_logged_while_no_daemon_runs() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    let wait = "echo before; while [ ! -e /data/go ]; do sleep 0.05; done; echo after; sleep 1000";
+    let dir = node.dir().join("volume");
+    std::fs::create_dir(&dir)?;
+    let mut config = script(&image, wait);
+    config.mounts = vec![bind("/data", &dir)];
+    let id = node.run(&pod, &config).await?;
+    node.wait_for_line("pod", "main", "before").await?;
+    let pid = node.container_pid(&id).await?;
+    let started = node.cri.container_status(&id).await?.started_at;
+
+    node.terminate_daemon()?;
+    std::fs::write(dir.join("go"), "")?;
+    node.wait_for_line("pod", "main", "after").await?;
+    node.kill_and_restart().await?;
+    assert_eq!(node.container_pid(&id).await?, pid);
+    assert_eq!(node.cri.container_status(&id).await?.started_at, started);
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_known_before_a_kill_is_known_after_it() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    let running = node.run(&pod, &container_config("running", &image, &["sleep", "1000"])).await?;
+    let created = container_config("created", &image, &["echo", "late"]);
+    let created = node.cri.create_container(&pod.id, &pod.config, &created).await?;
+    let ended = node.run(&pod, &script(&image, "exit 3")).await?;
+    node.wait_exit(&ended).await?;
+    let stopped = node.pod("stopped").await?;
+    node.cri.stop_sandbox(&stopped.id).await?;
+    let mut before = Vec::new();
+    for id in [&running, &created, &ended] {
+        before.push(node.cri.container_status(id).await?);
+    }
+    let sandboxes =
+        [node.cri.sandbox_status(&pod.id).await?, node.cri.sandbox_status(&stopped.id).await?];
+
+    node.kill_and_restart().await?;
+    for known in &before {
+        assert_eq!(node.cri.container_status(&known.id).await?, *known);
+    }
+    for known in &sandboxes {
+        assert_eq!(node.cri.sandbox_status(&known.id).await?, *known);
+    }
+    let images = node.cri.image.list_images(v1::ListImagesRequest::default()).await?;
+    assert_eq!(images.into_inner().images.len(), 1);
+    node.cri.start_container(&created).await?;
+    assert_eq!(node.wait_exit(&created).await?.exit_code, 0);
+    let lines = node.read_log("pod", "created")?;
+    assert_eq!(log::text(&lines, "stdout"), "late\n");
     node.assert_clean().await
 }

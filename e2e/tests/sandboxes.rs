@@ -1,4 +1,4 @@
-//! Sandboxes: their network, names, shared memory, kernel parameters and cgroups.
+//! Sandboxes: names, shared memory, kernel parameters, cgroups, life.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,108 +6,16 @@ use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Context as _, Result};
 use berth_api::v1;
-use berth_testkit::{Node, Pod, container_config};
+use berth_testkit::{Node, container_config, sandbox_security};
 use tonic::Code;
 
-async fn address(node: &mut Node, pod: &Pod) -> Result<String> {
-    let status = node.cri.sandbox_status(&pod.id).await?;
-    Ok(status.network.context("no network status")?.ip)
-}
-
-fn security(config: &mut v1::PodSandboxConfig) -> &mut v1::LinuxSandboxSecurityContext {
-    config.linux.get_or_insert_default().security_context.get_or_insert_default()
-}
-
 fn host_namespaces(config: &mut v1::PodSandboxConfig) {
-    security(config).namespace_options = Some(node_namespaces());
+    sandbox_security(config).namespace_options = Some(node_namespaces());
 }
 
 fn node_namespaces() -> v1::NamespaceOption {
     let node = v1::NamespaceMode::Node.into();
     v1::NamespaceOption { network: node, pid: node, ipc: node, ..Default::default() }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn pods_reach_each_other_and_the_node_by_address() -> Result<()> {
-    let mut node = Node::start().await?;
-    let image = node.busybox().await?;
-    let (server, client) = (node.pod("server").await?, node.pod("client").await?);
-    let serve = "while true; do echo from-$(hostname) | nc -l -p 8080; done";
-    node.run(&server, &container_config("serve", &image, &["sh", "-c", serve])).await?;
-    let target = address(&mut node, &server).await?;
-    assert_ne!(target, address(&mut node, &client).await?);
-
-    let script = format!(
-        "for i in $(seq 100); do nc {target} 8080 </dev/null && exit; sleep 0.1; done; exit 1"
-    );
-    assert_eq!(node.shell(&client, &image, &script).await?, "from-server\n");
-    let script = "ping -c 1 -W 5 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null && echo reached";
-    assert_eq!(node.shell(&client, &image, script).await?, "reached\n");
-    node.assert_clean().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_address_is_leased_until_its_sandbox_is_gone() -> Result<()> {
-    let mut node = Node::start().await?;
-    let mut seen = Vec::new();
-    for number in 0..5 {
-        let pod = node.pod(&format!("pod-{number}")).await?;
-        seen.push(address(&mut node, &pod).await?);
-    }
-    seen.sort();
-    seen.dedup();
-    assert_eq!(seen.len(), 5, "{seen:?}");
-    node.assert_clean().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_subnet_is_the_configured_one_and_can_be_used_up() -> Result<()> {
-    let options = berth_testkit::NodeOptions {
-        config: "[network]\nsubnet = '10.99.0.0/29'\n".into(),
-        ..Default::default()
-    };
-    let mut node = Node::start_with(options).await?;
-    // Eight addresses, without those of the network, the bridge and the broadcast.
-    for number in 0..5 {
-        let pod = node.pod(&format!("pod-{number}")).await?;
-        assert!(address(&mut node, &pod).await?.starts_with("10.99.0."));
-    }
-    let config = node.sandbox_config("one-too-many");
-    let status = node.cri.run_sandbox(&config).await.err().context("a sixth address was found")?;
-    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-    node.assert_clean().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_port_leads_to_the_pod() -> Result<()> {
-    let mut node = Node::start().await?;
-    let image = node.busybox().await?;
-    let mut config = node.sandbox_config("web");
-    config.port_mappings = vec![v1::PortMapping {
-        protocol: v1::Protocol::Tcp.into(),
-        container_port: 8080,
-        host_port: 12_000,
-        host_ip: String::new(),
-    }];
-    let pod = node.pod_with(config).await?;
-    let serve = "while true; do echo mapped | nc -l -p 8080; done";
-    node.run(&pod, &container_config("serve", &image, &["sh", "-c", serve])).await?;
-    let heard = node.machine.run(|| {
-        use std::io::Read as _;
-        for _ in 0..200 {
-            let mut text = String::new();
-            if let Ok(mut stream) = std::net::TcpStream::connect("127.0.0.1:12000") {
-                stream.read_to_string(&mut text).ok();
-            }
-            if !text.is_empty() {
-                return Ok(text);
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        anyhow::bail!("nothing came from port 12000")
-    })?;
-    assert_eq!(heard, "mapped\n");
-    node.assert_clean().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,7 +30,7 @@ async fn names_are_the_pods_own() -> Result<()> {
         options: vec!["ndots:5".into()],
     });
     let pod = node.pod_with(config).await?;
-    let ip = address(&mut node, &pod).await?;
+    let ip = node.address(&pod).await?;
     let seen = node.shell(&pod, &image, "hostname; cat /etc/hostname /etc/resolv.conf").await?;
     assert_eq!(
         seen,
@@ -178,7 +86,7 @@ async fn one_process_namespace_for_the_pod_when_asked() -> Result<()> {
     let image = node.busybox().await?;
     let mut config = node.sandbox_config("pids");
     let options = v1::NamespaceOption { pid: v1::NamespaceMode::Pod.into(), ..Default::default() };
-    security(&mut config).namespace_options = Some(options.clone());
+    sandbox_security(&mut config).namespace_options = Some(options.clone());
     let pod = node.pod_with(config).await?;
     let share = |mut config: v1::ContainerConfig| {
         let linux = config.linux.get_or_insert_default();
@@ -262,11 +170,7 @@ async fn cgroups_lie_below_the_parent_that_the_client_names() -> Result<()> {
     config.linux.get_or_insert_default().cgroup_parent = parent.clone();
     let pod = node.pod_with(config).await?;
     let container = node.run(&pod, &container_config("main", &image, &["sleep", "1000"])).await?;
-    let request = v1::ContainerStatusRequest { container_id: container.clone(), verbose: true };
-    let info = node.cri.runtime.container_status(request).await?.into_inner().info;
-    let text: String = info.values().cloned().collect();
-    let verbose: serde_json::Value = serde_json::from_str(&text)?;
-    let pid = verbose["pid"].as_u64().with_context(|| format!("no pid in {text}"))?;
+    let pid = node.container_pid(&container).await?;
     let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let expected = format!("{parent}/{container}");
     assert!(
@@ -357,5 +261,49 @@ async fn sandboxes_are_listed_by_id_state_and_label() -> Result<()> {
         let ids: Vec<_> = items.iter().map(|item| &item.id).collect();
         assert_eq!(ids, [expected], "{filter:?}");
     }
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attempts_of_one_pod_are_different_sandboxes() -> Result<()> {
+    let mut node = Node::start().await?;
+    let mut config = node.sandbox_config("pod");
+    let first = node.pod_with(config.clone()).await?;
+    config.metadata.as_mut().context("no metadata")?.attempt = 1;
+    let second = node.pod_with(config.clone()).await?;
+    assert_ne!(first.id, second.id);
+    assert_ne!(node.address(&first).await?, node.address(&second).await?);
+    for (pod, attempt) in [(&first, 0), (&second, 1)] {
+        let metadata = node.cri.sandbox_status(&pod.id).await?.metadata.context("no metadata")?;
+        assert_eq!((metadata.name.as_str(), metadata.attempt), ("pod", attempt));
+    }
+    // Another pod of the same name: one that was deleted and made anew has another uid.
+    config.metadata.as_mut().context("no metadata")?.uid = "another".into();
+    let third = node.pod_with(config).await?;
+    assert!(third.id != first.id && third.id != second.id);
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_of_a_pod_may_write_its_hosts_file_and_share_it() -> Result<()> {
+    let mut node = Node::start().await?;
+    let image = node.busybox().await?;
+    let pod = node.pod("hosts").await?;
+    node.shell(&pod, &image, "echo 192.0.2.7 added >> /etc/hosts").await?;
+    let hosts = node.shell(&pod, &image, "cat /etc/hosts").await?;
+    assert!(hosts.contains("192.0.2.7 added"), "{hosts}");
+    let other = node.pod("other").await?;
+    let hosts = node.shell(&other, &image, "cat /etc/hosts").await?;
+    assert!(!hosts.contains("192.0.2.7"), "{hosts}");
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_without_dns_settings_has_the_nodes() -> Result<()> {
+    let mut node = Node::start().await?;
+    let image = node.busybox().await?;
+    let pod = node.pod("plain").await?;
+    let seen = node.shell(&pod, &image, "cat /etc/resolv.conf").await?;
+    assert_eq!(seen, fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
     node.assert_clean().await
 }

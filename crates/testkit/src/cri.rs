@@ -198,3 +198,34 @@ pub fn container_config(name: &str, image: &str, command: &[&str]) -> v1::Contai
 fn namespaces() -> v1::NamespaceOption {
     v1::NamespaceOption { pid: v1::NamespaceMode::Container.into(), ..Default::default() }
 }
+
+/// A container called `main` that runs a shell script.
+#[must_use]
+pub fn script(image: &str, script: &str) -> v1::ContainerConfig {
+    container_config("main", image, &["sh", "-c", script])
+}
+
+/// What a container may do.
+pub fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
+    config.linux.get_or_insert_default().security_context.get_or_insert_default()
+}
+
+/// What a container may use.
+pub fn resources(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerResources {
+    config.linux.get_or_insert_default().resources.get_or_insert_default()
+}
+
+/// What a sandbox may do.
+pub fn sandbox_security(config: &mut v1::PodSandboxConfig) -> &mut v1::LinuxSandboxSecurityContext {
+    config.linux.get_or_insert_default().security_context.get_or_insert_default()
+}
+
+/// The node's `host` at `container`, writable and private.
+#[must_use]
+pub fn bind(container: &str, host: &Path) -> v1::Mount {
+    v1::Mount {
+        container_path: container.into(),
+        host_path: host.to_string_lossy().into_owned(),
+        ..Default::default()
+    }
+}

@@ -14,7 +14,9 @@ mod http;
 mod machine;
 mod node;
 
-pub use cri::{Cri, container_config, sandbox_config};
+pub use cri::{
+    Cri, bind, container_config, resources, sandbox_config, sandbox_security, script, security,
+};
 pub use machine::Machine;
 pub use node::{Daemon, Finished, Node, NodeOptions, Pod, binaries};
 

@@ -38,26 +38,32 @@ impl Registry {
     /// Starts a registry inside `machine`, with its storage below `dir`.
     pub fn start(machine: &Machine, dir: &Path) -> Result<Self> {
         let storage = dir.join("registry");
-        machine.run(move || Self::start_here(storage, None))
+        machine.run(move || Self::start_here(storage, Ipv4Addr::LOCALHOST.into(), None))
     }
 
     /// Starts a second registry with what the first one holds, under TLS.
     pub fn under_tls(&self, machine: &Machine, certificate: Certificate) -> Result<Self> {
         let storage = self.storage.clone();
-        machine.run(move || Self::start_here(storage, Some(certificate)))
+        let host = certificate.address;
+        machine.run(move || Self::start_here(storage, host, Some(certificate)))
     }
 
-    fn start_here(storage: PathBuf, tls: Option<Certificate>) -> Result<Self> {
-        let host = tls.as_ref().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |tls| tls.address);
+    /// Starts a second registry with what the first one holds, at another of the
+    /// machine's addresses.
+    pub fn at(&self, machine: &Machine, host: IpAddr) -> Result<Self> {
+        let storage = self.storage.clone();
+        machine.run(move || Self::start_here(storage, host, None))
+    }
+
+    fn start_here(storage: PathBuf, host: IpAddr, tls: Option<Certificate>) -> Result<Self> {
         // The machine has no other users, so the port stays free until it is bound again.
         let address = TcpListener::bind((host, 0))
             .with_context(|| format!("find a port of {host}"))?
             .local_addr()?;
         fs::create_dir_all(&storage)?;
-        let kind = if tls.is_some() { "tls" } else { "plain" };
-        let config = storage.with_extension(format!("{kind}.yml"));
+        let config = storage.with_extension(format!("{}.yml", address.port()));
         fs::write(&config, configuration(address, &storage, tls.as_ref()))?;
-        let log = fs::File::create(storage.with_extension(format!("{kind}.log")))?;
+        let log = fs::File::create(storage.with_extension(format!("{}.log", address.port())))?;
         let process = Command::new("docker-registry")
             .arg("serve")
             .arg(&config)

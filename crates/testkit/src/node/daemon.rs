@@ -147,14 +147,16 @@ fn signal(process: &Child, signal: Signal) -> Result<()> {
 
 fn configuration(dir: &Path, cgroup_base: &str, options: &NodeOptions) -> Result<String> {
     let filter = if options.quiet { "info" } else { "debug,h2=warn,hyper=warn,tower=warn" };
+    let format = if options.log_format.is_empty() { "human" } else { &options.log_format };
     let shim = binaries()?.join("containerd-shim-berth-v1");
     Ok(format!(
         "root = '{dir}/root'\nstate = '{dir}/run'\n\n\
          [cri]\nsocket = '{dir}/run/berth.sock'\n\n\
-         [log]\nformat = 'human'\nfilter = '{filter}'\n\n\
-         [container]\ncgroup_base = '{cgroup_base}'\n\n\
+         [log]\nformat = '{format}'\nfilter = '{filter}'\n\n\
+         [container]\ncgroup_base = '{cgroup_base}'\n{container}\n\n\
          [runtime.handlers.berth]\nshim = '{shim}'\n\n{more}",
         more = options.config,
+        container = options.container,
         dir = dir.display(),
         shim = shim.display(),
     ))

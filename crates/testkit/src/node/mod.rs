@@ -30,6 +30,10 @@ const SETTLE: Duration = Duration::from_secs(20);
 pub struct NodeOptions {
     /// Lines added to the daemon's configuration, after its own tables.
     pub config: String,
+    /// Lines added to its table `[container]`.
+    pub container: String,
+    /// The daemon's `log.format`; empty means `human`.
+    pub log_format: String,
     /// Whether the daemon logs no more than a user's would by default.
     pub quiet: bool,
 }

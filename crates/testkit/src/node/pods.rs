@@ -1,10 +1,15 @@
 //! Pods on a node, as tests speak of them.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result};
 use berth_api::v1;
 
 use super::Node;
 use crate::{cri, log};
+
+/// Longest that a container may take to write what it should.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A sandbox that was run, with what was asked for.
 #[derive(Clone, Debug)]
@@ -27,6 +32,47 @@ pub struct Finished {
 }
 
 impl Node {
+    /// A node with the busybox image and a sandbox called `pod`.
+    pub async fn with_pod() -> Result<(Self, String, Pod)> {
+        let mut node = Self::start().await?;
+        let image = node.busybox().await?;
+        let pod = node.pod("pod").await?;
+        Ok((node, image, pod))
+    }
+
+    /// The address of a sandbox.
+    pub async fn address(&mut self, pod: &Pod) -> Result<String> {
+        let status = self.cri.sandbox_status(&pod.id).await?;
+        Ok(status.network.context("no network status")?.ip)
+    }
+
+    /// Process id, on the node, of a container's first process.
+    pub async fn container_pid(&mut self, id: &str) -> Result<u32> {
+        let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+        let info = self.cri.runtime.container_status(request).await?.into_inner().info;
+        let text: String = info.into_values().collect();
+        let verbose: serde_json::Value = serde_json::from_str(&text).context("verbose status")?;
+        let pid = verbose["pid"].as_u64().with_context(|| format!("no pid in {text}"))?;
+        Ok(u32::try_from(pid)?)
+    }
+
+    /// Waits until the log of a container has the line `text` on standard output.
+    pub async fn wait_for_line(&self, sandbox: &str, container: &str, text: &str) -> Result<()> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            // A line that is being written now looks torn.
+            let lines = self.read_log(sandbox, container).unwrap_or_default();
+            if log::text(&lines, "stdout").lines().any(|line| line == text) {
+                return Ok(());
+            }
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "{container} never wrote {text:?}: {lines:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Runs a sandbox with nothing special about it.
     pub async fn pod(&mut self, name: &str) -> Result<Pod> {
         let config = self.sandbox_config(name);

@@ -1,0 +1,89 @@
+//! The network of sandboxes: bridge, addresses, ports.
+
+use anyhow::{Context as _, Result};
+use berth_api::v1;
+use berth_testkit::{Node, container_config};
+use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_reach_each_other_and_the_node_by_address() -> Result<()> {
+    let mut node = Node::start().await?;
+    let image = node.busybox().await?;
+    let (server, client) = (node.pod("server").await?, node.pod("client").await?);
+    let serve = "while true; do echo from-$(hostname) | nc -l -p 8080; done";
+    node.run(&server, &container_config("serve", &image, &["sh", "-c", serve])).await?;
+    let target = node.address(&server).await?;
+    assert_ne!(target, node.address(&client).await?);
+
+    let script = format!(
+        "for i in $(seq 100); do nc {target} 8080 </dev/null && exit; sleep 0.1; done; exit 1"
+    );
+    assert_eq!(node.shell(&client, &image, &script).await?, "from-server\n");
+    let script = "ping -c 1 -W 5 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null && echo reached";
+    assert_eq!(node.shell(&client, &image, script).await?, "reached\n");
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_is_leased_until_its_sandbox_is_gone() -> Result<()> {
+    let mut node = Node::start().await?;
+    let mut seen = Vec::new();
+    for number in 0..5 {
+        let pod = node.pod(&format!("pod-{number}")).await?;
+        seen.push(node.address(&pod).await?);
+    }
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 5, "{seen:?}");
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_subnet_is_the_configured_one_and_can_be_used_up() -> Result<()> {
+    let options = berth_testkit::NodeOptions {
+        config: "[network]\nsubnet = '10.99.0.0/29'\n".into(),
+        ..Default::default()
+    };
+    let mut node = Node::start_with(options).await?;
+    // Eight addresses, without those of the network, the bridge and the broadcast.
+    for number in 0..5 {
+        let pod = node.pod(&format!("pod-{number}")).await?;
+        assert!(node.address(&pod).await?.starts_with("10.99.0."));
+    }
+    let config = node.sandbox_config("one-too-many");
+    let status = node.cri.run_sandbox(&config).await.err().context("a sixth address was found")?;
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_port_leads_to_the_pod() -> Result<()> {
+    let mut node = Node::start().await?;
+    let image = node.busybox().await?;
+    let mut config = node.sandbox_config("web");
+    config.port_mappings = vec![v1::PortMapping {
+        protocol: v1::Protocol::Tcp.into(),
+        container_port: 8080,
+        host_port: 12_000,
+        host_ip: String::new(),
+    }];
+    let pod = node.pod_with(config).await?;
+    let serve = "while true; do echo mapped | nc -l -p 8080; done";
+    node.run(&pod, &container_config("serve", &image, &["sh", "-c", serve])).await?;
+    let heard = node.machine.run(|| {
+        use std::io::Read as _;
+        for _ in 0..200 {
+            let mut text = String::new();
+            if let Ok(mut stream) = std::net::TcpStream::connect("127.0.0.1:12000") {
+                stream.read_to_string(&mut text).ok();
+            }
+            if !text.is_empty() {
+                return Ok(text);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        anyhow::bail!("nothing came from port 12000")
+    })?;
+    assert_eq!(heard, "mapped\n");
+    node.assert_clean().await
+}

@@ -1,0 +1,114 @@
+//! Registries: TLS, platforms, documents of several kinds.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use berth_testkit::registry::Certificate;
+use berth_testkit::{Node, NodeOptions, image};
+use serde_json::json;
+
+fn tls_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name)
+}
+
+/// What the bridge's address, the only one that is not loopback, has in these tests.
+fn certificate() -> Certificate {
+    Certificate {
+        certificate: tls_file("server.pem"),
+        key: tls_file("server.key"),
+        address: IpAddr::V4(Ipv4Addr::new(10, 85, 0, 1)),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_pulled_under_tls_from_a_private_authority() -> Result<()> {
+    let authority = tls_file("authority.pem");
+    let options = NodeOptions {
+        config: format!("[image]\nca_files = ['{}']\n", authority.display()),
+        ..Default::default()
+    };
+    let mut node = Node::start_with(options).await?;
+    node.push("busybox", "latest", &image::busybox()?)?;
+    let private = node.registry.under_tls(&node.machine, certificate())?;
+    let reference = private.reference("busybox", "latest");
+    node.cri.pull(&reference).await?;
+    drop(private);
+    let pod = node.pod("pod").await?;
+    assert_eq!(node.shell(&pod, &reference, "echo runs").await?, "runs\n");
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_whose_certificate_nobody_trusts_is_refused() -> Result<()> {
+    let mut node = Node::start().await?;
+    node.push("busybox", "latest", &image::busybox()?)?;
+    let private = node.registry.under_tls(&node.machine, certificate())?;
+    let reference = private.reference("busybox", "latest");
+    let refused = node.cri.pull(&reference).await.err().context("it was trusted")?;
+    assert!(refused.message().contains(&private.address().to_string()), "{refused:?}");
+    assert!(refused.message().to_lowercase().contains("certificate"), "{refused:?}");
+    drop(private);
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_registry_that_is_not_configured_is_not_spoken_to_plainly() -> Result<()> {
+    for plain in [false, true] {
+        let config = if plain { "[image]\nplain_http = ['10.85.0.1']\n" } else { "" };
+        let options = NodeOptions { config: config.into(), ..Default::default() };
+        let mut node = Node::start_with(options).await?;
+        node.push("busybox", "latest", &image::busybox()?)?;
+        let open = node.registry.at(&node.machine, certificate().address)?;
+        let reference = open.reference("busybox", "latest");
+        match (plain, node.cri.pull(&reference).await) {
+            (true, pulled) => drop(pulled?),
+            (false, Ok(_)) => anyhow::bail!("it was spoken to without TLS"),
+            (false, Err(refused)) => {
+                assert!(refused.message().contains("10.85.0.1"), "{refused:?}");
+            }
+        }
+        drop(open);
+        node.assert_clean().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_manifest_of_this_platform_is_found_behind_foreign_ones() -> Result<()> {
+    let mut node = Node::start().await?;
+    let foreign = image::ImageBuilder::new().config("Cmd", json!(["foreign"])).build()?;
+    let attestation = image::ImageBuilder::new().config("Cmd", json!(["attestation"])).build()?;
+    let made = image::busybox()?
+        .behind(foreign, json!({"architecture": "arm64", "os": "linux", "variant": "v8"}))?
+        .behind(attestation, json!({"architecture": "unknown", "os": "unknown"}))?;
+    let reference = node.push("platforms", "latest", &made)?;
+    assert_eq!(node.cri.pull(&reference).await?, made.id.to_string());
+    let pod = node.pod("pod").await?;
+    assert_eq!(node.shell(&pod, &reference, "echo ours").await?, "ours\n");
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_without_this_platform_is_refused_by_name() -> Result<()> {
+    let mut node = Node::start().await?;
+    let made = image::busybox()?.made_for(&json!({"architecture": "arm64", "os": "linux"}))?;
+    let reference = node.push("foreign", "latest", &made)?;
+    let refused = node.cri.pull(&reference).await.err().context("it was pulled")?;
+    assert!(refused.message().contains("foreign:latest"), "{refused:?}");
+    assert!(refused.message().contains("linux/amd64"), "{refused:?}");
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_is_pulled_by_its_own_digest_without_an_index() -> Result<()> {
+    let mut node = Node::start().await?;
+    let made = image::busybox()?;
+    let tagged = node.push("busybox", "latest", &made)?;
+    let repository = tagged.rsplit_once(':').context("no tag")?.0.to_owned();
+    let by_digest = format!("{repository}@{}", made.manifests[0].0.digest());
+    assert_eq!(node.cri.pull(&by_digest).await?, made.id.to_string());
+    let pod = node.pod("pod").await?;
+    assert_eq!(node.shell(&pod, &by_digest, "echo runs").await?, "runs\n");
+    node.assert_clean().await
+}
