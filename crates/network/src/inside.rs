@@ -34,9 +34,10 @@ impl Inside {
     /// Prepares the calling thread's network namespace, which must be a new sandbox's:
     /// turns IPv6 off for interfaces made later, and opens a socket.
     ///
-    /// `lo` keeps its `::1`, for programs that name it. An `eth0` without IPv6 is made
-    /// faster, does not send router solicitations and takes no advertisements, which a
-    /// neighbour could forge (CVE-2020-10749).
+    /// An `eth0` without IPv6 sends no router solicitations and takes no advertisements,
+    /// which a neighbour could forge (CVE-2020-10749). Setting the parameter costs 0.03 ms
+    /// here; what it saves while attaching is lost in the noise. `lo` keeps its `::1`, for
+    /// programs that name it.
     ///
     /// # Errors
     /// No socket to be had; the kernel parameter cannot be set.
