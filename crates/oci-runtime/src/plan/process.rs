@@ -84,7 +84,7 @@ impl ProcessPlan {
         let environment = if spec.process().as_ref() == Some(process) {
             environment(spec, process)?
         } else {
-            plain_environment(process)?
+            exec_environment(spec, process)?
         };
         let cwd = super::clean_absolute(process.cwd()).ok_or_else(|| {
             Error::invalid("process.cwd", format!("{} is not absolute", process.cwd().display()))
@@ -137,9 +137,27 @@ fn c_string(field: &'static str, bytes: &[u8]) -> Result<CString, Error> {
 
 /// The container's environment: the annotation's when it is there, else `process.env`.
 fn environment(spec: &Spec, process: &Process) -> Result<Vec<CString>, Error> {
+    annotated_environment(spec)?.map_or_else(|| plain_environment(process), Ok)
+}
+
+/// The environment of a further process. An entry that is the container's own, as JSON
+/// shows what is not UTF-8, has the container's bytes.
+fn exec_environment(spec: &Spec, process: &Process) -> Result<Vec<CString>, Error> {
+    let mut entries = plain_environment(process)?;
+    for original in annotated_environment(spec)?.into_iter().flatten() {
+        let shown = original.to_string_lossy();
+        entries
+            .iter_mut()
+            .filter(|entry| entry.to_bytes() == shown.as_bytes())
+            .for_each(|entry| entry.clone_from(&original));
+    }
+    Ok(entries)
+}
+
+fn annotated_environment(spec: &Spec) -> Result<Option<Vec<CString>>, Error> {
     const FIELD: &str = "annotation dev.berth.process.env";
     let annotation = spec.annotations().as_ref().and_then(|all| all.get(ENVIRONMENT_ANNOTATION));
-    let Some(annotation) = annotation else { return plain_environment(process) };
+    let Some(annotation) = annotation else { return Ok(None) };
     let encoded: Vec<String> = serde_json::from_str(annotation)
         .map_err(|error| Error::invalid(FIELD, error.to_string()))?;
     let decode = |entry: &String| {
@@ -147,7 +165,7 @@ fn environment(spec: &Spec, process: &Process) -> Result<Vec<CString>, Error> {
             STANDARD.decode(entry).map_err(|error| Error::invalid(FIELD, error.to_string()))?;
         entry_of(FIELD, &bytes)
     };
-    encoded.iter().map(decode).collect()
+    encoded.iter().map(decode).collect::<Result<_, _>>().map(Some)
 }
 
 fn plain_environment(process: &Process) -> Result<Vec<CString>, Error> {
@@ -301,6 +319,24 @@ mod tests {
         .unwrap();
         assert_eq!(plan.environment[0].to_bytes(), b"B=\xff");
         assert_eq!(plan.environment.len(), 1);
+    }
+
+    #[test]
+    fn a_further_process_has_the_containers_bytes() {
+        // "B=\xff" and "C=1".
+        let json = r#"{"ociVersion":"1.0.2","annotations":{
+            "dev.berth.process.env":"[\"Qj3/\",\"Qz0x\"]"},
+            "process":{"cwd":"/","user":{"uid":0,"gid":0},"args":["ls"],
+                "env":["B=\ufffd","C=1"]}}"#;
+        let spec: Spec = serde_json::from_str(json).unwrap();
+        let mut process = spec.process().clone().unwrap();
+        let mut env = process.env().clone().unwrap();
+        env.push("TERM=xterm".to_owned());
+        env[1] = "C=2".to_owned();
+        process.set_env(Some(env)).set_args(Some(vec!["ps".to_owned()]));
+        let plan = ProcessPlan::new("c1", &spec, &process, None).unwrap();
+        let found: Vec<_> = plan.environment.iter().map(|entry| entry.to_bytes()).collect();
+        assert_eq!(found, [&b"B=\xff"[..], b"C=2", b"TERM=xterm"]);
     }
 
     #[test]
