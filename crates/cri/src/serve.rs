@@ -17,7 +17,7 @@ pub(crate) const MAX_MESSAGE_BYTES: usize = 16 << 20;
 const MAX_STREAMS: u32 = 1000;
 /// Longest header list, bytes.
 const MAX_HEADER_BYTES: u32 = 32 << 10;
-/// Memory for requests not yet read: one connection may hold two whole ones.
+/// How much a client may send, on one connection or in one request, before it is read.
 const WINDOW_BYTES: u32 = 1 << 20;
 /// How long requests in flight may take once the daemon is to end. Their work goes on in
 /// the engine where it outlives its client.
