@@ -101,6 +101,20 @@ impl<K: Eq + Hash + Clone, V: Clone> Names<K, V> {
         self.lock().holders.remove(key);
     }
 
+    /// Ends the work behind `promised` under a name: with an object, which keeps the name,
+    /// or without. An object that was published and removed meanwhile has released it.
+    fn settle(&self, key: &K, promised: &watch::Receiver<Outcome<V>>, made: Option<V>) {
+        let mut table = self.lock();
+        match table.holders.get(key) {
+            Some(Holder::Making(work)) if work.same_channel(promised) => {}
+            _ => return,
+        }
+        match made {
+            Some(value) => table.holders.insert(key.clone(), Holder::Made(value)),
+            None => table.holders.remove(key),
+        };
+    }
+
     /// Takes no new work from now on, and waits for what is being done.
     pub(crate) async fn close(&self) {
         let working: Vec<_> = {
@@ -147,10 +161,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Promise<K, V> {
     /// Ends the work: a made object keeps the name, a failure frees it.
     pub(crate) fn keep(mut self, outcome: Result<V, Error>) {
         self.kept = true;
-        match &outcome {
-            Ok(value) => self.names.restore(self.key.clone(), value.clone()),
-            Err(_) => self.names.release(&self.key),
-        }
+        self.names.settle(&self.key, &self.sender.subscribe(), outcome.as_ref().ok().cloned());
         self.sender.send_replace(Some(outcome.map_err(Arc::new)));
     }
 }
@@ -158,7 +169,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Promise<K, V> {
 impl<K: Eq + Hash + Clone, V: Clone> Drop for Promise<K, V> {
     fn drop(&mut self) {
         if !self.kept {
-            self.names.release(&self.key);
+            self.names.settle(&self.key, &self.sender.subscribe(), None);
         }
     }
 }
@@ -214,6 +225,19 @@ mod tests {
         let (promise, work) = new(names.claim(&"pod"));
         drop(promise);
         assert!(matches!(work.outcome().await, Err(Error::TaskDied(_))));
+        new(names.claim(&"pod"));
+    }
+
+    #[tokio::test]
+    async fn an_object_removed_before_its_maker_is_done_leaves_no_name() {
+        let names = Names::new();
+        let (promise, work) = new(names.claim(&"pod"));
+        names.release(&"pod");
+        let (second, _) = new(names.claim(&"pod"));
+        promise.keep(Ok(7));
+        assert_eq!(work.outcome().await.unwrap(), 7);
+        joined(names.claim(&"pod"));
+        drop(second);
         new(names.claim(&"pod"));
     }
 
