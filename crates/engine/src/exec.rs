@@ -5,7 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_model::{ContainerId, ErrorKind, ExecId};
@@ -67,13 +67,13 @@ async fn run(
         shim: shim.clone(),
         container: container.id.clone(),
         exec,
-        dir,
+        dir: Directory { path: dir, over: Arc::default() },
         known: false,
         ended: false,
     };
-    let (bundle, fifos) = (container.bundle.clone(), session.dir.clone());
+    let (bundle, dir) = (container.bundle.clone(), session.dir.clone());
     let prepare = move || {
-        make_fifos(&fifos)?;
+        dir.make()?;
         process(&bundle, command)
     };
     let process = core.disk.run(prepare).instrument(debug_span!("prepare")).await??;
@@ -98,7 +98,7 @@ struct Session {
     shim: Shim,
     container: ContainerId,
     exec: ExecId,
-    dir: PathBuf,
+    dir: Directory,
     /// Whether the shim may know of it.
     known: bool,
     /// Whether its process has ended.
@@ -107,11 +107,11 @@ struct Session {
 
 impl Session {
     fn stdout(&self) -> PathBuf {
-        self.dir.join("out")
+        self.dir.path.join("out")
     }
 
     fn stderr(&self) -> PathBuf {
-        self.dir.join("err")
+        self.dir.path.join("err")
     }
 
     fn process(&self) -> Process<'_> {
@@ -156,7 +156,7 @@ impl Session {
     /// Reads both streams while the process runs, and a little longer.
     async fn wait(&self, out: &mut Stream, err: &mut Stream) -> Result<Exited, Error> {
         let read = async {
-            let (out, err) = tokio::join!(out.read(&self.dir), err.read(&self.dir));
+            let (out, err) = tokio::join!(out.read(&self.dir.path), err.read(&self.dir.path));
             out.and(err)
         };
         tokio::pin!(read);
@@ -194,7 +194,7 @@ impl Drop for Session {
             if known && let Err(error) = shim.delete(process).await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "delete exec process");
             }
-            let removed = core.disk.run(move || files::remove_dir(&dir)).await;
+            let removed = core.disk.run(move || dir.remove()).await;
             if let Ok(Err(error)) | Err(error) = removed {
                 warn_failure("remove FIFOs of a command", &error);
             }
@@ -203,6 +203,27 @@ impl Drop for Session {
         let id = &self.container;
         let span = debug_span!(parent: None, "exec_clean", container.id = %id);
         self.core.tasks.spawn(clean.instrument(span));
+    }
+}
+
+/// Where the FIFOs are. A client may go while they are being made, so their removal is final.
+#[derive(Clone)]
+struct Directory {
+    path: PathBuf,
+    over: Arc<Mutex<bool>>,
+}
+
+impl Directory {
+    /// Makes the FIFOs, unless nobody wants them any more.
+    fn make(&self) -> Result<(), Error> {
+        let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        if *over { Ok(()) } else { make_fifos(&self.path) }
+    }
+
+    fn remove(&self) -> Result<(), Error> {
+        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        *over = true;
+        files::remove_dir(&self.path)
     }
 }
 
@@ -309,6 +330,17 @@ mod tests {
         stream.read(&path).await.unwrap();
         writer.join().unwrap();
         assert_eq!(stream.kept.len(), MAX_EXEC_OUTPUT);
+    }
+
+    #[test]
+    fn fifos_made_late_for_a_client_that_is_gone_are_not_made() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = Directory { path: parent.path().join("fifos"), over: Arc::default() };
+        dir.make().unwrap();
+        assert!(dir.path.join("out").exists());
+        dir.remove().unwrap();
+        dir.make().unwrap();
+        assert!(!dir.path.exists());
     }
 
     #[test]
