@@ -66,8 +66,11 @@ impl Driver {
             Some(exited) => {
                 let kills = self.oom_kills().await;
                 if !self.owns_pid_namespace() {
-                    // What the first process left behind ends with it.
-                    self.kill_by_cgroup().await?;
+                    // What the first process left behind ends with it. Should it not, the
+                    // end is recorded all the same.
+                    if let Err(error) = self.kill_by_cgroup().await {
+                        warn_failure("kill what a container left behind", &error);
+                    }
                 }
                 decide::exit(exited.code, exited.at, kills)
             }
