@@ -1,6 +1,7 @@
 //! Usage, read at most as often as it is worth.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -90,9 +91,18 @@ fn container_now(core: &Core, container: &Container) -> ContainerStats {
     let running = matches!(status.state, ContainerState::Running { .. });
     ContainerStats {
         cgroup: running.then(|| sample(core, &container.cgroup)).flatten(),
-        writable_layer: core.layers.usage(&core.snapshots, &container.id),
+        writable_layer: layer_now(core, container),
         status,
     }
+}
+
+fn layer_now(core: &Core, container: &Container) -> Option<DiskUsage> {
+    let usage = core.layers.usage(&core.snapshots, &container.id);
+    // Removed during the walk: nobody else would forget it.
+    if container.removed.load(Ordering::Acquire) {
+        core.layers.forget(&container.id);
+    }
+    usage
 }
 
 fn sandbox_now(core: &Core, sandbox: &Sandbox) -> SandboxStats {

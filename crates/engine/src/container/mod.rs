@@ -17,6 +17,7 @@ mod stop;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use berth_cgroup::CgroupPath;
@@ -55,6 +56,8 @@ pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     pub(crate) cgroup: CgroupPath,
     pub(crate) status: Published<Arc<ContainerStatus>>,
+    /// Set by its driver once nothing is left of it.
+    pub(crate) removed: AtomicBool,
     queue: mpsc::Sender<Command>,
 }
 
@@ -73,19 +76,24 @@ impl Container {
             bundle: core.config.containers().join(&record.id),
             cgroup: cgroup_path(&record.cgroup)?,
             status: Published::new(Arc::new(status)),
+            removed: AtomicBool::new(false),
             queue,
         };
         Ok((Arc::new(container), commands))
     }
 
-    /// Asks the driver. One that has ended has removed the container: `Ok` for what wants
-    /// it gone, which is every command but [`Command::Start`].
+    /// Asks the driver. One that has ended has removed the container, `Ok` for what wants
+    /// it gone, which is every command but [`Command::Start`]; or it ended with the daemon.
     pub(crate) async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         let command = command(reply);
         let start = matches!(command, Command::Start(_));
         if self.queue.send(command).await.is_err() {
-            return if start { Err(Error::ContainerNotFound(self.id.clone())) } else { Ok(()) };
+            return match (self.removed.load(Ordering::Acquire), start) {
+                (false, _) => Err(Error::ShuttingDown),
+                (true, true) => Err(Error::ContainerNotFound(self.id.clone())),
+                (true, false) => Ok(()),
+            };
         }
         answer.await.unwrap_or(Err(Error::ShuttingDown))
     }

@@ -1,5 +1,7 @@
 //! Created or Exited → (none).
 
+use std::sync::atomic::Ordering;
+
 use berth_snapshot::SnapshotKey;
 use tracing::{Instrument as _, debug_span};
 
@@ -33,6 +35,7 @@ impl Driver {
         let id = &self.container.id;
         self.core.forget_container(id).await?;
         self.core.containers.remove(id);
+        self.container.removed.store(true, Ordering::Release);
         self.core.forget_usage(id, &self.container.cgroup);
         self.container.sandbox.members.release(&self.record.spec.name);
         self.discard_files();

@@ -18,6 +18,7 @@ mod teardown;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use berth_cgroup::CgroupPath;
 use berth_metadata::{SandboxPhase, SandboxRecord};
@@ -68,6 +69,8 @@ pub(crate) struct Sandbox {
     pub(crate) shim: Published<Option<Shim>>,
     /// Its containers, by the client's name.
     pub(crate) members: Names<ContainerName, ContainerId>,
+    /// Set by its driver once nothing is left of it.
+    pub(crate) removed: AtomicBool,
     queue: mpsc::Sender<Command>,
 }
 
@@ -90,6 +93,7 @@ impl Sandbox {
             status: Published::new(Arc::new(status)),
             shim: Published::new(shim),
             members: Names::new(),
+            removed: AtomicBool::new(false),
             queue,
         };
         Ok((Arc::new(sandbox), commands))
@@ -104,12 +108,13 @@ impl Sandbox {
         self.status.get().state == SandboxState::Ready
     }
 
-    /// Asks the driver; a driver that has ended has removed the sandbox, which is what
-    /// both commands want.
+    /// Asks the driver. One that has ended has removed the sandbox, which is what both
+    /// commands want, or ended with the daemon, which is not.
     pub(crate) async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         if self.queue.send(command(reply)).await.is_err() {
-            return Ok(());
+            let removed = self.removed.load(Ordering::Acquire);
+            return if removed { Ok(()) } else { Err(Error::ShuttingDown) };
         }
         answer.await.unwrap_or(Err(Error::ShuttingDown))
     }

@@ -1,5 +1,7 @@
 //! Any state → (none).
 
+use std::sync::atomic::Ordering;
+
 use futures_util::future::join_all;
 
 use super::driver::Driver;
@@ -22,6 +24,8 @@ impl Driver {
         self.core.forget_sandbox(&self.sandbox.id).await?;
         self.core.sandboxes.remove(&self.sandbox.id);
         self.core.names.release(&self.sandbox.spec.name);
+        self.core.sampler.forget(&self.sandbox.cgroup);
+        self.sandbox.removed.store(true, Ordering::Release);
         Ok(())
     }
 }
