@@ -1,5 +1,7 @@
 //! What a request names of the host: mount sources, device nodes, profiles.
 
+mod propagation;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -32,7 +34,9 @@ pub(super) fn resolve(mounts: &[BindMount]) -> Result<Vec<BindMount>, Error> {
         }
         let host_path = fs::canonicalize(path)
             .map_err(|source| Error::MissingMountSource { path: path.clone(), source })?;
-        Ok(BindMount { host_path, ..mount.clone() })
+        let resolved = BindMount { host_path, ..mount.clone() };
+        propagation::check(&resolved)?;
+        Ok(resolved)
     };
     mounts.iter().map(one).collect()
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_metadata::{ContainerRecord, SandboxPhase, SandboxRecord};
-use berth_model::container::ContainerEvent;
+use berth_model::container::{ContainerEvent, Timestamp};
 use berth_model::{ContainerState, ErrorKind};
 use berth_shim_client::{Shim, TaskState, TaskStatus};
 use tokio::time::timeout;
 
 use crate::container::{Adoption, Container};
-use crate::core::Core;
+use crate::core::{Core, warn_failure};
 use crate::sandbox::{Sandbox, bootstrap, end_shim, process, undo_interrupted};
 use crate::{Error, clock, container, sandbox};
 
@@ -38,7 +38,9 @@ pub(super) async fn sandbox(
     }
     if record.shim.is_none() && core.config.socket(&record.id).exists() {
         // The daemon died while a shim was ending.
-        end_shim(core, record.id.clone(), None).await?;
+        if let Err(error) = end_shim(core, record.id.clone(), None).await {
+            warn_failure("end the shim of a stopped sandbox", &error);
+        }
     }
     let (handle, commands) = Sandbox::new(core, &record, shim.clone())?;
     core.names.restore(record.spec.name.clone(), record.id.clone());
@@ -93,9 +95,9 @@ async fn adopt_container(
         None => without_shim(&record.state),
         Some(shim) => {
             let found = ask(shim, &record).await;
-            if let Some(pid) = found.started {
+            if let Some((pid, at)) = found.started {
                 // The daemon died between the start and its record.
-                let event = ContainerEvent::Started { pid, at: clock::now() };
+                let event = ContainerEvent::Started { pid, at };
                 record.state = record.state.clone().apply(event).map_err(|refused| {
                     Error::Transition { id: record.id.clone(), source: Box::new(refused) }
                 })?;
@@ -118,8 +120,8 @@ fn without_shim(state: &ContainerState) -> Adoption {
 
 #[derive(Debug, Default)]
 struct Found {
-    /// The pid of a task that was started and not recorded.
-    started: Option<u32>,
+    /// The pid of a task that was started and not recorded, and a time at which it ran.
+    started: Option<(u32, Timestamp)>,
     adoption: Adoption,
 }
 
@@ -157,10 +159,11 @@ fn decide(state: &ContainerState, known: Known, shim: &Shim) -> Found {
         }
         (ContainerState::Created, Known::Task(task)) => match task.status {
             TaskStatus::Running | TaskStatus::Paused => {
-                Found { started: Some(task.pid), adoption: watch() }
+                Found { started: Some((task.pid, clock::now())), adoption: watch() }
             }
             TaskStatus::Stopped(exited) => Found {
-                started: Some(task.pid),
+                // It cannot have started after it ended.
+                started: Some((task.pid, exited.at.min(clock::now()))),
                 adoption: Adoption { task: true, watch: None, ended: Some(Some(exited)) },
             },
             // Made and never started: a start makes it anew.

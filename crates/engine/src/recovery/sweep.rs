@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use berth_cgroup::CgroupPath;
 use berth_model::{ContainerId, SandboxId};
 use berth_snapshot::SnapshotKey;
 
@@ -41,25 +42,26 @@ pub(super) async fn sweep(
     }
 }
 
-/// Shims of sandboxes that no record names.
+/// Shims of sandboxes that no record names. They are found by their sockets: of a sandbox
+/// that was being removed, or made, nothing else may be there.
 async fn shims(core: &Arc<Core>, live: &HashSet<SandboxId>) {
-    let names = core
-        .disk
-        .run({
-            let dir = core.config.sandboxes();
-            move || names(&dir)
-        })
-        .await;
-    let Ok(Ok(names)) = names else { return };
-    for id in names.into_iter().filter_map(|name| SandboxId::new(name).ok()) {
-        if live.contains(&id) {
-            continue;
-        }
-        tracing::warn!(sandbox.id = %id, "sweep: shim of no record");
+    let dir = core.config.sockets();
+    let Ok(Ok(names)) = core.disk.run(move || names(&dir)).await else { return };
+    let known = sockets(core, live);
+    // A socket is named by the start of its sandbox's id, which is an id as well.
+    let strangers = names.into_iter().filter(|name| !known.contains(name));
+    for id in strangers.filter_map(|name| SandboxId::new(name).ok()) {
+        tracing::warn!(socket = %id, "sweep: shim of no record");
         if let Err(error) = end_shim(core, id, None).await {
             warn_failure("sweep shim", &error);
         }
     }
+}
+
+/// Names of the sockets of the given sandboxes' shims.
+fn sockets(core: &Core, sandboxes: &HashSet<SandboxId>) -> HashSet<String> {
+    let name = |id| Some(core.config.socket(id).file_name()?.to_str()?.to_owned());
+    sandboxes.iter().filter_map(name).collect()
 }
 
 async fn links(core: &Arc<Core>, live: HashSet<SandboxId>) -> Result<(), Error> {
@@ -78,10 +80,7 @@ fn directories(
     containers: &HashSet<ContainerId>,
 ) -> Result<(), Error> {
     let config = &core.config;
-    let sockets: HashSet<String> = sandboxes
-        .iter()
-        .filter_map(|id| Some(config.socket(id).file_name()?.to_str()?.to_owned()))
-        .collect();
+    let sockets = sockets(core, sandboxes);
     let in_sandboxes = |name: &str| is_sandbox(sandboxes, name);
     let in_containers = |name: &str| is_container(containers, name);
     for (dir, keep) in [
@@ -93,10 +92,12 @@ fn directories(
         for name in names(&dir)?.iter().filter(|name| !keep(name)) {
             let path = dir.join(name);
             tracing::warn!(path = %path.display(), "sweep: directory of no record");
-            if path.is_dir() {
-                files::remove_dir(&path)?;
-            } else {
-                std::fs::remove_file(&path).map_err(Error::io("remove", path))?;
+            let removed = match path.is_dir() {
+                true => files::remove_dir(&path),
+                false => std::fs::remove_file(&path).map_err(Error::io("remove", path)),
+            };
+            if let Err(error) = removed {
+                warn_failure("sweep", &error);
             }
         }
     }
@@ -138,23 +139,28 @@ fn cgroups(
             continue;
         }
         if !is_sandbox(sandboxes, &name) {
-            tracing::warn!(cgroup = %path, "sweep: cgroup of no record");
-            clear_cgroup(core, &path)?;
+            sweep_cgroup(core, &path);
             continue;
         }
         for name in children(core, &path)? {
             let Ok(path) = path.child(&name) else { continue };
             if !is_container(containers, &name) {
-                tracing::warn!(cgroup = %path, "sweep: cgroup of no record");
-                clear_cgroup(core, &path)?;
+                sweep_cgroup(core, &path);
             }
         }
     }
     Ok(())
 }
 
+fn sweep_cgroup(core: &Core, path: &CgroupPath) {
+    tracing::warn!(cgroup = %path, "sweep: cgroup of no record");
+    if let Err(error) = clear_cgroup(core, path) {
+        warn_failure("sweep", &error);
+    }
+}
+
 /// Names of the cgroups directly below `path`, in any hierarchy.
-fn children(core: &Core, path: &berth_cgroup::CgroupPath) -> Result<HashSet<String>, Error> {
+fn children(core: &Core, path: &CgroupPath) -> Result<HashSet<String>, Error> {
     let Some(cgroup) = core.cgroup(path)? else { return Ok(HashSet::new()) };
     let mut children = HashSet::new();
     for directory in cgroup.paths() {

@@ -1,6 +1,7 @@
 //! Pods on the real shim, network and snapshots: what the engine promises a front.
 
 mod node;
+mod restart;
 
 use std::time::Duration;
 
@@ -212,41 +213,6 @@ fn bad_requests_are_refused_by_name_and_leave_nothing() {
 }
 
 #[test]
-fn a_restarted_engine_adopts_what_runs_and_learns_what_ended() {
-    run(|| async {
-        let node = Node::start().await;
-        let sandbox = node.sandbox("restart").await;
-        let runs = node.create(&sandbox, "runs", "exec sleep 1000").await;
-        let ends = node.create(&sandbox, "ends", "sleep 0.3; exit 9").await;
-        let waits = node.create(&sandbox, "waits", "exec sleep 1000").await;
-        node.start_container(&runs).await;
-        node.start_container(&ends).await;
-        let before = node.engine.container(&runs).unwrap().pid();
-        let address = node.engine.sandbox(&sandbox).unwrap().ip;
-        node.engine.shutdown().await;
-        tokio::time::sleep(Duration::from_millis(600)).await;
-
-        let node = node.restart().await;
-        let ContainerState::Exited { exit, .. } =
-            node.engine.container(&ends).unwrap().state.clone()
-        else {
-            panic!("the end of a container is known when the engine is open")
-        };
-        assert_eq!((exit.code, exit.reason), (9, ExitReason::Error));
-        assert_eq!(node.engine.container(&runs).unwrap().pid(), before);
-        let status = node.engine.sandbox(&sandbox).unwrap();
-        assert_eq!((status.state, status.ip), (SandboxState::Ready, address));
-        node.start_container(&waits).await;
-        let out = node.engine.exec_sync(&runs, vec!["echo".into(), "back".into()], None).await;
-        assert_eq!(out.unwrap().stdout, b"back\n");
-        node.engine.stop_container(&runs, Duration::ZERO).await.unwrap();
-        assert_eq!(node.exited(&runs).await.0, 137);
-        node.engine.remove_sandbox(&sandbox).await.unwrap();
-        node.assert_clean().await;
-    });
-}
-
-#[test]
 fn a_killed_shim_leaves_its_containers_exited_and_its_sandbox_not_ready() {
     run(|| async {
         let node = Node::start().await;
@@ -296,52 +262,6 @@ fn a_shim_that_hangs_is_bypassed() {
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         assert_eq!(node.exited(&id).await, (137, ExitReason::Error));
         node.engine.remove_sandbox(&sandbox).await.unwrap();
-        node.assert_clean().await;
-    });
-}
-
-#[test]
-fn after_a_reboot_nothing_is_ready_and_everything_can_be_removed() {
-    run(|| async {
-        let node = Node::start().await;
-        let sandbox = node.sandbox("reboot").await;
-        let id = node.create(&sandbox, "main", "exec sleep 1000").await;
-        node.start_container(&id).await;
-        node.engine.shutdown().await;
-        let pods = node.pods();
-        let mut record = pods.sandboxes().unwrap().remove(0);
-        record.boot_id = "another boot".into();
-        pods.put_sandbox(&record).unwrap();
-        drop(pods);
-
-        let node = node.restart().await;
-        assert_eq!(node.engine.sandbox(&sandbox).unwrap().state, SandboxState::NotReady);
-        assert_eq!(node.exited(&id).await, (255, ExitReason::ShimLost));
-        let spec = container_spec("late", "true");
-        let error = node.engine.create_container(&sandbox, spec).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
-        node.engine.remove_sandbox(&sandbox).await.unwrap();
-        node.assert_clean().await;
-    });
-}
-
-#[test]
-fn a_sandbox_whose_making_was_interrupted_is_undone() {
-    run(|| async {
-        let node = Node::start().await;
-        let sandbox = node.sandbox("interrupted").await;
-        node.engine.shutdown().await;
-        let pods = node.pods();
-        let mut record = pods.sandboxes().unwrap().remove(0);
-        record.phase = berth_metadata::SandboxPhase::Creating;
-        (record.shim, record.network) = (None, None);
-        pods.put_sandbox(&record).unwrap();
-        drop(pods);
-
-        let node = node.restart().await;
-        assert_eq!(node.engine.sandbox(&sandbox).unwrap_err().kind(), ErrorKind::NotFound);
-        let again = node.sandbox("interrupted").await;
-        node.engine.remove_sandbox(&again).await.unwrap();
         node.assert_clean().await;
     });
 }
@@ -424,21 +344,6 @@ fn a_rotated_log_goes_on_in_a_new_file() {
         assert!(path.exists());
         node.log_with("rotate", "main", " stdout F line\n").await;
         node.engine.remove_sandbox(&sandbox).await.unwrap();
-        node.assert_clean().await;
-    });
-}
-
-#[test]
-fn what_no_record_names_is_swept_at_the_start() {
-    run(|| async {
-        let node = Node::start().await;
-        let state = node.path().join("state");
-        let orphan = "f".repeat(64);
-        for dir in ["sandboxes", "containers", "exec"] {
-            std::fs::create_dir(state.join(dir).join(&orphan)).unwrap();
-        }
-        std::fs::write(state.join("s/orphan"), "").unwrap();
-        let node = node.restart().await;
         node.assert_clean().await;
     });
 }
