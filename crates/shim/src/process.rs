@@ -50,6 +50,8 @@ struct State {
     pid: u32,
     pidfd: Option<Arc<OwnedFd>>,
     streams: Option<Arc<Streams>>,
+    /// The input was closed before there were streams.
+    input_closed: bool,
     failed: bool,
 }
 
@@ -78,6 +80,7 @@ impl Process {
             pid: made.pid.as_raw().unsigned_abs(),
             pidfd: Some(Arc::new(made.pidfd)),
             streams: Some(Arc::new(streams)),
+            input_closed: false,
             failed: false,
         };
         Self::new(id, uris, state)
@@ -86,7 +89,8 @@ impl Process {
     /// A process that will be made when it is started.
     pub(crate) fn pending(id: &str, uris: Uris, process: OciProcess) -> Self {
         let phase = Phase::Pending(Box::new(process));
-        let state = State { phase, pid: 0, pidfd: None, streams: None, failed: false };
+        let state =
+            State { phase, pid: 0, pidfd: None, streams: None, input_closed: false, failed: false };
         Self::new(id, uris, state)
     }
 
@@ -144,7 +148,19 @@ impl Process {
         state.phase = Phase::Created(made.start);
         state.pid = made.pid.as_raw().unsigned_abs();
         state.pidfd = Some(Arc::new(made.pidfd));
+        if state.input_closed {
+            streams.close_stdin();
+        }
         state.streams = Some(Arc::new(streams));
+    }
+
+    /// Ends its input, also that of a process that is yet to be made.
+    pub(crate) fn close_stdin(&self) {
+        let mut state = self.state();
+        match &state.streams {
+            Some(streams) => streams.close_stdin(),
+            None => state.input_closed = true,
+        }
     }
 
     /// Lets it execute its program, and waits until it has; its pid.
@@ -160,7 +176,12 @@ impl Process {
                 }
             }
         };
-        match execute(handle).await {
+        let begun = self.streams().map_or(Ok(()), |streams| streams.begin_input());
+        let executed = match begun {
+            Ok(()) => execute(handle).await,
+            Err(error) => Err(error),
+        };
+        match executed {
             Ok(()) => {
                 let mut state = self.state();
                 if matches!(state.phase, Phase::Starting) {

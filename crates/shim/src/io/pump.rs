@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use nix::errno::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
 
 use super::frame::{Framer, Stream, rfc3339};
 use super::logfile::LogFile;
@@ -120,13 +121,52 @@ pub(super) async fn copy(
         if count == 0 {
             return Ok(());
         }
-        let mut rest = &chunk[..count];
-        while !rest.is_empty() {
-            let written =
-                to.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(&fd.0, rest)?)).await?;
-            rest = &rest[written..];
+        write_all(&to, &chunk[..count]).await?;
+    }
+}
+
+/// As [`copy`]; ends as well when `from` is empty after the sender of `no_more` is gone.
+pub(super) async fn copy_until(
+    from: AsyncFd<Watched<OwnedFd>>,
+    to: AsyncFd<Watched<OwnedFd>>,
+    mut no_more: oneshot::Receiver<()>,
+) -> io::Result<()> {
+    let mut last = false;
+    loop {
+        let ready = if last {
+            None
+        } else {
+            tokio::select! {
+                ready = from.readable() => Some(ready?),
+                _ = &mut no_more => {
+                    last = true;
+                    None
+                }
+            }
+        };
+        let mut chunk = vec![0; CHUNK];
+        match nix::unistd::read(&from.get_ref().0, &mut chunk) {
+            Ok(0) => return Ok(()),
+            Ok(count) => write_all(&to, &chunk[..count]).await?,
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) if last => return Ok(()),
+            Err(Errno::EAGAIN) => {
+                if let Some(mut ready) = ready {
+                    ready.clear_ready();
+                }
+            }
+            Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+async fn write_all(to: &AsyncFd<Watched<OwnedFd>>, mut rest: &[u8]) -> io::Result<()> {
+    while !rest.is_empty() {
+        let written =
+            to.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(&fd.0, rest)?)).await?;
+        rest = &rest[written..];
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -9,14 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_oci_runtime::Stdio;
 use nix::fcntl::OFlag;
-use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK, O_PATH};
 use rustix::termios::Winsize;
 use tokio::io::Interest;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::frame::Stream;
 use super::logfile::LogFile;
-use super::pump::{LogStream, copy};
+use super::pump::{LogStream, copy, copy_until};
 use super::uri::{Sink, Source, Uris};
 use super::{set_nonblocking, watch};
 use crate::error::Error;
@@ -33,11 +34,6 @@ pub(crate) struct Opened {
 pub(crate) struct Streams {
     log: Option<Arc<LogFile>>,
     logged: Vec<Arc<LogStream>>,
-    /// The caller's FIFO, and the pipe that it is copied to.
-    ///
-    /// A process that had the FIFO itself would read an end of file when it came before
-    /// the caller's first writer. Polled, a FIFO tells "no writer yet" from "no more".
-    piped: Option<(OwnedFd, OwnedFd)>,
     /// FIFOs between a terminal and the caller: input, then output.
     terminal: Option<(Option<OwnedFd>, Option<OwnedFd>)>,
     inner: Mutex<Inner>,
@@ -45,8 +41,14 @@ pub(crate) struct Streams {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Keeps the process's input from ending.
+    /// Keeps the process's input from ending: a caller that goes away may come back.
     stdin: Option<OwnedFd>,
+    /// The caller's FIFO, not open yet, and the pipe that it will be copied to.
+    piped: Option<(File, OwnedFd)>,
+    /// Dropped when the input shall end with what is in the FIFO.
+    more: Option<oneshot::Sender<()>>,
+    /// Whether the caller has closed the input.
+    closed: bool,
     /// Keep the caller's FIFOs from breaking while the caller is away.
     kept: Vec<OwnedFd>,
     console: Option<OwnedFd>,
@@ -80,11 +82,6 @@ impl Streams {
             self.attach_console(console).map_err(failed)?;
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((fifo, pipe)) = self.piped.take() {
-            let from = watch(fifo, Interest::READABLE).map_err(failed)?;
-            let copying = copy(from, watch(pipe, Interest::WRITABLE).map_err(failed)?);
-            inner.input = Some(tokio::spawn(async move { drop(copying.await) }));
-        }
         for stream in &self.logged {
             inner.outputs.push(tokio::spawn(Arc::clone(stream).run()));
         }
@@ -113,6 +110,29 @@ impl Streams {
         Ok(())
     }
 
+    /// Begins to copy the input when the process starts. Not sooner: until a FIFO has a
+    /// reader its writers wait, so a client that reaches the end of its own input before
+    /// it knows of the process (containerd issue 4489) still closes it afterwards.
+    pub(crate) fn begin_input(&self) -> Result<(), Error> {
+        let failed = |source| Error::Io("open standard input", source);
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((fifo, pipe)) = inner.piped.take() else { return Ok(()) };
+        let path = format!("/proc/self/fd/{}", fifo.as_raw_fd());
+        let open = |how: &mut OpenOptions| how.custom_flags(O_NONBLOCK).open(&path);
+        // The reader first: poll(2) tells it of the end of writers that came after it.
+        let reader = open(OpenOptions::new().read(true)).map_err(failed)?;
+        let writer = open(OpenOptions::new().write(true)).map_err(failed)?;
+        let from = watch(reader.into(), Interest::READABLE).map_err(failed)?;
+        let to = watch(pipe, Interest::WRITABLE).map_err(failed)?;
+        let (more, no_more) = oneshot::channel();
+        inner.input = Some(tokio::spawn(async move { drop(copy_until(from, to, no_more).await) }));
+        if !inner.closed {
+            inner.stdin = Some(writer.into());
+            inner.more = Some(more);
+        }
+        Ok(())
+    }
+
     /// Opens the log anew after its file was renamed.
     pub(crate) fn reopen_log(&self) -> Result<(), Error> {
         let log = self.log.as_ref();
@@ -120,13 +140,12 @@ impl Streams {
         log.reopen().map_err(|source| Error::Io("open the log anew", source))
     }
 
-    /// Ends the process's input.
+    /// Ends the process's input, after what was written to it.
     pub(crate) fn close_stdin(&self) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.closed = true;
         inner.stdin = None;
-        if let Some(input) = inner.input.take() {
-            input.abort();
-        }
+        inner.more = None;
     }
 
     /// Tells the terminal its size, in characters.
@@ -188,10 +207,10 @@ impl Streams {
                 Ok(read)
             }
             Source::Fifo(path) => {
-                let fifo = fifo(path, OpenOptions::new().read(true))?;
+                let fifo = fifo(path, OpenOptions::new().read(true), O_PATH)?;
                 let (read, write) = pipe()?;
                 set_nonblocking(&write).map_err(|source| Error::Io("make pipe", source))?;
-                self.piped = Some((fifo.into(), write));
+                inner.piped = Some((fifo, write));
                 Ok(read)
             }
         }
@@ -263,13 +282,13 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
 
 /// Opens both ends of a FIFO, which waits for nobody and never ends (fifo(7)).
 fn both(path: &Path) -> Result<File, Error> {
-    fifo(path, OpenOptions::new().read(true).write(true))
+    fifo(path, OpenOptions::new().read(true).write(true), O_NONBLOCK)
 }
 
-/// Opens a FIFO in a mode that waits for nobody, and does not block.
-fn fifo(path: &Path, how: &mut OpenOptions) -> Result<File, Error> {
+/// Opens a FIFO; `flags` must be such that this waits for nobody.
+fn fifo(path: &Path, how: &mut OpenOptions, flags: i32) -> Result<File, Error> {
     let failed = |source| Error::Path { what: "open FIFO", path: path.to_owned(), source };
-    let file = how.custom_flags(O_NONBLOCK | O_NOFOLLOW).open(path).map_err(failed)?;
+    let file = how.custom_flags(flags | O_NOFOLLOW).open(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.file_type().is_fifo() {
         return Err(Error::invalid("stdio", format!("{} is not a FIFO", path.display())));
     }

@@ -140,10 +140,9 @@ impl Task for TaskService {
     }
 
     async fn close_io(&self, _: &TtrpcContext, r: api::CloseIORequest) -> Result<api::Empty> {
-        if let Some(streams) = self.0.container(&r.id)?.process(&r.exec_id)?.streams()
-            && r.stdin
-        {
-            streams.close_stdin();
+        let process = self.0.container(&r.id)?.process(&r.exec_id)?;
+        if r.stdin {
+            process.close_stdin();
         }
         Ok(api::Empty::new())
     }

@@ -1,5 +1,6 @@
 //! Containers that run and end.
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use berth_model::mount::Mount;
@@ -249,31 +250,58 @@ async fn held_input_ends_when_it_is_closed() {
 }
 
 #[tokio::test]
-async fn input_through_a_fifo_waits_for_its_writer_and_ends_with_it() {
+async fn input_through_a_fifo_outlives_its_writers_and_ends_when_it_is_closed() {
     if !is_root() {
         return;
     }
     let pod = Pod::start().await;
-    for (id, closed_by_request) in [("a", false), ("b", true)] {
-        let fifo = pod.dir.path().join(format!("{id}.in"));
-        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let mut wanted = pod.wanted(id, pod.bundle(id, &["/bin/cat"], |_| {}));
-        wanted.stdin = Input::Fifo(fifo.clone());
-        pod.shim.create(&wanted).await.unwrap();
-        pod.shim.start(&wanted.id).await.unwrap();
-        let early = timeout(Duration::from_millis(100), pod.shim.wait(&wanted.id)).await;
-        assert!(early.is_err(), "cat ended before there was a writer");
-        let mut writer = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
-        std::io::Write::write_all(&mut writer, b"through\n").unwrap();
-        pod.expect(id, &["stdout F through"]).await;
-        if closed_by_request {
-            pod.shim.close_stdin(&wanted.id).await.unwrap();
-        } else {
-            drop(writer);
-        }
-        assert_eq!(pod.wait(&wanted.id).await.code, 0);
-        pod.shim.delete(&wanted.id).await.unwrap();
+    let fifo = pod.dir.path().join("in");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut wanted = pod.wanted("a", pod.bundle("a", &["/bin/cat"], |_| {}));
+    wanted.stdin = Input::Fifo(fifo.clone());
+    pod.shim.create(&wanted).await.unwrap();
+    // Nobody reads yet: a client's write waits until the start.
+    let mut writing = std::fs::OpenOptions::new();
+    writing.write(true).custom_flags(nix::libc::O_NONBLOCK);
+    let early = writing.open(&fifo).unwrap_err();
+    assert_eq!(early.raw_os_error(), Some(nix::libc::ENXIO));
+    pod.shim.start(&wanted.id).await.unwrap();
+    std::fs::write(&fifo, "first\n").unwrap();
+    pod.expect("a", &["stdout F first"]).await;
+    std::fs::write(&fifo, "second\n").unwrap();
+    pod.expect("a", &["stdout F first", "stdout F second"]).await;
+    let early = timeout(Duration::from_millis(100), pod.shim.wait(&wanted.id)).await;
+    assert!(early.is_err(), "cat ended with a writer that may come back");
+    let _writer = writing.open(&fifo).unwrap();
+    pod.shim.close_stdin(&wanted.id).await.unwrap();
+    assert_eq!(pod.wait(&wanted.id).await.code, 0);
+    pod.shim.delete(&wanted.id).await.unwrap();
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn what_was_written_before_the_input_was_closed_is_read() {
+    if !is_root() {
+        return;
     }
+    let pod = Pod::start().await;
+    let fifo = pod.dir.path().join("in");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let script = "sleep 0.3; cat | while read line; do last=$line; echo $last; done";
+    let mut wanted = pod.wanted("a", pod.bundle("a", &["/bin/sh", "-c", script], |_| {}));
+    wanted.stdin = Input::Fifo(fifo.clone());
+    pod.shim.create(&wanted).await.unwrap();
+    pod.shim.start(&wanted.id).await.unwrap();
+    // More than one pipe holds: some is still in the FIFO when it is closed.
+    let text: String = (0..20_000).map(|n| format!("{n:05}\n")).collect();
+    let path = fifo.clone();
+    let text_written = text.clone();
+    tokio::task::spawn_blocking(move || std::fs::write(path, text_written).unwrap()).await.unwrap();
+    pod.shim.close_stdin(&wanted.id).await.unwrap();
+    assert_eq!(pod.wait(&wanted.id).await.code, 0);
+    let expected: Vec<_> = text.lines().map(|line| format!("stdout F {line}")).collect();
+    assert!(pod.lines("a") == expected);
+    pod.shim.delete(&wanted.id).await.unwrap();
     pod.finish().await;
 }
 
