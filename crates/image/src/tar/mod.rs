@@ -17,6 +17,8 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 pub(crate) use reader::{Archive, ReadError};
 
 /// Longest extended header or long name, bytes.
@@ -56,7 +58,7 @@ pub(crate) struct Entry {
     /// Major and minor number of a device.
     pub(crate) device: (u32, u32),
     /// Extended attributes: name without NUL, value.
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// A point in time; the nanoseconds count upwards from the second.

@@ -1,5 +1,7 @@
 //! Extended header records (POSIX pax utility, "pax Extended Header").
 
+use std::collections::BTreeMap;
+
 use super::Time;
 use super::header::owner;
 use crate::BadArchive;
@@ -17,7 +19,7 @@ pub(super) struct Records {
     pub(super) gid: Option<u32>,
     pub(super) mtime: Option<Time>,
     pub(super) atime: Option<Time>,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl Records {
@@ -58,8 +60,7 @@ impl Records {
         if attribute.is_empty() || attribute.contains(&0) {
             return Err(BadArchive::Pax);
         }
-        self.xattrs.retain(|(name, _)| name != attribute);
-        self.xattrs.push((attribute.to_vec(), value.to_vec()));
+        self.xattrs.insert(attribute.to_vec(), value.to_vec());
         Ok(())
     }
 }

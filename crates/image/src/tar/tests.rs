@@ -89,7 +89,7 @@ fn extended_headers_win_over_the_header() {
     assert_eq!(entry.uid, 3_000_000_000);
     assert_eq!(entry.mtime, Time { seconds: -2, nanoseconds: 750_000_000 });
     assert_eq!(entry.atime, Some(Time { seconds: 12, nanoseconds: 1 }));
-    assert_eq!(entry.xattrs, [(b"user.a".to_vec(), b"=\n\0 anything".to_vec())]);
+    assert_eq!(entry.xattrs, [(b"user.a".to_vec(), b"=\n\0 anything".to_vec())].into());
 }
 
 #[test]
@@ -192,6 +192,16 @@ fn numbers_that_are_none_are_refused() {
     }
     let tar = Tar::new().pax(&[("uid", b"4294967295")]).file("f", b"");
     refused(tar, BadArchive::Number("uid"));
+}
+
+#[test]
+fn as_many_attributes_as_fit_a_header_are_read_in_no_time() {
+    let names: Vec<_> = (0..45_000).map(|number| format!("SCHILY.xattr.{number:05}")).collect();
+    let records: Vec<_> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+    let tar = Tar::new().pax(&records);
+    let started = std::time::Instant::now();
+    assert_eq!(one(tar.file("f", b"")).xattrs.len(), names.len());
+    assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
 }
 
 #[test]
