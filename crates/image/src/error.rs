@@ -116,6 +116,14 @@ pub enum Error {
     /// The daemon is shutting down, or nobody waits for the pull any more.
     #[error("pull of {0} was stopped")]
     Stopped(String),
+    /// No thread could be started.
+    #[error("start a thread to {what}")]
+    Thread {
+        /// What it was to do.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
     /// A task of ours panicked; the panic was logged.
     #[error("{0} panicked")]
     Panicked(&'static str),
@@ -138,6 +146,7 @@ impl Error {
             Self::Layer { source, .. } => source.kind(),
             Self::MediaType { .. } => ErrorKind::Unimplemented,
             Self::Sync { source, .. } => errno_kind(*source),
+            Self::Thread { .. } => ErrorKind::ResourceExhausted,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::Stopped(_) => ErrorKind::Cancelled,
             Self::InUse { .. } | Self::Panicked(_) => ErrorKind::Internal,

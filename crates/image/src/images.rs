@@ -12,10 +12,11 @@ use berth_model::{ChainId, Digest, Reference};
 use berth_registry::{Auth, Client};
 use berth_snapshot::{Snapshots, Trash};
 use oci_spec::image::ImageConfiguration;
+use tokio::sync::Semaphore;
 
 use crate::document::configuration;
 use crate::pins::{Pin, Pins};
-use crate::pull::Flights;
+use crate::pull::{Flights, NODE_LAYERS};
 use crate::{Config, Error, blocking};
 
 /// Any error of whoever tells which layers are in use.
@@ -23,7 +24,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The images of this node; clones share them.
 #[derive(Clone, Debug)]
-pub struct Images(Arc<Inner>);
+pub struct Images(pub(crate) Arc<Inner>);
 
 #[derive(Debug)]
 pub(crate) struct Inner {
@@ -34,6 +35,8 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) pins: Pins,
     pub(crate) flights: Flights,
+    /// A permit for each layer under way on this node.
+    pub(crate) layers: Arc<Semaphore>,
 }
 
 /// Where images are and what they use (CRI `FilesystemUsage`).
@@ -82,7 +85,8 @@ impl Images {
         config: Config,
     ) -> Self {
         let (pins, flights) = (Pins::default(), Flights::default());
-        Self(Arc::new(Inner { store, content, snapshots, client, config, pins, flights }))
+        let layers = Arc::new(Semaphore::new(NODE_LAYERS));
+        Self(Arc::new(Inner { store, content, snapshots, client, config, pins, flights, layers }))
     }
 
     /// Pulls what `reference` names, or joins the pull of the same reference with the
@@ -263,6 +267,13 @@ impl Inner {
         let found = self.store.image_by_tag(name).map_err(store("find image"))?;
         let Some(image) = found else { return Ok(None) };
         Ok(self.is_complete(&image)?.then_some(image))
+    }
+
+    /// Stores the image; returns it with all of its names, which may be more.
+    pub(crate) fn put_image(&self, image: &ImageRecord) -> Result<ImageRecord, Error> {
+        self.store.put_image(image).map_err(store("store image"))?;
+        let stored = self.store.image_by_id(&image.id).map_err(store("store image"))?;
+        Ok(stored.unwrap_or_else(|| image.clone()))
     }
 
     fn is_complete(&self, image: &ImageRecord) -> Result<bool, Error> {

@@ -8,7 +8,8 @@
 //!
 //! One pull is one task. Requests for the same reference with the same credentials join
 //! it; it outlives each of them, and stops [`Config::orphan_grace`] after the last is
-//! gone. Each layer is one pipeline of two blocking threads with bounded queues between.
+//! gone. Each layer is one pipeline of two threads of its own with bounded queues between;
+//! the node has a bounded number of pipelines.
 //!
 //! Invariants: a blob or layer is verified and on disk before the row that names it is
 //! committed; whatever a pull needs is pinned, so that a removal that runs meanwhile
@@ -39,4 +40,20 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Panicked(what))
+}
+
+/// Runs `work` on a thread of its own; otherwise as [`blocking`].
+///
+/// For what waits for a network, or for other such work: blocking threads are few and
+/// everyone's, and stages of a pipeline that wait in line for one behind stages that wait
+/// for them would wait for ever.
+async fn apart<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    // Who gave up has dropped the receiver; what was made for them is dropped here then.
+    let thread = std::thread::Builder::new().spawn(move || answer.send(work()).is_ok());
+    thread.map_err(|source| Error::Thread { what, source })?;
+    answered.await.map_err(|_| Error::Panicked(what))
 }

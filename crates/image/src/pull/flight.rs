@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-use crate::Error;
 use crate::images::Inner;
+use crate::{Error, blocking};
 
 /// Those who prove themselves differently do not share an answer.
 type Key = (Reference, Option<Auth>);
@@ -58,11 +58,16 @@ impl Drop for Waiter {
 struct Landing {
     images: Arc<Inner>,
     key: Key,
+    flight: Arc<Flight>,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.images.flights.lock().remove(&self.key);
+        let mut flights = self.images.flights.lock();
+        // One that was given up is off the list before its end; its place may be taken.
+        if flights.get(&self.key).is_some_and(|listed| Arc::ptr_eq(listed, &self.flight)) {
+            flights.remove(&self.key);
+        }
     }
 }
 
@@ -113,22 +118,31 @@ impl Flights {
         let flight = Arc::new(Flight { outcome, waiters: watch::Sender::new(1) });
         flights.insert(key.clone(), flight.clone());
         let span = tracing::info_span!("image.pull", "image.ref" = %key.0);
-        let landing = Landing { images: images.clone(), key };
-        self.tasks.spawn(fly(landing, flight.clone(), report).instrument(span));
+        let landing = Landing { images: images.clone(), key, flight: flight.clone() };
+        self.tasks.spawn(fly(landing, report).instrument(span));
         Ok(Waiter(flight))
     }
 }
 
-async fn fly(landing: Landing, flight: Arc<Flight>, report: watch::Sender<Outcome>) {
+async fn fly(landing: Landing, report: watch::Sender<Outcome>) {
     let (images, (reference, auth)) = (landing.images.clone(), landing.key.clone());
     let limit = images.config.pull_deadline;
-    let work = super::pull(images.clone(), reference.clone(), auth);
-    let result = tokio::select! {
-        done = tokio::time::timeout(limit, work) => done.unwrap_or_else(|_| {
+    let mut work = Box::pin(super::pull(images.clone(), reference.clone(), auth));
+    let ended = tokio::select! {
+        done = &mut work => Ok(done),
+        () = tokio::time::sleep(limit) => {
             Err(Error::Deadline { reference: reference.to_string(), limit })
-        }),
-        () = abandoned(&landing, &flight) => Err(Error::Stopped(reference.to_string())),
+        }
+        () = abandoned(&landing) => Err(Error::Stopped(reference.to_string())),
         () = images.flights.stop.cancelled() => Err(Error::Stopped(reference.to_string())),
+    };
+    let result = match ended {
+        Ok(done) => done,
+        Err(why) => {
+            // What it has unpacked is removed with it, file by file.
+            blocking("give up a pull", move || drop(work)).await.ok();
+            Err(why)
+        }
     };
     // First off the list, then the answer: who asks after it starts anew.
     drop(landing);
@@ -136,7 +150,8 @@ async fn fly(landing: Landing, flight: Arc<Flight>, report: watch::Sender<Outcom
 }
 
 /// Returns when the pull has had no waiter for the grace time, and is off the list.
-async fn abandoned(landing: &Landing, flight: &Flight) {
+async fn abandoned(landing: &Landing) {
+    let flight = &landing.flight;
     let mut waiters = flight.waiters.subscribe();
     let grace = landing.images.config.orphan_grace;
     loop {
@@ -151,5 +166,28 @@ async fn abandoned(landing: &Landing, flight: &Flight) {
             flights.remove(&landing.key);
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pull::tests::Node;
+
+    #[test]
+    fn a_pull_that_ends_late_leaves_the_place_of_its_successor() {
+        let node = Node::new();
+        let (images, key) = (&node.images.0, (node.reference(":t"), None));
+        let flight = || {
+            let outcome = watch::channel(None).1;
+            Arc::new(Flight { outcome, waiters: watch::Sender::new(0) })
+        };
+        let (late, next) = (flight(), flight());
+        let landing = |flight| Landing { images: images.clone(), key: key.clone(), flight };
+        images.flights.lock().insert(key.clone(), next.clone());
+        drop(landing(late));
+        assert!(images.flights.lock().contains_key(&key));
+        drop(landing(next));
+        assert!(images.flights.lock().is_empty());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! registry ==8==> store: hash, write, verify ==8==> unpack: gunzip, hash, untar
-//!   async             blocking thread                   blocking thread
+//!   async            thread of its own                  thread of its own
 //! ```
 //!
 //! A blob that unpacks badly is still read to its end: whether it is the blob that was
@@ -25,7 +25,7 @@ use super::stream::{Exceeded, Meter, Piece, PieceReader};
 use crate::apply::{Applied, apply};
 use crate::document::Compression;
 use crate::tar::Archive;
-use crate::{Error, LayerError, Limits, blocking};
+use crate::{Error, LayerError, Limits, apart, blocking};
 
 /// Pieces between two stages; each is what one read of a connection gave.
 const QUEUE: usize = 8;
@@ -62,7 +62,7 @@ pub(super) struct Workshop {
     pub(super) content: Content,
     pub(super) snapshots: Snapshots,
     pub(super) limits: Arc<Limits>,
-    /// Cancelled when the pull is given up: threads cannot be dropped.
+    /// Cancelled when the pull fails or is given up: threads cannot be dropped.
     pub(super) stop: CancellationToken,
 }
 
@@ -100,14 +100,15 @@ impl Workshop {
         let (to_store, from_network) = mpsc::channel(QUEUE);
         let (to_unpack, from_store) = mpsc::channel(QUEUE);
         let (content, digest, size) = (self.content.clone(), job.digest, job.size);
-        let store = blocking("store a blob", move || {
-            store(&content, digest, size, from_network, &to_unpack)
-        });
+        let store =
+            apart("store a blob", move || store(&content, digest, size, from_network, &to_unpack));
         let (shop, own) = (self.clone(), job.clone());
-        let unpack = blocking("unpack a layer", move || {
-            shop.unpack(PieceReader::new(from_store), &own, place)
-        });
-        let network = self.download(job, to_store);
+        let unpack =
+            apart("unpack a layer", move || shop.unpack(PieceReader::new(from_store), &own, place));
+        let network = async {
+            let done = self.stop.run_until_cancelled(self.download(job, to_store)).await;
+            done.unwrap_or_else(|| Err(Error::Stopped(digest.to_string())))
+        };
         let (network, stored, unpacked) = tokio::join!(network, store, unpack);
         // In the order of the stages: what fails first makes those after it fail.
         network?;
@@ -134,7 +135,7 @@ impl Workshop {
 
     async fn unpack_stored(&self, job: &Job, place: (usize, DiffId)) -> Result<Unpacked, Error> {
         let (shop, own) = (self.clone(), job.clone());
-        blocking("unpack a layer", move || {
+        apart("unpack a layer", move || {
             let blob = shop.content.open_blob(&own.digest);
             let blob = blob.map_err(content_error("open", own.digest))?;
             shop.unpack(BufReader::with_capacity(BUFFER, blob.file), &own, place)

@@ -16,7 +16,7 @@ use berth_model::image::ImageRecord;
 use berth_model::stats::DiskUsage;
 use berth_model::{ChainId, Digest, Reference};
 use berth_registry::{Auth, Repository};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,10 @@ use crate::pins::Pin;
 use crate::{Error, blocking};
 use layer::{Job, Unpacked, Workshop};
 use resolve::Resolved;
+
+/// Most layers of all pulls that are fetched and unpacked at once: each has two threads,
+/// and some MiB in queues and buffers.
+pub(crate) const NODE_LAYERS: usize = 32;
 
 /// One pull under way.
 struct Pull {
@@ -102,17 +106,17 @@ impl Pull {
     /// The image that the resolved digest led to before; the tag leads there now.
     async fn present(&self, top: Digest) -> Result<Option<ImageRecord>, Error> {
         let (images, name) = (self.images.clone(), self.by_digest(top));
-        let tag = self.tag();
+        let (tag, pin) = (self.tag(), self.pin.clone());
         blocking("look for an image", move || {
-            let Some(mut found) = images.complete_by_name(&name)? else { return Ok(None) };
-            if let Some(tag) = tag
-                && !found.tags.contains(&tag)
-            {
-                found.tags.push(tag);
-                found.tags.sort();
-                images.store.put_image(&found).map_err(metadata("store image"))?;
-            }
-            Ok(Some(found))
+            let Some(found) = images.complete_by_name(&name)? else { return Ok(None) };
+            let Some(tag) = tag.filter(|tag| !found.tags.contains(tag)) else {
+                return Ok(Some(found));
+            };
+            pin.chains(&found.chain);
+            pin.blobs(found.blobs);
+            // A removal may have come between; from here on it leaves what is pinned.
+            let Some(found) = images.complete_by_name(&name)? else { return Ok(None) };
+            images.put_image(&ImageRecord { tags: vec![tag], ..found }).map(Some)
         })
         .await?
     }
@@ -128,7 +132,7 @@ impl Pull {
         let stop = CancellationToken::new();
         let _stopped_when_dropped = stop.clone().drop_guard();
         let shop = Workshop {
-            stop,
+            stop: stop.clone(),
             repository: self.repository.clone(),
             content: self.images.content.clone(),
             snapshots: self.images.snapshots.clone(),
@@ -137,17 +141,27 @@ impl Pull {
         let slots = Arc::new(Semaphore::new(self.images.config.parallel_layers.max(1)));
         let mut running = JoinSet::new();
         for job in jobs {
-            let (shop, slots) = (shop.clone(), slots.clone());
+            let (shop, slots) = (shop.clone(), [slots.clone(), self.images.layers.clone()]);
             running.spawn(tracing::Instrument::in_current_span(async move {
-                let slot = slots.acquire_owned().await;
-                let _slot = slot.map_err(|_| Error::Panicked("the pull"))?;
+                let held = shop.stop.run_until_cancelled(acquire(slots)).await;
+                let Some(_held) = held.transpose()? else { return Ok(Vec::new()) };
                 shop.run(job).await
             }));
         }
-        let mut unpacked = Vec::new();
-        // The first failure drops the set, which ends the other jobs.
+        let (mut unpacked, mut failed) = (Vec::new(), None);
         while let Some(done) = running.join_next().await {
-            unpacked.extend(done.map_err(|_| Error::Panicked("a layer's task"))??);
+            match done.map_err(|_| Error::Panicked("a layer's task")).flatten() {
+                Ok(layers) => unpacked.extend(layers),
+                Err(error) => {
+                    stop.cancel(); // the others end, and the first failure is the one to report
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        if let Some(error) = failed {
+            // Layers that are not committed are removed when dropped, file by file.
+            blocking("discard layers", move || drop(unpacked)).await?;
+            return Err(error);
         }
         unpacked.sort_by_key(|layer| layer.index);
         Ok(unpacked)
@@ -209,6 +223,14 @@ impl Pull {
         })
         .await?
     }
+}
+
+async fn acquire(slots: [Arc<Semaphore>; 2]) -> Result<Vec<OwnedSemaphorePermit>, Error> {
+    let mut held = Vec::with_capacity(slots.len());
+    for slot in slots {
+        held.push(slot.acquire_owned().await.map_err(|_| Error::Panicked("the pull"))?);
+    }
+    Ok(held)
 }
 
 /// Settles and commits the layers, lowest first; returns a row for each of the chain.
@@ -295,10 +317,7 @@ fn store(
         user: plan.config.user.clone(),
         pulled_at: now(),
     };
-    images.store.put_image(&record).map_err(failed())?;
-    // It may have had other names.
-    let stored = images.store.image_by_id(&record.id).map_err(failed())?;
-    Ok(stored.unwrap_or(record))
+    images.put_image(&record)
 }
 
 fn snapshot(action: &'static str) -> impl FnOnce(berth_snapshot::Error) -> Error {

@@ -233,3 +233,29 @@ async fn a_config_for_another_platform_is_refused_unless_an_index_chose_it() {
     node.registry.put_manifest("chosen", "application/vnd.oci.image.index.v1+json", &list);
     assert_eq!(node.pull(":chosen").await.unwrap().id, id);
 }
+
+#[tokio::test]
+async fn what_a_failed_pull_unpacked_is_removed_beside_others_work() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::with(Config { parallel_layers: 1, ..config() });
+    let many = (0..5000).fold(Tar::new(), |tar, number| tar.file(&number.to_string(), b""));
+    let mut bad = Layer::of("b", "");
+    bad.diff_id = Digest::of(b"something else");
+    Image::put(&node.registry, &[Layer::gzip(many), bad], "").tag(&node.registry, "t");
+    let mut seen = false;
+    let watch = async {
+        loop {
+            // On one thread nothing of this is seen while that thread removes.
+            seen |= node.entries("snapshots/trash") > 0;
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        error = node.failure(":t") => assert!(matches!(&*error, Error::Layer { .. }), "{error}"),
+        () = watch => {}
+    }
+    assert!(seen);
+    node.assert_settled();
+}

@@ -9,6 +9,7 @@ use tokio::time::{sleep, timeout};
 use super::registry::{Image, Layer};
 use super::{Node, is_root};
 use crate::Error;
+use crate::tar::build::Tar;
 
 fn node_with_image() -> Node {
     let node = Node::new();
@@ -158,4 +159,23 @@ async fn shutdown_ends_pulls_and_refuses_new_ones() {
     assert!(matches!(node.pull(":t").await, Err(Error::Stopped(_))));
     node.registry.release();
     until(|| node.entries("snapshots/ingest") + node.entries("content/ingest") == 0).await;
+}
+
+/// Its two threads wait for each other, and for the network.
+#[test]
+fn a_pull_takes_no_blocking_thread_while_it_waits() {
+    if !is_root() {
+        return;
+    }
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.max_blocking_threads(1).enable_all().build().unwrap();
+    let pulled = runtime.block_on(async {
+        let node = Node::new();
+        let content = "x".repeat(16 << 20); // more than the queues hold
+        let layer = Layer::plain(Tar::new().file("a", content.as_bytes()));
+        Image::put(&node.registry, &[layer], "").tag(&node.registry, "t");
+        timeout(Duration::from_secs(20), node.pull(":t")).await
+    });
+    runtime.shutdown_background();
+    pulled.unwrap().unwrap();
 }

@@ -33,10 +33,10 @@ fn is_root() -> bool {
 }
 
 /// A store of its own and a registry to pull from.
-struct Node {
+pub(super) struct Node {
     directory: TempDir,
     registry: Registry,
-    images: Images,
+    pub(super) images: Images,
 }
 
 fn config() -> Config {
@@ -62,7 +62,7 @@ fn open(root: &Path, config: Config) -> Images {
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(config())
     }
 
@@ -77,7 +77,7 @@ impl Node {
         self.images = open(self.directory.path(), config());
     }
 
-    fn reference(&self, suffix: &str) -> Reference {
+    pub(super) fn reference(&self, suffix: &str) -> Reference {
         format!("{}/r{suffix}", self.registry.address).parse().unwrap()
     }
 

@@ -182,3 +182,28 @@ async fn a_pull_of_an_image_that_lost_a_layer_mends_it() {
     assert_eq!(node.registry.asked().0, 0, "its blob is still here");
     assert_eq!(node.read(&again, "base").as_deref(), Some("shared"));
 }
+
+/// teeth: crates/image/src/pull/mod.rs: `pin.chains(&found.chain);` → nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_gets_a_name_while_it_is_removed_is_pulled_again() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let image = Image::put(&node.registry, &[Layer::of("a", "1")], "");
+    image.tag(&node.registry, "one");
+    image.tag(&node.registry, "two");
+    let one = node.pull(":one").await.unwrap();
+    let gate = node.images.0.pins.close();
+    let (images, reference) = (node.images.clone(), node.reference(":two"));
+    let pull = tokio::spawn(async move { images.pull(&reference, None).await });
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(!pull.is_finished(), "it named what is being removed");
+    node.images.0.store.remove_image(&one.id).unwrap();
+    node.images.snapshots().remove_committed(one.chain[0]).unwrap();
+    drop(gate);
+    let two = pull.await.unwrap().unwrap();
+    assert_eq!(two.tags, [node.reference(":two").to_string()]);
+    assert_eq!(node.read(&two, "a").as_deref(), Some("1"));
+    assert_eq!(node.images.list().await.unwrap(), [two]);
+}
