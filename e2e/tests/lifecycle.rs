@@ -211,12 +211,15 @@ async fn a_container_is_restarted_as_the_next_attempt() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_runs_only_once() -> Result<()> {
     let (mut node, image, pod) = Node::with_pod().await?;
-    let id = node.run(&pod, &script(&image, "sleep 1000")).await?;
-    let refused = node.cri.start_container(&id).await.err().context("it was started twice")?;
-    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    let id = node.run(&pod, &script(&image, "echo started; sleep 1000")).await?;
+    node.wait_for_line("pod", "main", "started").await?;
+    let pid = node.container_pid(&id).await?;
+    node.cri.start_container(&id).await.context("a client that lost the answer asks again")?;
+    assert_eq!(node.container_pid(&id).await?, pid);
     node.cri.stop_container(&id, 0).await?;
     let refused = node.cri.start_container(&id).await.err().context("it was started again")?;
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert_eq!(node.read_log("pod", "main")?.len(), 1);
     node.assert_clean().await
 }
 

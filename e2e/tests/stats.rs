@@ -59,6 +59,8 @@ async fn a_sandboxs_usage_is_that_of_its_containers() -> Result<()> {
     assert!(value(linux.memory.context("no memory")?.working_set_bytes) > 0);
     assert_eq!(value(linux.process.context("no processes")?.process_count), 2);
     assert_eq!(linux.containers.len(), 2);
+    let traffic = linux.network.context("no network")?.default_interface.context("no interface")?;
+    assert_eq!(traffic.name, "eth0");
 
     let all = v1::ListPodSandboxStatsRequest::default();
     let listed = node.cri.runtime.list_pod_sandbox_stats(all).await?.into_inner().stats;
@@ -85,7 +87,6 @@ async fn the_image_file_system_is_named_and_filled_by_images() -> Result<()> {
     let request = v1::ImageFsInfoRequest::default;
     let info = node.cri.image.image_fs_info(request()).await?.into_inner();
     let empty = info.image_filesystems.first().context("no image file system")?.clone();
-    assert!(!info.container_filesystems.is_empty(), "{info:?}");
     node.busybox().await?;
     let info = node.cri.image.image_fs_info(request()).await?.into_inner();
     let filled = info.image_filesystems.first().context("no image file system")?.clone();

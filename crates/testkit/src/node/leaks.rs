@@ -30,7 +30,7 @@ impl Node {
         for dir in self.cgroups() {
             left.extend(below(&dir).into_iter().map(|path| format!("cgroup {}", path.display())));
         }
-        left.extend(self.namespaces()?);
+        left.extend(self.descriptors()?);
         left.extend(self.links()?);
         left.extend(self.active_snapshots());
         if left.is_empty() {
@@ -112,8 +112,8 @@ impl Node {
             .collect())
     }
 
-    /// Namespaces that the daemon holds by descriptor, other than its own.
-    fn namespaces(&self) -> Result<Vec<String>> {
+    /// Namespaces, other than its own, and processes that the daemon holds by descriptor.
+    fn descriptors(&self) -> Result<Vec<String>> {
         let Some(pid) = self.daemon.pid() else { return Ok(Vec::new()) };
         let links = |dir: &str| -> Result<Vec<String>> {
             let entries = fs::read_dir(format!("/proc/{pid}/{dir}"))?.flatten();
@@ -123,12 +123,21 @@ impl Node {
         };
         let own = links("ns")?;
         let held = links("fd")?.into_iter().filter(|link| {
-            ["net:[", "ipc:[", "uts:[", "mnt:[", "pid:[", "user:[", "cgroup:["]
-                .iter()
-                .any(|kind| link.starts_with(kind))
+            [
+                "net:[",
+                "ipc:[",
+                "uts:[",
+                "mnt:[",
+                "pid:[",
+                "user:[",
+                "cgroup:[",
+                "anon_inode:[pidfd]",
+            ]
+            .iter()
+            .any(|kind| link.starts_with(kind))
         });
         let foreign = held.filter(|link| !own.contains(link));
-        Ok(foreign.map(|link| format!("namespace {link} held by the daemon")).collect())
+        Ok(foreign.map(|link| format!("{link} held by the daemon")).collect())
     }
 
     /// The node's base cgroup in each hierarchy that has it.
