@@ -49,8 +49,15 @@ pub(crate) async fn exec_sync(
     }
     let shim = container.sandbox.live_shim("exec")?;
     let late = || Error::Deadline { what: format!("command in container {id}"), limit };
-    let run = run(core, &container, shim, command);
-    timeout_at(until, run).await.unwrap_or_else(|_| Err(late()))
+    let run = timeout_at(until, run(core, &container, shim, command));
+    let bounded = async {
+        tokio::select! {
+            ended = run => ended.unwrap_or_else(|_| Err(late())),
+            () = core.shutdown.cancelled() => Err(Error::ShuttingDown),
+        }
+    };
+    // A shutdown waits for what it tracks, and so until the command was taken back.
+    core.tasks.track_future(bounded).await
 }
 
 async fn run(

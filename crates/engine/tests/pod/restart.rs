@@ -43,6 +43,46 @@ fn a_restarted_engine_adopts_what_runs_and_learns_what_ended() {
     });
 }
 
+/// teeth: crates/engine/src/exec.rs: `() = core.shutdown.cancelled()` → `() = std::future::pending()`
+#[test]
+fn a_command_ends_with_the_engine_and_its_container_does_not() {
+    run(|| async {
+        let node = Node::start().await;
+        let sandbox = node.sandbox("ending").await;
+        let id = node.create(&sandbox, "main", "exec sleep 1000").await;
+        node.start_container(&id).await;
+        let seconds = (10_000_000 + std::process::id()).to_string();
+        let runs = || {
+            let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+            let line = format!("sleep\0{seconds}\0");
+            processes
+                .filter_map(|process| std::fs::read(process.path().join("cmdline")).ok())
+                .any(|cmdline| cmdline == line.as_bytes())
+        };
+        let engine = node.engine.clone();
+        let (command, container) = (vec!["sleep".into(), seconds.clone()], id.clone());
+        let exec = tokio::spawn(async move { engine.exec_sync(&container, command, None).await });
+        let until = Instant::now() + GRACE;
+        while !runs() {
+            assert!(Instant::now() < until, "the command does not run");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+
+        node.engine.shutdown().await;
+        assert!(!runs(), "the command outlived the engine");
+        let error = exec.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+
+        let node = node.restart().await;
+        assert!(matches!(
+            node.engine.container(&id).unwrap().state,
+            ContainerState::Running { .. }
+        ));
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.assert_clean().await;
+    });
+}
+
 #[test]
 fn after_a_reboot_nothing_is_ready_and_everything_can_be_removed() {
     run(|| async {
