@@ -50,8 +50,7 @@ impl Network {
     ///
     /// # Errors
     /// [`Error::AddressesExhausted`], [`Error::PortInUse`] and others about the request;
-    /// the kernel's refusals. After an error nothing is left but, for a moment, a lease
-    /// whose link is being deleted.
+    /// the kernel's refusals. After an error nothing is left.
     pub fn attach(
         &self,
         sandbox: &SandboxId,
@@ -139,10 +138,21 @@ impl Network {
         }
     }
 
-    /// Has the link deleted, if it came to be, and then the address given back.
+    /// Deletes the link, if it came to be, and then gives the address back.
+    ///
+    /// Both before it returns, since whoever tries again uses the same name; only a link
+    /// that does not go is left to the reclaimer.
     fn undo_link(&self, sandbox: &SandboxId, address: Ipv4Addr) {
+        let name = link::host_name(sandbox);
+        match link::delete(&mut self.route(), &[&name]) {
+            Ok(()) => return self.undo_lease(sandbox, address),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(sandbox.id = %sandbox, error, "delete link {name}");
+            }
+        }
         self.reclaimer.drain(Draining {
-            name: link::host_name(sandbox),
+            name,
             index: None,
             lease: Some((sandbox.clone(), address)),
             delete_at: Instant::now(),
