@@ -63,7 +63,7 @@ impl Abi {
     }
 
     /// Column in the table of numbers.
-    pub(crate) fn column(self) -> usize {
+    pub(crate) const fn column(self) -> usize {
         match self {
             Self::X86_64 => 0,
             Self::X86 => 1,
@@ -77,42 +77,89 @@ impl Abi {
 /// One row of the table: a name, and its number on each [`Abi`].
 pub(crate) type Row = (&'static str, [Option<u32>; Abi::ALL.len()]);
 
-/// System calls by name. Parsed for each compilation and dropped after it: compilations are
-/// rare, and an idle shim should not hold it.
-#[derive(Debug)]
-pub(crate) struct Table(Vec<Row>);
+/// System calls by name, sorted. Parsed by the compiler: each shim compiles a profile once,
+/// on the way of its first container's start, and an idle one should hold nothing of it.
+static ROWS: [Row; count(TEXT)] = parse(TEXT);
+const TEXT: &[u8] = include_bytes!("syscalls.txt");
 
-impl Table {
-    /// Parses the table that is part of the program.
-    pub(crate) fn load() -> Self {
-        let lines = include_str!("syscalls.txt").lines().filter(|line| !line.starts_with('#'));
-        Self(lines.filter_map(row).collect())
+/// The numbers of `name`; `None` for a name that no architecture has.
+pub(crate) fn numbers(name: &str) -> Option<&'static [Option<u32>; Abi::ALL.len()]> {
+    let at = ROWS.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
+    Some(&ROWS[at].1)
+}
+
+/// Every row.
+#[cfg(test)]
+pub(crate) fn rows() -> &'static [Row] {
+    &ROWS
+}
+
+/// How many lines are no comments.
+const fn count(mut text: &[u8]) -> usize {
+    let mut lines = 0;
+    while !text.is_empty() {
+        if text[0] != b'#' {
+            lines += 1;
+        }
+        text = until(text, b'\n').1;
     }
+    lines
+}
 
-    /// The numbers of `name`; `None` for a name that no architecture has.
-    pub(crate) fn numbers(&self, name: &str) -> Option<&[Option<u32>; Abi::ALL.len()]> {
-        let at = self.0.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
-        Some(&self.0[at].1)
+const fn parse<const LINES: usize>(mut text: &'static [u8]) -> [Row; LINES] {
+    let mut rows = [("", [None; Abi::ALL.len()]); LINES];
+    let mut line = 0;
+    while !text.is_empty() {
+        let (found, rest) = until(text, b'\n');
+        text = rest;
+        if found[0] != b'#' {
+            rows[line] = row(found);
+            line += 1;
+        }
     }
+    rows
+}
 
-    /// Every row.
-    #[cfg(test)]
-    pub(crate) fn rows(&self) -> &[Row] {
-        &self.0
+const fn row(line: &'static [u8]) -> Row {
+    let (name, mut rest) = until(line, b' ');
+    let mut numbers = [None; Abi::ALL.len()];
+    let mut column = 0;
+    while column < numbers.len() {
+        let (field, others) = until(rest, b' ');
+        rest = others;
+        if field[0] != b'-' {
+            let bit = if column == Abi::X32.column() { X32_BIT } else { 0 };
+            numbers[column] = Some(number(field) | bit);
+        }
+        column += 1;
+    }
+    match std::str::from_utf8(name) {
+        Ok(name) => (name, numbers),
+        Err(_) => panic!("a name is ASCII"),
     }
 }
 
-fn row(line: &'static str) -> Option<Row> {
-    let mut fields = line.split_ascii_whitespace();
-    let name = fields.next()?;
-    let mut numbers = [None; Abi::ALL.len()];
-    for number in &mut numbers {
-        *number = fields.next()?.parse().ok();
+const fn number(digits: &[u8]) -> u32 {
+    match std::str::from_utf8(digits) {
+        Ok(digits) => match u32::from_str_radix(digits, 10) {
+            Ok(number) => number,
+            Err(_) => panic!("a number is decimal"),
+        },
+        Err(_) => panic!("a number is ASCII"),
     }
-    if let Some(x32) = &mut numbers[Abi::X32.column()] {
-        *x32 |= X32_BIT;
+}
+
+/// What comes before the first `end`, and what after it.
+const fn until(text: &[u8], end: u8) -> (&[u8], &[u8]) {
+    let mut at = 0;
+    while at < text.len() {
+        if text[at] == end {
+            let (before, after) = text.split_at(at);
+            return (before, after.split_at(1).1);
+        }
+        at += 1;
     }
-    Some((name, numbers))
+    (text, &[])
 }
 
 /// The call that carries `name` as its first argument on 32-bit x86, and that argument.
@@ -168,19 +215,17 @@ mod tests {
 
     #[test]
     fn every_line_of_the_table_is_read_and_sorted() {
-        let table = Table::load();
         let lines = include_str!("syscalls.txt").lines().filter(|line| !line.starts_with('#'));
-        assert_eq!(table.rows().len(), lines.count());
-        assert!(table.rows().windows(2).all(|pair| pair[0].0 < pair[1].0));
-        assert!(table.rows().iter().all(|(_, numbers)| numbers.iter().any(Option::is_some)));
+        assert_eq!(rows().len(), lines.count());
+        assert!(rows().windows(2).all(|pair| pair[0].0 < pair[1].0));
+        assert!(rows().iter().all(|(_, numbers)| numbers.iter().any(Option::is_some)));
     }
 
     #[test]
     fn no_two_names_have_one_number() {
-        let table = Table::load();
         for abi in Abi::ALL {
             let mut numbers: Vec<u32> =
-                table.rows().iter().filter_map(|(_, numbers)| numbers[abi.column()]).collect();
+                rows().iter().filter_map(|(_, numbers)| numbers[abi.column()]).collect();
             let all = numbers.len();
             numbers.sort_unstable();
             numbers.dedup();
@@ -191,14 +236,13 @@ mod tests {
 
     #[test]
     fn known_numbers_are_right() {
-        let table = Table::load();
-        let numbers = |name| *table.numbers(name).unwrap();
+        let numbers = |name| *super::numbers(name).unwrap();
         assert_eq!(numbers("read"), [Some(0), Some(3), Some(X32_BIT), Some(63), Some(3)]);
         let execve = [Some(59), Some(11), Some(X32_BIT | 520), Some(221), Some(11)];
         assert_eq!(numbers("execve"), execve);
         assert_eq!(numbers("socketcall"), [None, Some(102), None, None, None]);
         assert_eq!(numbers("set_tls"), [None, None, None, None, Some(0xf0005)]);
-        assert_eq!(table.numbers("no_such_call"), None);
+        assert_eq!(super::numbers("no_such_call"), None);
         // What this machine's libc says, where it has the name.
         if Abi::native() == Some(Abi::X86_64) {
             for (name, number) in [

@@ -5,6 +5,7 @@
 //! recursion, and every jump goes forward, as BPF demands.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::{Error, Instruction};
 
@@ -50,7 +51,39 @@ enum Node {
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
     nodes: Vec<Node>,
-    known: HashMap<Node, Id>,
+    known: HashMap<Node, Id, BuildHasherDefault<Mix>>,
+}
+
+/// Mixes words by multiplication: a graph has few thousand nodes, and whoever could make
+/// their hashes collide wins milliseconds of his own container's start.
+#[derive(Debug, Default)]
+struct Mix(u64);
+
+impl Hasher for Mix {
+    fn finish(&self) -> u64 {
+        // A map takes the low bits, which a multiplication mixes least.
+        self.0.rotate_left(26)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.write_u64(u64::from(word));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.write_u64(u64::try_from(word).unwrap_or(u64::MAX));
+    }
+
+    fn write_isize(&mut self, word: isize) {
+        self.write_usize(word.unsigned_abs());
+    }
 }
 
 impl Graph {
@@ -85,8 +118,8 @@ impl Graph {
 
     /// The program that starts at `root`.
     pub(crate) fn assemble(&self, root: Id) -> Result<Box<[Instruction]>, Error> {
-        let mut writer =
-            Writer { graph: self, code: Vec::new(), at: HashMap::new(), ends: HashMap::new() };
+        let at = vec![0; self.nodes.len()];
+        let mut writer = Writer { graph: self, code: Vec::new(), at, ends: HashMap::new() };
         for id in self.reachable(root) {
             writer.write(id);
             if writer.code.len() > 2 * LIMIT {
@@ -128,8 +161,8 @@ impl Graph {
 struct Writer<'a> {
     graph: &'a Graph,
     code: Vec<Instruction>,
-    /// Where each node begins.
-    at: HashMap<Id, usize>,
+    /// Where each node that was written begins.
+    at: Vec<usize>,
     /// Where an action was returned last. A copy costs no more than a jump to a far one.
     ends: HashMap<Id, usize>,
 }
@@ -160,7 +193,7 @@ impl Writer<'_> {
                 self.push(test as u16, jt, jf, value)
             }
         };
-        self.at.insert(id, begin);
+        self.at[id.0] = begin;
     }
 
     /// A position near enough for a conditional jump from the next instruction, where `id`
@@ -174,7 +207,7 @@ impl Writer<'_> {
             self.ends.insert(id, at);
             return at;
         }
-        let at = self.at[&id];
+        let at = self.at[id.0];
         if self.near(at) { at } else { self.jump(at) }
     }
 

@@ -8,7 +8,7 @@ use oci_spec::runtime::{
 };
 
 use crate::Error;
-use crate::arch::{ARM_PRIVATE, Abi, Table, multiplexed};
+use crate::arch::{ARM_PRIVATE, Abi, multiplexed, numbers};
 
 /// `SECCOMP_RET_KILL_THREAD`: what libseccomp and runc do on an architecture that the profile
 /// does not name.
@@ -81,7 +81,6 @@ pub(crate) struct Resolved {
 
 /// Resolves `profile` for `abis`.
 pub(crate) fn resolve(profile: &LinuxSeccomp, abis: &[Abi]) -> Result<Resolved, Error> {
-    let table = Table::load();
     let default = action(profile.default_action(), profile.default_errno_ret(), None)?;
     let permissive = matches!(
         profile.default_action(),
@@ -93,15 +92,12 @@ pub(crate) fn resolve(profile: &LinuxSeccomp, abis: &[Abi]) -> Result<Resolved, 
         let name = entry.names().first().map(String::as_str);
         let action = action(entry.action(), entry.errno_ret(), name)?;
         let alternatives = alternatives(entry)?;
-        for (abi, rules) in &mut rules {
-            for name in entry.names() {
-                add(
-                    rules,
-                    *abi,
-                    &table,
-                    name,
-                    &Effect { action, default, entry, alternatives: &alternatives },
-                );
+        let effect = Effect { action, default, entry, alternatives: &alternatives };
+        for name in entry.names() {
+            let numbers = numbers(name);
+            for (abi, rules) in &mut rules {
+                let direct = numbers.and_then(|numbers| numbers[abi.column()]);
+                add(rules, *abi, name, direct, &effect);
             }
         }
     }
@@ -115,9 +111,8 @@ struct Effect<'a> {
     alternatives: &'a [Vec<Condition>],
 }
 
-fn add(rules: &mut Rules, abi: Abi, table: &Table, name: &str, effect: &Effect<'_>) {
-    let number = |name| table.numbers(name).and_then(|numbers| numbers[abi.column()]);
-    let direct = number(name);
+/// Adds the effect on the call `name`, whose number there is `direct`.
+fn add(rules: &mut Rules, abi: Abi, name: &str, direct: Option<u32>, effect: &Effect<'_>) {
     if let Some(number) = direct.filter(|number| abi != Abi::Arm || *number < ARM_PRIVATE) {
         rules.newest = rules.newest.max(Some(number));
     }
@@ -140,7 +135,7 @@ fn add(rules: &mut Rules, abi: Abi, table: &Table, name: &str, effect: &Effect<'
         return;
     }
     if let Some((multiplexer, call)) = multiplexed(name)
-        && let Some(number) = number(multiplexer)
+        && let Some(number) = numbers(multiplexer).and_then(|numbers| numbers[abi.column()])
     {
         rules.add(
             number,

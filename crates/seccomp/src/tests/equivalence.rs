@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::interpreter::{Call, check, run};
 use super::{naive, profiles};
-use crate::arch::{Abi, Table, X32_BIT};
+use crate::arch::{Abi, X32_BIT};
 use crate::compile::compile;
 
 const ARCHES: [u32; 6] = [0xc000_003e, 0x4000_0003, 0xc000_00b7, 0x4000_0028, 0, 0x8000_0015];
@@ -46,7 +46,6 @@ fn equivalent(profile: Value, native: Abi) -> usize {
     let profile = profiles::parse(profile);
     let program = compile(&profile, native).unwrap();
     check(&program);
-    let table = Table::load();
     let abis = naive::abis(&profile, native);
     let values = values(&profile);
     let mut sequence = Sequence(1);
@@ -72,8 +71,10 @@ fn equivalent(profile: Value, native: Abi) -> usize {
             let few = if conditional { samples.len() } else { 2 };
             for args in samples.into_iter().take(few) {
                 let call = Call { number, arch, args };
-                let (ours, meant) =
-                    (run(&program, &call), naive::decide(&profile, &abis, table.rows(), &call));
+                let (ours, meant) = (
+                    run(&program, &call),
+                    naive::decide(&profile, &abis, crate::arch::rows(), &call),
+                );
                 assert_eq!(ours, meant, "{ours:#x} for {meant:#x}: {call:x?}");
             }
         }
@@ -113,8 +114,7 @@ fn an_arm_machine_has_its_two_architectures() {
 
 #[test]
 fn a_tree_too_long_for_short_jumps_is_compiled_as_it_reads() {
-    let table = Table::load();
-    let names: Vec<&str> = table.rows().iter().map(|row| row.0).collect();
+    let names: Vec<&str> = crate::arch::rows().iter().map(|row| row.0).collect();
     let length = equivalent(profiles::everything(&names), Abi::X86_64);
     assert!(length > 1000, "{length} instructions");
 }
