@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use berth_model::SandboxId;
+use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
 use crate::error::Error;
@@ -42,7 +43,8 @@ impl Draining {
         match (if_nametoindex(self.name.as_str()), self.index) {
             (Ok(found), Some(index)) => found != index,
             (Ok(_), None) => false,
-            (Err(_), _) => true,
+            // Any other error, such as no descriptor being left, says nothing of the link.
+            (Err(errno), _) => errno == Errno::ENODEV,
         }
     }
 }
