@@ -105,7 +105,7 @@ async fn build(core: &Arc<Core>, plan: &mut Plan, undo: &Undo) -> Result<Shim, E
     let namespaces = core.spawner.make(wanted).instrument(debug_span!("namespaces"));
     // Both are awaited to their end: nothing may still be in the making when undo runs.
     let (namespaces, prepared) = tokio::join!(namespaces, prepare(core, plan, undo));
-    prepared?;
+    let cgroup = prepared?;
     let mut namespaces = namespaces?;
     let net = match (&namespaces.net, namespaces.inside.take()) {
         (Some(net), Some(inside)) => {
@@ -114,16 +114,17 @@ async fn build(core: &Arc<Core>, plan: &mut Plan, undo: &Undo) -> Result<Shim, E
         }
         _ => None,
     };
+    let request = request(core, plan, namespaces, cgroup);
     let (attached, started) =
-        tokio::join!(connect(core, plan, net, undo), start_shim(core, plan, namespaces, undo));
+        tokio::join!(connect(core, plan, net, undo), start_shim(core, plan, request, undo));
     let (network, started) = (attached?, started?);
     plan.record.network = network;
     plan.record.shim = Some(shim_record(&started));
     Ok(started.shim)
 }
 
-/// Directory and cgroup.
-async fn prepare(core: &Arc<Core>, plan: &Plan, undo: &Undo) -> Result<(), Error> {
+/// Directory and cgroup; the files by which the shim joins its own.
+async fn prepare(core: &Arc<Core>, plan: &Plan, undo: &Undo) -> Result<Vec<OwnedFd>, Error> {
     let dir = plan.dir.clone();
     undo.push("remove sandbox directory", teardown::remove_dir(core, dir.clone()));
     let owned = match plan.record.owns_cgroup {
@@ -134,13 +135,13 @@ async fn prepare(core: &Arc<Core>, plan: &Plan, undo: &Undo) -> Result<(), Error
         }
         false => None,
     };
-    let hierarchy = core.hierarchy.clone();
+    let shared = Arc::clone(core);
     let work = move || {
         files::make_dir(&dir, 0o700)?;
         if let Some(path) = owned {
-            hierarchy.create(&path).map_err(cgroup_error("make cgroup", &path))?;
+            shared.hierarchy.create(&path).map_err(cgroup_error("make cgroup", &path))?;
         }
-        Ok(())
+        shared.shim_cgroup()
     };
     core.disk.run(work).instrument(debug_span!("prepare")).await?
 }
@@ -205,7 +206,7 @@ async fn attach(
 async fn start_shim(
     core: &Arc<Core>,
     plan: &Plan,
-    namespaces: Namespaces,
+    request: StartRequest,
     undo: &Undo,
 ) -> Result<Started, Error> {
     let id = &plan.record.id;
@@ -215,7 +216,6 @@ async fn start_shim(
     };
     undo.push("end shim", teardown::end_shim(core, id.clone(), None));
     let runtime = core.runtime(&plan.runtime);
-    let request = request(core, plan, namespaces)?;
     let started = berth_shim_client::start(&runtime, request)
         .instrument(debug_span!("shim_start"))
         .await
@@ -231,7 +231,7 @@ async fn start_shim(
     Ok(started)
 }
 
-fn request(core: &Core, plan: &Plan, namespaces: Namespaces) -> Result<StartRequest, Error> {
+fn request(core: &Core, plan: &Plan, namespaces: Namespaces, cgroup: Vec<OwnedFd>) -> StartRequest {
     let mut fds = Vec::new();
     let mut names = Vec::new();
     for (fd, name, number) in [
@@ -244,18 +244,18 @@ fn request(core: &Core, plan: &Plan, namespaces: Namespaces) -> Result<StartRequ
             names.push(format!("{name}={number}"));
         }
     }
-    Ok(StartRequest {
+    StartRequest {
         id: plan.record.id.to_string(),
         bundle: plan.dir.clone(),
         events: core.config.events_address.clone().into(),
         socket: Some(core.config.socket(&plan.record.id)),
         fds,
-        cgroup: core.shim_cgroup()?,
+        cgroup,
         env: vec![("BERTH_NAMESPACES".into(), names.join(",").into())],
         log: Some(plan.dir.join("shim.log")),
         debug: false,
         deadline: SHIM_START,
-    })
+    }
 }
 
 /// How to find the shim again; a pid that cannot be named is left out.
