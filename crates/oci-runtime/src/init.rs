@@ -16,7 +16,7 @@ pub(crate) mod pivot;
 mod procfs;
 mod root;
 mod rootfs;
-mod stdio;
+pub(crate) mod stdio;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;

@@ -15,7 +15,7 @@ use rustix::mount::OpenTreeFlags;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::error::{AnyErrno, Error};
-use crate::init::{self, Inherited};
+use crate::init::{self, Inherited, stdio};
 use crate::plan::{ContainerPlan, MountWhat, Namespace, ProcessPlan};
 use crate::request::Stdio;
 use crate::shared::SharedMounts;
@@ -61,10 +61,11 @@ fn make_container(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<(),
     become_worker()?;
     let handles = make_cgroup(plan, around)?;
     let sources = open_sources(plan, around)?;
+    let stdio = stdio::guard(around.stdio)?;
     let cgroup_namespace = join_namespaces(&plan.namespaces.join)?;
     let inherited = Inherited {
         socket: around.socket,
-        stdio: around.stdio,
+        stdio: &stdio,
         cgroup: Some(&handles),
         sources: &sources,
         bundle: around.bundle,
@@ -93,12 +94,13 @@ fn make_process(
         Some(cgroup) => Some(cgroup.join_handles().map_err(cgroup_error(cgroup.path()))?),
         None => None,
     };
+    let stdio = stdio::guard(stdio)?;
     // Only the children of a process enter the pid namespace it joins.
     setns(init, CloneFlags::CLONE_NEWPID)
         .map_err(Error::setup("join the container's pid namespace"))?;
     let inherited = Inherited {
         socket,
-        stdio,
+        stdio: &stdio,
         cgroup: handles.as_ref(),
         sources: &[],
         bundle: Path::new("/"),

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use berth_sys::mount::mount_setattr;
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, makedev, mknodat, openat,
     readlinkat, statat, symlinkat, unlinkat,
@@ -10,8 +11,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::error::{AnyErrno, Error};
+use crate::init::filesystem;
 use crate::init::root::{Links, Root};
-use crate::plan::{DeviceNode, NodeKind};
+use crate::plan::{Attributes, DeviceNode, NodeKind};
 
 /// Major and minor number of the null device.
 const NULL: (u32, u32) = (1, 3);
@@ -32,10 +34,26 @@ pub(crate) fn host_null() -> Result<OwnedFd, Error> {
     let step = "open the host's null device";
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let null = openat(CWD, c"/dev/null", flags, Mode::empty()).map_err(Error::setup(step))?;
-    let stat = fstat(&null).map_err(Error::setup(step))?;
-    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-        && stat.st_rdev == makedev(NULL.0, NULL.1);
-    if is_null { Ok(null) } else { Err(Error::setup("check the host's null device")(Errno::NODEV)) }
+    if is_null(null.as_fd()).map_err(Error::setup(step))? {
+        Ok(null)
+    } else {
+        Err(Error::setup("check the host's null device")(Errno::NODEV))
+    }
+}
+
+/// Whether this is a null device.
+pub(crate) fn is_null(file: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let stat = fstat(file)?;
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && stat.st_rdev == makedev(NULL.0, NULL.1))
+}
+
+/// A detached mount of the host's null device for a container to have: read-only, so that the
+/// node's owner and mode stay the host's. Reading and writing the device is as ever.
+pub(crate) fn clone_null(null: BorrowedFd<'_>) -> Result<OwnedFd, AnyErrno> {
+    let mount = filesystem::clone(null, false)?;
+    mount_setattr(mount.as_fd(), &Attributes::READ_ONLY.change(), false)?;
+    Ok(mount)
 }
 
 /// Makes the nodes, and the links of `/dev`.

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 
 use crate::error::{AnyErrno, Error};
+use crate::init::devices::clone_null;
 use crate::init::filesystem;
 use crate::init::root::{Links, Root, refused};
 use crate::plan::Attributes;
@@ -21,7 +22,7 @@ pub(crate) fn hide(root: &Root<'_>, paths: &[PathBuf], null: BorrowedFd<'_>) -> 
         let Some(target) = existing(root, path)? else { continue };
         let mode = fstat(&target).map_err(|errno| refused(path, "look at it", errno))?.st_mode;
         let mask = if FileType::from_raw_mode(mode) != FileType::Directory {
-            filesystem::clone(null, false).map_err(failed("null", path))?
+            clone_null(null).map_err(failed("null", path))?
         } else if let Some(first) = &empty {
             // The first one is attached by now, so it can be cloned on any kernel.
             filesystem::clone(first.as_fd(), false).map_err(failed("tmpfs", path))?

@@ -2,15 +2,39 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Uid, fchown, fstat};
+use rustix::fs::{FileType, Mode, OFlags, Uid, fchown, fstat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::ioctl_tiocsctty;
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::error::Error;
 use crate::init::console::Console;
+use crate::init::devices;
 use crate::plan::ProcessPlan;
 use crate::request::Stdio;
+
+/// The streams as a container may have them: copies, and in the place of a null device one that
+/// it cannot change. To be called outside the container.
+pub(crate) fn guard(stdio: &Stdio) -> Result<Stdio, Error> {
+    let Stdio::Fds { stdin, stdout, stderr } = stdio else { return Ok(Stdio::Terminal) };
+    let copy = |stream: &OwnedFd| -> Result<OwnedFd, Error> {
+        let step = "copy a standard stream";
+        if devices::is_null(stream.as_fd()).map_err(Error::setup(step))? {
+            return null();
+        }
+        fcntl_dupfd_cloexec(stream, 3).map_err(Error::setup(step))
+    };
+    Ok(Stdio::Fds { stdin: copy(stdin)?, stdout: copy(stdout)?, stderr: copy(stderr)? })
+}
+
+/// The host's null device, opened by a mount that nobody else has.
+fn null() -> Result<OwnedFd, Error> {
+    let step = "open the null device of a standard stream";
+    let mount = devices::clone_null(devices::host_null()?.as_fd()).map_err(Error::setup(step))?;
+    let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(Error::setup(step))
+}
 
 /// Puts the program's standard streams in place.
 pub(crate) fn install(

@@ -11,6 +11,7 @@ crate::tests![
     a_writable_root_can_be_written,
     r11_a_readonly_root_stays_readonly,
     r22_masked_paths_are_empty,
+    the_hosts_null_device_is_not_the_containers_to_change,
     readonly_paths_cannot_be_written,
     the_default_devices_are_there,
     a_wanted_device_is_made,
@@ -74,6 +75,44 @@ fn r22_masked_paths_are_empty() {
     let outcome = fixture.start().unwrap().finish();
     assert_eq!(outcome.stdout.trim(), "0", "{outcome:?}");
     assert_eq!(outcome.stderr.matches("Read-only file system").count(), 2, "{outcome:?}");
+    fixture.assert_clean();
+}
+
+/// Masks and absent streams are the host's null device: a container that could change its mode
+/// would shut the whole host out of it.
+///
+/// teeth: crates/oci-runtime/src/init/devices.rs: `&Attributes::READ_ONLY.change(), false)?;` → `&Default::default(), false)?;`
+fn the_hosts_null_device_is_not_the_containers_to_change() {
+    use nix::mount::{MsFlags, mount};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let change =
+        "echo x > /proc/keys; cat /proc/keys; chmod 600 /proc/keys /proc/self/fd/0; echo done";
+    let fixture = Fixture::shell(&format!("{change}; exec sleep 1000"));
+    // A node of this test's own stands for the host's, in this binary's mounts alone.
+    let private = fixture.directory.path().join("null");
+    let device = rustix::fs::makedev(1, 3);
+    let kind = rustix::fs::FileType::CharacterDevice;
+    rustix::fs::mknodat(rustix::fs::CWD, &private, kind, 0o666.into(), device).unwrap();
+    let everyone = std::fs::Permissions::from_mode(0o666);
+    std::fs::set_permissions(&private, everyone).unwrap();
+    let none = None::<&str>;
+    mount(Some(&private), "/dev/null", none, MsFlags::MS_BIND, none).unwrap();
+    let answers = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let running = fixture.start().unwrap();
+        let line = running.first_line();
+        let further = fixture.exec(&running, &fixture.process(&["sh", "-c", change]));
+        let further = further.unwrap().finish();
+        (line, further, running.kill())
+    }));
+    nix::mount::umount("/dev/null").unwrap();
+    let (line, further, first) = answers.unwrap();
+    assert_eq!((line.as_str(), further.stdout.as_str()), ("done", "done\n"));
+    for stderr in [&first.stderr, &further.stderr] {
+        assert_eq!(stderr.matches("Read-only file system").count(), 2, "{stderr}");
+    }
+    let mode = std::fs::metadata(&private).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o666);
     fixture.assert_clean();
 }
 
