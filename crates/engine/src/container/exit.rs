@@ -12,7 +12,7 @@ use tracing::{Instrument as _, debug_span};
 use super::decide;
 use super::driver::{Driver, Ending};
 use crate::core::{cgroup_error, warn_failure};
-use crate::sandbox::clear_cgroup;
+use crate::sandbox::remove_cgroup;
 use crate::{Error, clock};
 
 /// Pause before the shim, or the store, is tried again.
@@ -77,8 +77,8 @@ impl Driver {
             None => {
                 tracing::warn!("shim is gone: killing container by its cgroup");
                 self.task = false;
-                let (core, path) = (self.core.clone(), self.container.cgroup.clone());
-                if let Err(error) = self.core.disk.run(move || clear_cgroup(&core, &path)).await? {
+                let removed = remove_cgroup(&self.core, self.container.cgroup.clone()).await;
+                if let Err(error) = removed {
                     warn_failure("remove cgroup of lost container", &error);
                 }
                 decide::lost(clock::now())
@@ -128,10 +128,8 @@ impl Driver {
                 warn_failure("delete task", &error);
             }
         }
-        let (core, path) = (self.core.clone(), self.container.cgroup.clone());
-        match self.core.disk.run(move || clear_cgroup(&core, &path)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) | Err(error) => warn_failure("remove cgroup of container", &error),
+        if let Err(error) = remove_cgroup(&self.core, self.container.cgroup.clone()).await {
+            warn_failure("remove cgroup of container", &error);
         }
     }
 

@@ -7,7 +7,7 @@ use tracing::{Instrument as _, debug_span};
 
 use super::driver::Driver;
 use crate::core::warn_failure;
-use crate::sandbox::{Reply, answer, clear_cgroup};
+use crate::sandbox::{Reply, answer, remove_cgroup};
 use crate::{Error, files};
 
 impl Driver {
@@ -29,9 +29,8 @@ impl Driver {
     /// The record goes once nothing runs. Its files go afterwards, out of the client's
     /// sight: a file system may take its time, and what a crash leaves is swept.
     async fn remove(&mut self) -> Result<(), Error> {
-        let (core, container) = (self.core.clone(), self.container.clone());
-        let cgroup = move || clear_cgroup(&core, &container.cgroup);
-        self.core.disk.run(cgroup).instrument(debug_span!("cgroup")).await??;
+        let cgroup = remove_cgroup(&self.core, self.container.cgroup.clone());
+        cgroup.instrument(debug_span!("cgroup")).await?;
         let id = &self.container.id;
         self.core.forget_container(id).await?;
         self.core.containers.remove(id);

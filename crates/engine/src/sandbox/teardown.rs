@@ -37,31 +37,45 @@ pub(crate) fn remove_dir(
     async move { disk.run(move || files::remove_dir(&dir)).await? }
 }
 
-/// Kills what is in the cgroup and removes it with all below it.
+/// Kills what is in the cgroup and removes it with all below it, within [`LEAVE`]. Between
+/// two tries no thread is held: processes that do not die must not keep others waiting.
 pub(crate) fn remove_cgroup(
     core: &Arc<Core>,
     path: CgroupPath,
 ) -> impl Future<Output = Result<(), Error>> + Send + 'static {
     let core = Arc::clone(core);
     async move {
-        let disk = core.disk.clone();
-        disk.run(move || clear_cgroup(&core, &path)).await?
+        let until = Instant::now() + LEAVE;
+        loop {
+            let (shared, path) = (Arc::clone(&core), path.clone());
+            if core.disk.run(move || clear_once(&shared, &path, until)).await?? {
+                return Ok(());
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 }
 
-/// As [`remove_cgroup`]; blocks until the cgroup is gone, at most [`LEAVE`].
+/// As [`remove_cgroup`], blocking.
 pub(crate) fn clear_cgroup(core: &Core, path: &CgroupPath) -> Result<(), Error> {
     let until = Instant::now() + LEAVE;
-    loop {
-        let Some(cgroup) = core.cgroup(path)? else { return Ok(()) };
-        match cgroup.remove() {
-            Ok(()) => return Ok(()),
-            Err(berth_cgroup::Error::Busy { .. }) if Instant::now() < until => {}
-            Err(source) => return Err(cgroup_error("remove cgroup", path)(source)),
-        }
-        cgroup.kill_all().map_err(cgroup_error("kill processes of cgroup", path))?;
+    while !clear_once(core, path, until)? {
         std::thread::sleep(PAUSE);
     }
+    Ok(())
+}
+
+/// Says whether the cgroup is gone; otherwise what is in it was killed. An error once it is
+/// too late.
+fn clear_once(core: &Core, path: &CgroupPath, until: Instant) -> Result<bool, Error> {
+    let Some(cgroup) = core.cgroup(path)? else { return Ok(true) };
+    match cgroup.remove() {
+        Ok(()) => return Ok(true),
+        Err(berth_cgroup::Error::Busy { .. }) if Instant::now() < until => {}
+        Err(source) => return Err(cgroup_error("remove cgroup", path)(source)),
+    }
+    cgroup.kill_all().map_err(cgroup_error("kill processes of cgroup", path))?;
+    Ok(false)
 }
 
 /// Takes the sandbox off the network; its address is free once its link is gone.
