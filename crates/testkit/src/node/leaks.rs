@@ -14,6 +14,9 @@ use nix::unistd::Pid;
 use super::Node;
 
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// How `/proc/PID/fd` shows namespaces and processes.
+const HELD: [&str; 8] =
+    ["net:[", "ipc:[", "uts:[", "mnt:[", "pid:[", "user:[", "cgroup:[", "anon_inode:[pidfd]"];
 
 impl Node {
     /// What is left while the daemon runs without sandboxes.
@@ -122,20 +125,8 @@ impl Node {
             Ok(links.map(|link| link.display().to_string()).collect())
         };
         let own = links("ns")?;
-        let held = links("fd")?.into_iter().filter(|link| {
-            [
-                "net:[",
-                "ipc:[",
-                "uts:[",
-                "mnt:[",
-                "pid:[",
-                "user:[",
-                "cgroup:[",
-                "anon_inode:[pidfd]",
-            ]
-            .iter()
-            .any(|kind| link.starts_with(kind))
-        });
+        let held =
+            links("fd")?.into_iter().filter(|link| HELD.iter().any(|kind| link.starts_with(kind)));
         let foreign = held.filter(|link| !own.contains(link));
         Ok(foreign.map(|link| format!("{link} held by the daemon")).collect())
     }
