@@ -240,12 +240,18 @@ impl Network {
     /// # Errors
     /// The kernel's refusals; the address is still released in time.
     pub fn detach(&self, sandbox: &SandboxId, attachment: &Attachment) -> Result<(), Error> {
+        // Before the address can be another's: its ports must not lead there.
+        let unmapped = self.remove_ports(sandbox, attachment);
         self.reclaimer.drain(Draining {
             name: attachment.host_interface.clone(),
             index: Some(attachment.host_index),
             lease: Some((sandbox.clone(), attachment.address)),
             delete_at: Instant::now() + LINK_GRACE,
         });
+        unmapped
+    }
+
+    fn remove_ports(&self, sandbox: &SandboxId, attachment: &Attachment) -> Result<(), Error> {
         if attachment.ports.is_empty() {
             return Ok(());
         }
