@@ -17,7 +17,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 
 /// Highest number a descriptor may get in the program.
 pub const MAX_FD: RawFd = 255;
@@ -102,9 +102,15 @@ impl Command {
         }
         let attributes = Attributes::clean_signals()?;
         let pid = spawn(&self.program, &actions, &attributes, &self.args, &self.env)?;
+        // Their numbers are free again for the pidfd.
+        drop(sources);
         // The child is not reaped before this returns, so its pid is still its own.
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-            .map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| {
+            // Nobody could wait for it, or end it.
+            rustix::process::kill_process(pid, Signal::KILL).ok();
+            rustix::process::waitpid(Some(pid), WaitOptions::empty()).ok();
+            Errno::from_raw(errno.raw_os_error())
+        })?;
         Ok(Spawned { pid, pidfd })
     }
 }
