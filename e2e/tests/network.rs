@@ -87,3 +87,27 @@ async fn a_host_port_leads_to_the_pod() -> Result<()> {
     assert_eq!(heard, "mapped\n");
     node.assert_clean().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_port_belongs_to_one_pod_until_that_is_gone() -> Result<()> {
+    let mut node = Node::start().await?;
+    let mapped = |node: &Node, name: &str| v1::PodSandboxConfig {
+        port_mappings: vec![v1::PortMapping {
+            protocol: v1::Protocol::Udp.into(),
+            container_port: 53,
+            host_port: 5353,
+            host_ip: String::new(),
+        }],
+        ..node.sandbox_config(name)
+    };
+    let first = node.pod_with(mapped(&node, "first")).await?;
+    let second = mapped(&node, "second");
+    let refused = node.cri.run_sandbox(&second).await.err().context("a port was given twice")?;
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert!(refused.message().contains("5353"), "{refused:?}");
+    assert!(refused.message().contains(&first.id), "{refused:?}");
+    assert_eq!(node.cri.sandboxes().await?, [first.id.clone()]);
+    node.cri.remove_sandbox(&first.id).await?;
+    node.pod_with(second).await.context("the port is still taken")?;
+    node.assert_clean().await
+}
