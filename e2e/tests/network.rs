@@ -106,7 +106,7 @@ async fn a_host_port_belongs_to_one_pod_until_that_is_gone() -> Result<()> {
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
     assert!(refused.message().contains("5353"), "{refused:?}");
     assert!(refused.message().contains(&first.id), "{refused:?}");
-    assert_eq!(node.cri.sandboxes().await?, [first.id.clone()]);
+    assert_eq!(node.cri.sandboxes().await?, std::slice::from_ref(&first.id));
     node.cri.remove_sandbox(&first.id).await?;
     node.pod_with(second).await.context("the port is still taken")?;
     node.assert_clean().await
