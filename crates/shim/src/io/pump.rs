@@ -107,10 +107,10 @@ impl LogStream {
     }
 }
 
-/// Copies until either end is closed. Both descriptors must not block.
+/// Copies until either end is closed; to nowhere without `to`. The descriptors must not block.
 pub(super) async fn copy(
     from: AsyncFd<Watched<OwnedFd>>,
-    to: AsyncFd<Watched<OwnedFd>>,
+    to: Option<AsyncFd<Watched<OwnedFd>>>,
 ) -> io::Result<()> {
     loop {
         from.readable().await?.retain_ready();
@@ -121,7 +121,9 @@ pub(super) async fn copy(
         if count == 0 {
             return Ok(());
         }
-        write_all(&to, &chunk[..count]).await?;
+        if let Some(to) = &to {
+            write_all(to, &chunk[..count]).await?;
+        }
     }
 }
 
@@ -238,7 +240,7 @@ mod tests {
             (watch(read, Interest::READABLE).unwrap(), write)
         };
         let ((first, input), (output, second)) = (pipe(), pipe());
-        let task = tokio::spawn(copy(first, watch(second, Interest::WRITABLE).unwrap()));
+        let task = tokio::spawn(copy(first, Some(watch(second, Interest::WRITABLE).unwrap())));
         // More than the pipe behind it holds, so that the copy has to wait for its reader.
         let text = b"0123456789abcdef".repeat(3 << 10);
         nix::unistd::write(&input, &text).unwrap();

@@ -96,14 +96,15 @@ impl Streams {
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let (input, output) = self.terminal.take().unwrap_or_default();
-        if let Some(output) = output {
+        if self.log.is_none() {
             let from = watch(console.try_clone()?, Interest::READABLE)?;
-            let copying = copy(from, watch(output, Interest::WRITABLE)?);
+            let to = output.map(|output| watch(output, Interest::WRITABLE)).transpose()?;
+            let copying = copy(from, to);
             inner.outputs.push(tokio::spawn(async move { drop(copying.await) }));
         }
         if let Some(input) = input {
             let to = watch(console.try_clone()?, Interest::WRITABLE)?;
-            let copying = copy(watch(input, Interest::READABLE)?, to);
+            let copying = copy(watch(input, Interest::READABLE)?, Some(to));
             inner.input = Some(tokio::spawn(async move { drop(copying.await) }));
         }
         inner.console = Some(console);
@@ -185,7 +186,7 @@ impl Streams {
             Source::Fifo(path) => Some(both(&path)?.into()),
         };
         let output = match stdout {
-            Sink::Null => Some(null()?),
+            Sink::Null => None,
             Sink::Fifo(path) => Some(both(&path)?.into()),
             Sink::File(_) => return Err(Error::Unimplemented("a terminal with a file:// output")),
             Sink::CriLog(path) => {
@@ -301,4 +302,29 @@ fn writer(both: &File, path: &Path) -> Result<OwnedFd, Error> {
     let file = OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", both.as_raw_fd()));
     let failed = |source| Error::Path { what: "open FIFO", path: path.to_owned(), source };
     Ok(file.map_err(failed)?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::time::Duration;
+
+    use nix::pty::openpty;
+
+    #[tokio::test]
+    async fn a_terminal_that_nobody_reads_takes_any_output() {
+        let uris = Uris { terminal: true, ..Uris::default() };
+        let Opened { mut streams, .. } = Streams::open(&uris, true).unwrap();
+        let pair = openpty(None, None).unwrap();
+        streams.attach(Some(pair.master)).unwrap();
+        // More than a terminal holds, in a thread of its own, for it blocks when it is full.
+        let slave = pair.slave;
+        let writer = tokio::task::spawn_blocking(move || {
+            for _ in 0..64 {
+                assert_eq!(nix::unistd::write(&slave, &[b'x'; 1024]).unwrap(), 1024);
+            }
+        });
+        tokio::time::timeout(Duration::from_secs(10), writer).await.unwrap().unwrap();
+    }
 }
