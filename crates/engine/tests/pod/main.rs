@@ -38,7 +38,8 @@ fn a_pod_comes_up_writes_its_log_and_goes_away() {
         let stats = node.engine.sandbox_stats(&sandbox).await.unwrap();
         assert!(stats.network.is_some() && stats.containers.len() == 1);
 
-        let log = node.log_with("web", "main", &address).await;
+        // The last that the script prints.
+        let log = node.log_with("web", "main", &format!("inet {address}")).await;
         assert!(log.contains("web-1") && log.contains("uid=0"), "{log}");
         node.engine.stop_container(&id, Duration::ZERO).await.unwrap();
         assert_eq!(node.exited(&id).await, (137, ExitReason::Error));
