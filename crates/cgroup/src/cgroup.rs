@@ -73,6 +73,14 @@ impl Cgroup {
         if self.exists() { processes::kill_all(&self.mounts, &self.path) } else { Ok(()) }
     }
 
+    /// Sends a signal, by its number, to every process that is in it or below now.
+    ///
+    /// # Errors
+    /// [`Error::Kill`] (an unknown number), [`Error::Read`].
+    pub fn signal_all(&self, signal: i32) -> Result<(), Error> {
+        processes::signal_all(&self.mounts, &self.path, signal)
+    }
+
     /// Stops every process in it and below, and waits until they are stopped, 2 s at most.
     ///
     /// # Errors

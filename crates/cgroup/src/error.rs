@@ -109,8 +109,8 @@ pub enum Error {
         /// Why not.
         source: Errno,
     },
-    /// A process of the cgroup cannot be killed.
-    #[error("kill process {pid} of cgroup {cgroup}")]
+    /// A process of the cgroup cannot be signalled.
+    #[error("signal process {pid} of cgroup {cgroup}")]
     Kill {
         /// The process.
         pid: u32,
@@ -160,7 +160,8 @@ impl Error {
             | Self::NoFreezer
             | Self::Busy { .. } => ErrorKind::FailedPrecondition,
             Self::FreezeTimeout { .. } => ErrorKind::DeadlineExceeded,
-            Self::Write { source: Errno::EINVAL | Errno::ERANGE, .. } => ErrorKind::InvalidArgument,
+            Self::Write { source: Errno::EINVAL | Errno::ERANGE, .. }
+            | Self::Kill { source: Errno::EINVAL, .. } => ErrorKind::InvalidArgument,
             Self::Create { source: Errno::ENOSPC, .. } => ErrorKind::ResourceExhausted,
             Self::LeftBehind { source, .. } => source.kind(),
             Self::Write { .. }

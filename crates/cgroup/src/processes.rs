@@ -1,12 +1,14 @@
 //! The processes of a cgroup: list, freeze, kill.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use berth_sys::spawn::send_signal;
 use nix::errno::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use nix::libc::SIGKILL;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::create::converted;
 use crate::files::Directory;
@@ -72,7 +74,7 @@ pub(crate) fn kill_all(mounts: &Mounts, path: &CgroupPath) -> Result<(), Error> 
     }
     // On a hybrid host a process may have been moved out of the v2 leaf.
     let Some(legacy) = tracking(mounts, path) else { return Ok(()) };
-    kill_listed(path, || {
+    signal_listed(path, SIGKILL, || {
         let (mut all, mut killed) = (BTreeSet::new(), BTreeSet::new());
         collect(legacy.clone(), &mut all)?;
         if !all.is_empty() {
@@ -81,6 +83,11 @@ pub(crate) fn kill_all(mounts: &Mounts, path: &CgroupPath) -> Result<(), Error> 
         Ok(&all - &killed)
     })
     .map(drop)
+}
+
+/// Sends `signal` to those that are there now.
+pub(crate) fn signal_all(mounts: &Mounts, path: &CgroupPath, signal: i32) -> Result<(), Error> {
+    signal_listed(path, signal, || pids(mounts, path)).map(drop)
 }
 
 /// Kills one by one, frozen where that is possible so that nothing forks meanwhile.
@@ -93,7 +100,7 @@ fn kill_legacy(mounts: &Mounts, path: &CgroupPath) -> Result<(), Error> {
     };
     let mut result = Ok(());
     for _ in 0..if frozen { 1 } else { ROUNDS } {
-        match kill_listed(path, list) {
+        match signal_listed(path, SIGKILL, list) {
             Ok(0) => break,
             Ok(_) => {}
             Err(error) => {
@@ -108,14 +115,15 @@ fn kill_legacy(mounts: &Mounts, path: &CgroupPath) -> Result<(), Error> {
     result
 }
 
-/// Kills what `list` names; returns how many. Each is held by descriptor and looked up again
-/// before it is killed, so a number that was given to another process meanwhile is safe.
-fn kill_listed(
+/// Signals what `list` names; returns how many. Each is held by descriptor and looked up again
+/// before it is signalled, so a number that was given to another process meanwhile is safe.
+fn signal_listed(
     path: &CgroupPath,
+    signal: i32,
     list: impl Fn() -> Result<BTreeSet<u32>, Error>,
 ) -> Result<usize, Error> {
     let failed = |pid, source| Error::Kill { pid, cgroup: path.to_string(), source };
-    let mut killed = 0;
+    let mut signalled = 0;
     let listed: Vec<u32> = list()?.into_iter().collect();
     for batch in listed.chunks(BATCH) {
         let mut held: Vec<(u32, OwnedFd)> = Vec::with_capacity(batch.len());
@@ -130,14 +138,14 @@ fn kill_listed(
         }
         let still = list()?;
         for (pid, descriptor) in held.iter().filter(|(pid, _)| still.contains(pid)) {
-            match pidfd_send_signal(descriptor, Signal::KILL).map_err(converted) {
-                Ok(()) => killed += 1,
+            match send_signal(descriptor.as_fd(), signal) {
+                Ok(()) => signalled += 1,
                 Err(Errno::ESRCH) => {}
                 Err(source) => return Err(failed(*pid, source)),
             }
         }
     }
-    Ok(killed)
+    Ok(signalled)
 }
 
 /// Stops all, and waits until they are.

@@ -243,3 +243,18 @@ fn only_allowed_devices_can_be_opened() {
     scratch.cgroup.apply(&Limits { devices: Some(vec![all]), ..Limits::default() }).unwrap();
     assert!(scratch.status("head -c 1 /dev/urandom > /dev/null").success());
 }
+
+#[test]
+fn a_signal_reaches_every_process_and_no_number_but_a_signals() {
+    let Some(scratch) = Scratch::new() else { return };
+    let mut children = [scratch.run("exec sleep 1000"), scratch.run("exec sleep 1000")];
+    let invalid = scratch.cgroup.signal_all(65).unwrap_err();
+    assert_eq!(invalid.kind(), ErrorKind::InvalidArgument);
+    scratch.cgroup.signal_all(15).unwrap();
+    for child in &mut children {
+        assert_eq!(child.wait().unwrap().signal(), Some(15));
+    }
+    scratch.cgroup.signal_all(15).unwrap();
+    scratch.remove();
+    scratch.cgroup.signal_all(15).unwrap();
+}
