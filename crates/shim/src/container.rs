@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use berth_cgroup::Cgroup;
 use berth_oci_runtime::{ExecRequest, exec};
-use berth_sys::spawn::send_signal;
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{LinuxNamespaceType, Process as OciProcess, Spec};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::Error;
@@ -104,6 +103,10 @@ impl Container {
         reaper: &Arc<Reaper>,
         known: impl FnOnce(),
     ) -> Result<u32, Error> {
+        if self.paused() {
+            // It would join the frozen cgroup, and never get as far as its program.
+            return Err(Error::State { id: self.id.clone(), state: "paused" });
+        }
         let mut wanted = process.take_pending()?;
         if wanted.oom_score_adj().is_none() {
             wanted.set_oom_score_adj(oom_score(self.init.pid()));
@@ -171,15 +174,7 @@ impl Container {
         if signal == Signal::SIGKILL as i32 {
             return Ok(cgroup.kill_all()?);
         }
-        for pid in cgroup.pids()? {
-            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-            let Some(Ok(pidfd)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
-                continue;
-            };
-            // One that has ended meanwhile needs no signal.
-            send_signal(pidfd.as_fd(), signal).ok();
-        }
-        Ok(())
+        Ok(cgroup.signal_all(signal)?)
     }
 
     /// After the end of the first process: none of the others outlives it.
@@ -239,17 +234,24 @@ impl Container {
                 result => break result?,
             }
         }
-        for mut output in outputs {
-            if timeout(OUTPUT, &mut output).await.is_err() {
-                output.abort();
-            }
-        }
+        delivered(outputs).await;
         Ok(())
     }
 
-    /// Forgets an added process.
-    pub(crate) fn remove_exec(&self, exec: &str) {
+    /// Forgets an added process, when its readers have what it wrote.
+    pub(crate) async fn remove_exec(&self, exec: &str) {
+        let streams = self.process(exec).ok().and_then(|process| process.streams());
+        delivered(streams.map(|streams| streams.take_outputs()).unwrap_or_default()).await;
         self.inner().execs.remove(exec);
+    }
+}
+
+/// Waits for copies to reach their readers, and gives up those that are too slow.
+async fn delivered(outputs: Vec<JoinHandle<()>>) {
+    for mut output in outputs {
+        if timeout(OUTPUT, &mut output).await.is_err() {
+            output.abort();
+        }
     }
 }
 

@@ -313,7 +313,7 @@ impl Shim {
             container.remove().await?;
             self.slots().remove(&id);
         } else {
-            container.remove_exec(&exec);
+            container.remove_exec(&exec).await;
         }
         self.events.deleted(&id, &process.id, process.pid(), exit);
         Ok((process.pid(), exit))

@@ -129,3 +129,83 @@ async fn many_execs_at_once_mix_up_neither_output_nor_codes() {
     pod.shim.delete(&container).await.unwrap();
     std::sync::Arc::into_inner(pod).unwrap().finish().await;
 }
+
+#[tokio::test]
+async fn what_a_terminal_showed_reaches_a_slow_reader_after_the_end() {
+    if !is_root() {
+        return;
+    }
+    let pod = Pod::start().await;
+    let container = pod.run("a", &["/bin/sleep", "100"]).await;
+    let (path, id) = (pod.dir.path().join("tty"), ExecId::new("tty").unwrap());
+    let mut output = fifo(&path);
+    // More than the FIFO holds, less than it, the shim and the terminal do.
+    let script = "head -c 68500 /dev/zero | tr '\\0' x";
+    let process = json!({
+        "user": {"uid": 0, "gid": 0}, "args": ["sh", "-c", script], "env": ["PATH=/bin"],
+        "cwd": "/tmp", "terminal": true
+    });
+    pod.shim
+        .exec(&ExecRequest {
+            container: container.clone(),
+            id: id.clone(),
+            process: process.to_string().into_bytes(),
+            terminal: true,
+            stdin: Input::Null,
+            stdout: Output::Fifo(path),
+            stderr: Output::Null,
+        })
+        .await
+        .unwrap();
+    let process = Process { container: &container, exec: Some(&id) };
+    pod.shim.start(process).await.unwrap();
+    assert_eq!(timeout(LONG, pod.shim.wait(process)).await.unwrap().unwrap().code, 0);
+    let reader = tokio::task::spawn_blocking(move || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let mut text = String::new();
+        output.read_to_string(&mut text).unwrap();
+        text.len()
+    });
+    pod.shim.delete(process).await.unwrap();
+    assert_eq!(reader.await.unwrap(), 68_500);
+    pod.shim.kill(&container, 9, true, LONG).await.unwrap();
+    pod.wait(&container).await;
+    pod.shim.delete(&container).await.unwrap();
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn a_paused_container_takes_no_process() {
+    if !is_root() {
+        return;
+    }
+    let pod = Pod::start().await;
+    let container = pod.run("a", &["/bin/sleep", "100"]).await;
+    pod.shim.pause(&container).await.unwrap();
+    let id = ExecId::new("one").unwrap();
+    let process = json!({
+        "user": {"uid": 0, "gid": 0}, "args": ["sleep", "0"], "env": ["PATH=/bin"], "cwd": "/tmp"
+    });
+    pod.shim
+        .exec(&ExecRequest {
+            container: container.clone(),
+            id: id.clone(),
+            process: process.to_string().into_bytes(),
+            terminal: false,
+            stdin: Input::Null,
+            stdout: Output::Null,
+            stderr: Output::Null,
+        })
+        .await
+        .unwrap();
+    let process = Process { container: &container, exec: Some(&id) };
+    let refused = timeout(LONG, pod.shim.start(process)).await.unwrap().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::FailedPrecondition, "{refused:?}");
+    pod.shim.resume(&container).await.unwrap();
+    pod.shim.start(process).await.unwrap();
+    assert_eq!(timeout(LONG, pod.shim.wait(process)).await.unwrap().unwrap().code, 0);
+    pod.shim.kill(&container, 9, true, LONG).await.unwrap();
+    pod.wait(&container).await;
+    pod.shim.delete(&container).await.unwrap();
+    pod.finish().await;
+}
