@@ -13,8 +13,9 @@ use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use crate::error::{AnyErrno, Error};
 use crate::wire::{self, Report};
 
-/// How long a killed process may take to die before it is left alone.
-const DEATH: Duration = Duration::from_secs(5);
+/// How long killed processes may take to die, all together, before they are left alone: one that
+/// hangs in a file system dies when that answers, and the caller's thread has other work.
+const DEATH: Duration = Duration::from_secs(2);
 /// How long a process that is about to exit may take for it before it is killed.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -136,7 +137,7 @@ impl Creating {
         // The worker ends right after it has cloned the process; one that does not is stopped
         // or traced, and of no further use.
         if let Some(worker) = self.worker.take() {
-            worker.reap(GRACE);
+            worker.reap(GRACE, Instant::now() + DEATH);
         }
         let cgroup = self.cgroup.as_ref().map(|(hierarchy, path)| hierarchy.at(path));
         let socket = self.socket.try_clone().map_err(Error::setup("copy a socket"))?;
@@ -157,8 +158,9 @@ impl Creating {
     /// Why the socket has ended without an answer.
     fn ended(&mut self) -> Error {
         let mut outcomes = Vec::new();
+        let end = Instant::now() + DEATH;
         for (name, child) in [("worker", self.worker.take()), ("process", self.process.take())] {
-            if let Some(outcome) = child.and_then(|child| child.reap(GRACE)) {
+            if let Some(outcome) = child.and_then(|child| child.reap(GRACE, end)) {
                 outcomes.push(format!("{name}: {outcome}"));
             }
         }
@@ -170,12 +172,12 @@ impl Creating {
         if !std::mem::take(&mut self.armed) {
             return;
         }
+        let end = Instant::now() + DEATH;
         if let Some(worker) = self.worker.take() {
-            worker.reap(Duration::ZERO);
+            worker.reap(Duration::ZERO, end);
         }
         // The worker may have been killed between cloning the process and now: its hello is
         // in the socket, or will be, or the socket ends.
-        let end = Instant::now() + DEATH;
         while self.process.is_none() {
             match wire::receive(self.socket.as_fd()) {
                 Ok(Some(Report::Hello(pid))) => self.process = Child::of(pid).ok(),
@@ -188,7 +190,7 @@ impl Creating {
             }
         }
         if let Some(process) = self.process.take() {
-            process.reap(Duration::ZERO);
+            process.reap(Duration::ZERO, end);
         }
         if let Some((hierarchy, path)) = self.cgroup.take() {
             // What cannot be removed now (somebody else's process is in it) is found by the
@@ -213,14 +215,15 @@ impl Child {
         Ok(Self { pid: Pid::from_raw(pid.as_raw_nonzero().get()), pidfd })
     }
 
-    /// Ends it, if it does not end within `grace` by itself, and says how it did.
-    fn reap(self, grace: Duration) -> Option<String> {
+    /// Ends it, if it does not end within `grace` by itself, and says how it did, unless it is
+    /// still there at `end`.
+    fn reap(self, grace: Duration, end: Instant) -> Option<String> {
         let ended = matches!(readable(self.pidfd.as_fd(), Instant::now() + grace), Ok(true));
         if !ended {
             // ESRCH would mean that it has just ended.
             rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL).ok()?;
         }
-        if !matches!(readable(self.pidfd.as_fd(), Instant::now() + DEATH), Ok(true)) {
+        if !matches!(readable(self.pidfd.as_fd(), end), Ok(true)) {
             return None;
         }
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
@@ -305,7 +308,7 @@ pub fn start(handle: StartHandle, deadline: Duration) -> Result<(), Error> {
 
 /// Reaps a helper that has done its work, or has failed to.
 pub(crate) fn reap(child: berth_sys::process::Forked) {
-    Child { pid: child.pid, pidfd: child.pidfd }.reap(GRACE);
+    Child { pid: child.pid, pidfd: child.pidfd }.reap(GRACE, Instant::now() + DEATH);
 }
 
 /// Waits until `fd` is readable; `false` when `end` has passed.
