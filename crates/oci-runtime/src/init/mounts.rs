@@ -86,9 +86,7 @@ fn check_proc(mount: &MountPlan, source: Option<BorrowedFd<'_>>) -> Result<(), E
     if !destination.starts_with("/proc") {
         return Ok(());
     }
-    let refuse = |reason: &'static str| {
-        Err(Error::Refused { destination: destination.to_owned(), reason: reason.into() })
-    };
+    let refuse = |reason| Err(refusal(mount, reason));
     if destination != Path::new("/proc") {
         let allowed = INSIDE_PROC.iter().any(|path| destination == Path::new(path));
         return if allowed { Ok(()) } else { refuse("it would hide a part of procfs") };
@@ -102,6 +100,10 @@ fn check_proc(mount: &MountPlan, source: Option<BorrowedFd<'_>>) -> Result<(), E
         (None, _) => false,
     };
     if is_proc { Ok(()) } else { refuse("only procfs belongs there") }
+}
+
+fn refusal(mount: &MountPlan, reason: &'static str) -> Error {
+    Error::Refused { destination: mount.destination.clone(), reason: reason.into() }
 }
 
 /// Mounts a new instance; returned if it is to become read-only later.
@@ -159,6 +161,10 @@ fn remount(root: &Root<'_>, mount: &MountPlan) -> Result<(), Error> {
 
 /// What all kinds have in common: attributes of the whole tree, propagation, the place.
 fn settle(tree: BorrowedFd<'_>, mount: &MountPlan, target: BorrowedFd<'_>) -> Result<(), Error> {
+    let magic = fstatfs(target).map_err(|errno| failed(mount)(AnyErrno::from(errno)))?.f_type;
+    if magic == PROC_SUPER_MAGIC && !mount.destination.starts_with("/proc") {
+        return Err(refusal(mount, "a link leads into procfs"));
+    }
     if !mount.options.recursive.is_empty() {
         mount_setattr(tree, &mount.options.recursive.change(), true).map_err(failed(mount))?;
     }

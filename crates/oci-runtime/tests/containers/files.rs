@@ -215,6 +215,12 @@ fn r5_nothing_takes_the_place_of_procfs() {
         let answer = fixture.start().err();
         assert!(matches!(answer, Some(Error::Refused { .. })), "{destination}: {answer:?}");
     }
+    // Nor by a link of the image.
+    symlink("/proc/sys", fixture.root("volume")).unwrap();
+    fixture.spec["mounts"] = plain.clone();
+    fixture.mount("/volume", "bind", &fake, &["bind"]);
+    let answer = fixture.start().err();
+    assert!(matches!(answer, Some(Error::Refused { .. })), "{answer:?}");
     // What LXCFS does is allowed, and so is the host's own procfs.
     let file = fixture.directory.path().join("uptime");
     std::fs::write(&file, "1.00 1.00\n").unwrap();
