@@ -42,6 +42,8 @@ pub(crate) struct Process {
     pub(crate) uris: Uris,
     state: Mutex<State>,
     exit: Sender<Option<Exit>>,
+    /// Whether its start is under way, and not told to others yet.
+    starting: Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -95,8 +97,25 @@ impl Process {
     }
 
     fn new(id: &str, uris: Uris, state: State) -> Self {
-        let (exit, _) = watch::channel(None);
-        Self { id: id.to_owned(), uris, state: Mutex::new(state), exit }
+        let ((exit, _), (starting, _)) = (watch::channel(None), watch::channel(false));
+        Self { id: id.to_owned(), uris, state: Mutex::new(state), exit, starting }
+    }
+
+    /// Until the answer is dropped, the end of this process is not told to others: they
+    /// are told of its start first.
+    pub(crate) fn starting(&self) -> Starting<'_> {
+        self.starting.send_replace(true);
+        Starting(self)
+    }
+
+    /// The end of this process as others are told it, once its start is behind it.
+    pub(crate) async fn told(&self, exit: Exit) -> Exit {
+        // An error means that the sender is gone, and it is a field of `self`.
+        self.starting.subscribe().wait_for(|starting| !starting).await.ok();
+        match self.state().phase {
+            Phase::Stopped(exit) => exit,
+            _ => exit,
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -264,6 +283,16 @@ impl Process {
         drop(state);
         self.exit.send_replace(Some(exit));
         exit
+    }
+}
+
+/// A process whose start is not told yet.
+#[derive(Debug)]
+pub(crate) struct Starting<'a>(&'a Process);
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        self.0.starting.send_replace(false);
     }
 }
 

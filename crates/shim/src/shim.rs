@@ -226,7 +226,7 @@ impl Shim {
             if matches!(killed, Some(Ok(1..))) {
                 shim.events.out_of_memory(&container.id);
             }
-            let exit = init.finish(exit);
+            let exit = init.told(init.finish(exit)).await;
             shim.events.exited(&container.id, &container.id, init.pid(), exit);
         });
     }
@@ -276,15 +276,14 @@ impl Shim {
         let container = self.container(&id)?;
         let process = container.process(&exec)?;
         self.worked.notify_one();
-        let pid = if exec.is_empty() {
-            process.start().await?
-        } else {
+        if !exec.is_empty() {
             let follow = || self.follow_exec(&container, &process);
-            container.start_exec(&process, &self.reaper, follow).await?
-        };
-        if exec.is_empty() {
-            self.events.started(&id, pid);
+            return container.start_exec(&process, &self.reaper, follow).await;
         }
+        let starting = process.starting();
+        let pid = process.start().await?;
+        self.events.started(&id, pid);
+        drop(starting);
         Ok(pid)
     }
 
