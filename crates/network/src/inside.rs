@@ -59,7 +59,8 @@ impl Inside {
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub fn loopback_up(&mut self) -> Result<(), Error> {
+    #[cfg(test)]
+    pub(crate) fn loopback_up(&mut self) -> Result<(), Error> {
         let mut request = Request::new();
         route::set_loopback_up(&mut request);
         self.socket.run(request)
@@ -79,14 +80,6 @@ impl Inside {
         route::add_default_route(&mut request, index, subnet.gateway());
         self.socket.run(request)
     }
-}
-
-/// Brings `lo` up in a network namespace. Starts a thread and waits for it.
-///
-/// # Errors
-/// The namespace cannot be entered; the kernel's refusal.
-pub fn loopback_up(netns: BorrowedFd<'_>) -> Result<(), Error> {
-    visit(netns)?.loopback_up()
 }
 
 /// Opens a socket in a network namespace by a thread of its own, which ends in there.

@@ -46,7 +46,7 @@ pub use base::Base;
 pub use config::{InvalidConfig, NetworkConfig};
 pub use counters::{InterfaceCounters, interface_counters};
 pub use error::{Detail, Error, HostPort, StoreError};
-pub use inside::{Inside, loopback_up};
+pub use inside::Inside;
 pub use leases::{LeaseError, Leases};
 pub use network::Network;
 pub use reclaim::LINK_GRACE;
