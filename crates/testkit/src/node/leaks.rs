@@ -4,8 +4,10 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use berth_metadata::PodStore;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -13,6 +15,8 @@ use nix::unistd::Pid;
 
 use super::Node;
 
+/// Longest that killed processes may take to leave their cgroup.
+const CGROUP_DEADLINE: Duration = Duration::from_secs(5);
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// How `/proc/PID/fd` shows namespaces and processes.
 const HELD: [&str; 8] =
@@ -30,7 +34,7 @@ impl Node {
         if let Some(pid) = self.daemon.pid() {
             left.extend(self.mounts(&pid.to_string())?);
         }
-        for dir in self.cgroups() {
+        for dir in cgroups(self.cgroup_base()) {
             left.extend(below(&dir).into_iter().map(|path| format!("cgroup {}", path.display())));
         }
         left.extend(self.descriptors()?);
@@ -131,17 +135,6 @@ impl Node {
         Ok(foreign.map(|link| format!("{link} held by the daemon")).collect())
     }
 
-    /// The node's base cgroup in each hierarchy that has it.
-    fn cgroups(&self) -> Vec<PathBuf> {
-        let base = self.cgroup_base().trim_start_matches('/');
-        let mut dirs = vec![Path::new(CGROUP_ROOT).join(base)];
-        for entry in fs::read_dir(CGROUP_ROOT).into_iter().flatten().flatten() {
-            dirs.push(entry.path().join(base));
-        }
-        dirs.retain(|dir| dir.is_dir());
-        dirs
-    }
-
     /// Links in the node's namespace other than loopback and the bridge.
     fn links(&self) -> Result<Vec<String>> {
         let devices = self.machine.run(|| Ok(fs::read_to_string("/proc/thread-self/net/dev")?))?;
@@ -162,17 +155,7 @@ impl Node {
 
     /// Removes what a failed test left, as far as it goes.
     pub(super) fn scrub(&self) {
-        for dir in self.cgroups() {
-            let mut dirs = below(&dir);
-            dirs.push(dir);
-            for dir in &dirs {
-                let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-                pids.lines().filter_map(|pid| pid.parse().ok()).for_each(end);
-            }
-            for dir in &dirs {
-                fs::remove_dir(dir).ok();
-            }
-        }
+        remove_cgroups(self.cgroup_base()).unwrap_or_else(|error| eprintln!("{error:#}"));
         for (pid, _) in self.shims().unwrap_or_default() {
             end(pid);
         }
@@ -182,6 +165,38 @@ impl Node {
             }
         }
     }
+}
+
+/// Kills what runs in the cgroup `base`, and removes it in every hierarchy that has it.
+pub fn remove_cgroups(base: &str) -> Result<()> {
+    let deadline = Instant::now() + CGROUP_DEADLINE;
+    loop {
+        let mut dirs = Vec::new();
+        for dir in cgroups(base) {
+            dirs.extend(below(&dir));
+            dirs.push(dir);
+        }
+        for dir in &dirs {
+            let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+            pids.lines().filter_map(|pid| pid.parse().ok()).for_each(end);
+        }
+        // Busy until the last process is reaped.
+        dirs.retain(|dir| fs::remove_dir(dir).is_err() && dir.exists());
+        let Some(left) = dirs.first() else { return Ok(()) };
+        ensure!(Instant::now() < deadline, "cgroup {} cannot be removed", left.display());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The cgroup `base` in each hierarchy that has it.
+fn cgroups(base: &str) -> Vec<PathBuf> {
+    let base = base.trim_start_matches('/');
+    let mut dirs = vec![Path::new(CGROUP_ROOT).join(base)];
+    for entry in fs::read_dir(CGROUP_ROOT).into_iter().flatten().flatten() {
+        dirs.push(entry.path().join(base));
+    }
+    dirs.retain(|dir| dir.is_dir());
+    dirs
 }
 
 fn end(pid: u32) {

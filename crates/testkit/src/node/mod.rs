@@ -20,6 +20,7 @@ use crate::registry::Registry;
 use crate::{image, log};
 
 pub use daemon::{Daemon, binaries};
+pub use leaks::remove_cgroups;
 pub use pods::{Finished, Pod};
 
 /// How long teardown that goes on in the background may take.
@@ -177,11 +178,12 @@ impl Node {
     }
 
     /// Lets everything run on after this process; returns the node's directory, where the
-    /// file `kept` says which processes to end.
+    /// file `kept` says which processes to end, and `cgroup` what they had.
     pub fn detach(self) -> Result<PathBuf> {
         let daemon = self.daemon.pid().context("the daemon does not run")?;
         let kept = format!("{daemon} berthd\n{} docker-registry\n", self.registry.pid());
         fs::write(self.dir.path().join("kept"), kept)?;
+        fs::write(self.dir.path().join("cgroup"), &self.cgroup_base)?;
         let dir = self.dir.path().to_owned();
         // Dropping would end and remove everything.
         std::mem::forget(self);

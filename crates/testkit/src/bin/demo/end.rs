@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use berth_testkit::Cri;
+use berth_testkit::{Cri, remove_cgroups};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -21,6 +21,8 @@ pub(crate) async fn end(dir: &Path) -> Result<()> {
     for (pid, program) in pids.lines().filter_map(|line| line.split_once(' ')) {
         end_process(Pid::from_raw(pid.parse()?), program).await?;
     }
+    let cgroup = fs::read_to_string(dir.join("cgroup")).context("read the name of the cgroup")?;
+    remove_cgroups(&cgroup)?;
     fs::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))?;
     println!("ended, and removed {}", dir.display());
     Ok(())
