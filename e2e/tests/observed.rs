@@ -54,17 +54,17 @@ async fn each_request_is_a_span_with_its_ids_and_its_phases_within() -> Result<(
         let closed = span(&lines, name, &fields)?;
         assert!(closed["timestamp"].is_string(), "{closed}");
     }
-    // The first span around each phase: the request's, or that of the driver which did it.
+    // The outermost span around each phase is the request's.
     for (phase, around, (field, value)) in [
         ("image.pull", "cri.pull_image", reference),
         ("network", "cri.run_pod_sandbox", sandbox),
         ("shim_start", "cri.run_pod_sandbox", sandbox),
         ("image", "cri.create_container", sandbox),
-        ("task_create", "container", container),
-        ("task_start", "container", container),
+        ("start_container", "cri.start_container", container),
         ("exec_start", "cri.exec_sync", container),
-        ("stop_sandbox", "sandbox", sandbox),
-        ("remove_sandbox", "sandbox", sandbox),
+        ("remove_container", "cri.remove_container", container),
+        ("stop_sandbox", "cri.stop_pod_sandbox", sandbox),
+        ("remove_sandbox", "cri.remove_pod_sandbox", sandbox),
     ] {
         let found = lines.iter().any(|line| {
             let spans = || line["spans"].as_array().into_iter().flatten();

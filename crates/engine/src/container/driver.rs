@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument as _, debug_span, info_span};
 
 use super::stop::Stopping;
-use super::{Command, Container, exit, status_of};
+use super::{Asked, Command, Container, exit, status_of};
 use crate::Error;
 use crate::core::Core;
 use crate::sandbox::answer;
@@ -24,7 +24,7 @@ pub(super) struct Driver {
     pub(super) core: Arc<Core>,
     pub(super) container: Arc<Container>,
     pub(super) record: ContainerRecord,
-    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) commands: mpsc::Receiver<Asked>,
     /// Whether the shim may hold a task of it.
     pub(super) task: bool,
     /// Present while it runs.
@@ -49,7 +49,7 @@ pub(crate) fn spawn(
     core: &Arc<Core>,
     container: Arc<Container>,
     record: ContainerRecord,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Asked>,
     found: Adoption,
 ) {
     let span = info_span!(
@@ -87,7 +87,7 @@ impl Driver {
                     false
                 }
                 command = self.commands.recv() => match command {
-                    Some(command) => self.obey(command).await,
+                    Some((span, command)) => self.obey(command).instrument(span).await,
                     None => return,
                 },
             };
@@ -125,7 +125,7 @@ impl Driver {
     /// What still waits wants the container gone, which it is, or wants it started.
     fn refuse_rest(&mut self) {
         self.commands.close();
-        while let Ok(command) = self.commands.try_recv() {
+        while let Ok((_, command)) = self.commands.try_recv() {
             match command {
                 Command::Start(reply) => {
                     let id = self.container.id.clone();

@@ -24,6 +24,7 @@ use berth_cgroup::CgroupPath;
 use berth_metadata::ContainerRecord;
 use berth_model::{ContainerId, ContainerSpec};
 use tokio::sync::{mpsc, oneshot};
+use tracing::Span;
 
 pub(crate) use self::create::create;
 pub(crate) use self::driver::{Adoption, spawn};
@@ -31,6 +32,9 @@ use crate::board::Published;
 use crate::core::{Core, cgroup_path};
 use crate::sandbox::{QUEUE, Reply, Sandbox};
 use crate::{ContainerStatus, Error};
+
+/// A command, and the span of the request that it is for.
+pub(crate) type Asked = (Span, Command);
 
 /// What a container driver is asked.
 #[derive(Debug)]
@@ -58,7 +62,7 @@ pub(crate) struct Container {
     pub(crate) status: Published<Arc<ContainerStatus>>,
     /// Set by its driver once nothing is left of it.
     pub(crate) removed: AtomicBool,
-    queue: mpsc::Sender<Command>,
+    queue: mpsc::Sender<Asked>,
 }
 
 impl Container {
@@ -67,7 +71,7 @@ impl Container {
         core: &Core,
         sandbox: Arc<Sandbox>,
         record: &ContainerRecord,
-    ) -> Result<(Arc<Self>, mpsc::Receiver<Command>), Error> {
+    ) -> Result<(Arc<Self>, mpsc::Receiver<Asked>), Error> {
         let (queue, commands) = mpsc::channel(QUEUE);
         let status = status_of(record, Arc::new(record.spec.clone()));
         let container = Self {
@@ -88,7 +92,8 @@ impl Container {
         let (reply, answer) = oneshot::channel();
         let command = command(reply);
         let start = matches!(command, Command::Start(_));
-        if self.queue.send(command).await.is_err() {
+        // What the driver does for a request lies in the request's span.
+        if self.queue.send((Span::current(), command)).await.is_err() {
             return match (self.removed.load(Ordering::Acquire), start) {
                 (false, _) => Err(Error::ShuttingDown),
                 (true, true) => Err(Error::ContainerNotFound(self.id.clone())),

@@ -7,7 +7,7 @@ use berth_shim_client::Shim;
 use tokio::sync::mpsc;
 use tracing::{Instrument as _, debug_span, info_span};
 
-use super::{Command, Sandbox, status_of};
+use super::{Asked, Command, Sandbox, status_of};
 use crate::Error;
 use crate::core::Core;
 
@@ -15,7 +15,7 @@ pub(super) struct Driver {
     pub(super) core: Arc<Core>,
     pub(super) sandbox: Arc<Sandbox>,
     pub(super) record: SandboxRecord,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Asked>,
 }
 
 /// Publishes a stored sandbox, and starts its driver.
@@ -23,7 +23,7 @@ pub(crate) fn spawn(
     core: &Arc<Core>,
     sandbox: Arc<Sandbox>,
     record: SandboxRecord,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Asked>,
 ) {
     let span = info_span!(parent: None, "sandbox", sandbox.id = %sandbox.id);
     core.sandboxes.insert(sandbox.id.clone(), Arc::clone(&sandbox));
@@ -40,8 +40,8 @@ impl Driver {
                 biased;
                 () = shutdown.cancelled() => return,
                 command = self.commands.recv() => {
-                    let Some(command) = command else { return };
-                    if self.obey(command).await {
+                    let Some((span, command)) = command else { return };
+                    if self.obey(command).instrument(span).await {
                         break;
                     }
                 }
@@ -50,7 +50,8 @@ impl Driver {
         }
         // What still waits wants no more than what was done.
         self.commands.close();
-        while let Ok(Command::Stop(reply) | Command::Remove(reply)) = self.commands.try_recv() {
+        while let Ok((_, Command::Stop(reply) | Command::Remove(reply))) = self.commands.try_recv()
+        {
             answer(reply, Ok(()));
         }
     }

@@ -27,6 +27,7 @@ use berth_model::sandbox::NamespaceMode;
 use berth_model::{ContainerId, SandboxId, SandboxSpec, SandboxState};
 use berth_shim_client::Shim;
 use tokio::sync::{mpsc, oneshot};
+use tracing::Span;
 
 pub(crate) use self::driver::{answer, spawn};
 pub(crate) use self::run::run;
@@ -44,6 +45,9 @@ pub(crate) const QUEUE: usize = 16;
 
 /// Answers a request.
 pub(crate) type Reply = oneshot::Sender<Result<(), Error>>;
+
+/// A command, and the span of the request that it is for.
+pub(crate) type Asked = (Span, Command);
 
 /// What a sandbox driver is asked.
 #[derive(Debug)]
@@ -71,7 +75,7 @@ pub(crate) struct Sandbox {
     pub(crate) members: Names<ContainerName, ContainerId>,
     /// Set by its driver once nothing is left of it.
     pub(crate) removed: AtomicBool,
-    queue: mpsc::Sender<Command>,
+    queue: mpsc::Sender<Asked>,
 }
 
 impl Sandbox {
@@ -80,7 +84,7 @@ impl Sandbox {
         core: &Core,
         record: &SandboxRecord,
         shim: Option<Shim>,
-    ) -> Result<(Arc<Self>, mpsc::Receiver<Command>), Error> {
+    ) -> Result<(Arc<Self>, mpsc::Receiver<Asked>), Error> {
         let (queue, commands) = mpsc::channel(QUEUE);
         let spec = Arc::new(record.spec.clone());
         let status = status_of(record, Arc::clone(&spec));
@@ -112,7 +116,8 @@ impl Sandbox {
     /// commands want, or ended with the daemon, which is not.
     pub(crate) async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
-        if self.queue.send(command(reply)).await.is_err() {
+        // What the driver does for a request lies in the request's span.
+        if self.queue.send((Span::current(), command(reply))).await.is_err() {
             let removed = self.removed.load(Ordering::Acquire);
             return if removed { Ok(()) } else { Err(Error::ShuttingDown) };
         }
