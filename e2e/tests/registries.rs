@@ -1,36 +1,26 @@
 //! Registries: TLS, platforms, documents of several kinds.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use berth_testkit::registry::Certificate;
+use berth_testkit::tls::Certificate;
 use berth_testkit::{Node, NodeOptions, image};
 use serde_json::json;
 
-fn tls_file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name)
-}
-
-/// What the bridge's address, the only one that is not loopback, has in these tests.
-fn certificate() -> Certificate {
-    Certificate {
-        certificate: tls_file("server.pem"),
-        key: tls_file("server.key"),
-        address: IpAddr::V4(Ipv4Addr::new(10, 85, 0, 1)),
-    }
-}
+/// The bridge's address: the only one of the machine that is not loopback.
+const BRIDGE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 85, 0, 1));
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_pulled_under_tls_from_a_private_authority() -> Result<()> {
-    let authority = tls_file("authority.pem");
+    let dir = tempfile::tempdir()?;
+    let certificate = Certificate::write(dir.path(), &["10.85.0.1"])?;
     let options = NodeOptions {
-        config: format!("[image]\nca_files = ['{}']\n", authority.display()),
+        config: format!("[image]\nca_files = ['{}']\n", certificate.authority.display()),
         ..Default::default()
     };
     let mut node = Node::start_with(options).await?;
     node.push("busybox", "latest", &image::busybox()?)?;
-    let private = node.registry.under_tls(&node.machine, certificate())?;
+    let private = node.registry.under_tls(&node.machine, BRIDGE, certificate)?;
     let reference = private.reference("busybox", "latest");
     node.cri.pull(&reference).await?;
     drop(private);
@@ -42,8 +32,9 @@ async fn an_image_is_pulled_under_tls_from_a_private_authority() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_whose_certificate_nobody_trusts_is_refused() -> Result<()> {
     let mut node = Node::start().await?;
+    let certificate = Certificate::write(node.dir(), &["10.85.0.1"])?;
     node.push("busybox", "latest", &image::busybox()?)?;
-    let private = node.registry.under_tls(&node.machine, certificate())?;
+    let private = node.registry.under_tls(&node.machine, BRIDGE, certificate)?;
     let reference = private.reference("busybox", "latest");
     let refused = node.cri.pull(&reference).await.err().context("it was trusted")?;
     assert!(refused.message().contains(&private.address().to_string()), "{refused:?}");
@@ -59,7 +50,7 @@ async fn a_plain_registry_that_is_not_configured_is_not_spoken_to_plainly() -> R
         let options = NodeOptions { config: config.into(), ..Default::default() };
         let mut node = Node::start_with(options).await?;
         node.push("busybox", "latest", &image::busybox()?)?;
-        let open = node.registry.at(&node.machine, certificate().address)?;
+        let open = node.registry.at(&node.machine, BRIDGE)?;
         let reference = open.reference("busybox", "latest");
         match (plain, node.cri.pull(&reference).await) {
             (true, pulled) => drop(pulled?),

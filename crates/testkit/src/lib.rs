@@ -9,6 +9,7 @@ pub mod image;
 pub mod log;
 pub mod registry;
 pub mod tar;
+pub mod tls;
 
 mod http;
 mod machine;

@@ -12,19 +12,9 @@ use anyhow::{Context as _, Result, bail};
 use crate::http;
 use crate::image::{Blob, Image};
 use crate::machine::Machine;
+use crate::tls::Certificate;
 
 const START_DEADLINE: Duration = Duration::from_secs(20);
-
-/// The files and the name of a registry under TLS.
-#[derive(Clone, Debug)]
-pub struct Certificate {
-    /// The certificate, PEM.
-    pub certificate: PathBuf,
-    /// Its key, PEM.
-    pub key: PathBuf,
-    /// The address that it is for; one of the node's own.
-    pub address: IpAddr,
-}
 
 /// A registry that runs until it is dropped.
 #[derive(Debug)]
@@ -42,9 +32,13 @@ impl Registry {
     }
 
     /// Starts a second registry with what the first one holds, under TLS.
-    pub fn under_tls(&self, machine: &Machine, certificate: Certificate) -> Result<Self> {
+    pub fn under_tls(
+        &self,
+        machine: &Machine,
+        host: IpAddr,
+        certificate: Certificate,
+    ) -> Result<Self> {
         let storage = self.storage.clone();
-        let host = certificate.address;
         machine.run(move || Self::start_here(storage, host, Some(certificate)))
     }
 

@@ -2,12 +2,13 @@
 //! request recorded, every answer the test's own.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use berth_model::{Digest, Reference};
 use berth_registry::{Client, Config};
+use berth_testkit::tls::Certificate;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
@@ -169,12 +170,12 @@ impl Server {
         Self::serve(None, answer).await
     }
 
-    /// Under the certificate in `tests/tls`.
+    /// Under [`certificate`].
     pub(crate) async fn start_tls(
         answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        let certificates = CertificateDer::pem_file_iter(tls_file("server.pem")).unwrap();
-        let key = PrivateKeyDer::from_pem_file(tls_file("server.key")).unwrap();
+        let certificates = CertificateDer::pem_file_iter(&certificate().certificate).unwrap();
+        let key = PrivateKeyDer::from_pem_file(&certificate().key).unwrap();
         let ring = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
         let config = ServerConfig::builder_with_provider(ring)
             .with_safe_default_protocol_versions()
@@ -279,8 +280,15 @@ async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<Request> 
     Some(request)
 }
 
-pub(crate) fn tls_file(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name)
+/// Of `r.example`, `localhost` and 127.0.0.1, made once for these tests.
+fn certificate() -> &'static Certificate {
+    static CERTIFICATE: OnceLock<Certificate> = OnceLock::new();
+    CERTIFICATE.get_or_init(|| {
+        let dir =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tls-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Certificate::write(&dir, &["r.example", "localhost", "127.0.0.1"]).unwrap()
+    })
 }
 
 /// A client whose waits are short enough for a test.
@@ -290,7 +298,7 @@ pub(crate) fn config() -> Config {
         idle_timeout: Duration::from_secs(5),
         backoff: Duration::from_millis(2),
         max_backoff: Duration::from_secs(2),
-        certificate_authorities: vec![tls_file("authority.pem")],
+        certificate_authorities: vec![certificate().authority.clone()],
         ..Config::default()
     }
 }
