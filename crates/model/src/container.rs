@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! (none) --create--> Created --start--> Running --exit--> Exited --remove--> (none)
-//!                       └── start failed, or stopped before start ──┘
+//!                       └────────────── start failed ───────────────┘
 //! ```
 
 use std::collections::BTreeMap;

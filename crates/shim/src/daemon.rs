@@ -158,7 +158,8 @@ fn join_cgroups() -> Result<(), Error> {
 }
 
 /// Waits for the request to end, or for SIGTERM and then for the last container's end: a
-/// node that shuts down signals everybody, and the exit codes of those that obey are kept.
+/// node that shuts down signals everybody, and who waits is told the exit codes of those
+/// that obey.
 async fn until_done(shim: &Shim) {
     let Ok(mut terminate) = signal(SignalKind::terminate()) else {
         return shim.finished.notified().await;

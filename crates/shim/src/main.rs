@@ -8,9 +8,11 @@
 //! ```
 //!
 //! Invariants: one thread, whatever happens; a berthd or containerd that comes or goes
-//! changes nothing here; an exit code is kept until its process is deleted; no request
-//! waits for a container's hook, mount or program. Not here: what a container is made of
-//! (`oci-runtime`), networks, images, policy (berthd).
+//! changes nothing here; an exit code is kept until its process is deleted, or the shim was
+//! told to end by SIGTERM; no request waits for a container's mount or program. What may
+//! stop the thread all the same: freezing cgroups of v1 (2 s at most), and a log on a file
+//! system that hangs. Not here: what a container is made of (`oci-runtime`), networks,
+//! images, policy (berthd).
 
 mod args;
 mod container;
