@@ -77,6 +77,6 @@ fn memory_v2(directory: &Directory, usage: &mut CgroupUsage) -> Result<(), Error
 }
 
 fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = berth_failpoint::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }

@@ -1,6 +1,6 @@
 //! Run, stop, remove and describe sandboxes.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use berth_api::v1::*;
 use berth_engine::Engine;
@@ -73,6 +73,6 @@ pub(crate) async fn status(
 
 /// Nanoseconds since the epoch.
 pub(crate) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = berth_failpoint::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -5,6 +5,7 @@
 //! berthd check                  what this host supports, and what is missing
 //! berthd config default         the default configuration with comments
 //! berthd config check FILE      whether a configuration is valid
+//! berthd failpoints             where a test may kill it; test builds only
 //! ```
 //!
 //! Only wiring is here: configuration to engine, engine to front, signals to shutdown.
@@ -47,6 +48,9 @@ enum Command {
     /// Show or check a configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// List the points at which a test may kill, delay or fail this build.
+    #[cfg(feature = "failpoints")]
+    Failpoints,
 }
 
 #[derive(Debug, Subcommand)]
@@ -76,6 +80,12 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         None => serve::serve(configuration(arguments.config)?)?,
         Some(Command::Check) => {
             return Ok(if check::check(&mut out)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        #[cfg(feature = "failpoints")]
+        Some(Command::Failpoints) => {
+            for point in berth_failpoint::POINTS {
+                writeln!(out, "{:<28} {}", point.name, point.after)?;
+            }
         }
         Some(Command::Config(ConfigCommand::Default)) => {
             out.write_all(config::DEFAULT.as_bytes())?

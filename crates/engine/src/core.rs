@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use berth_cgroup::{Cgroup, CgroupPath, Hierarchy};
+use berth_failpoint::Point;
 use berth_image::Images;
 use berth_metadata::{ContainerRecord, PodStore, SandboxRecord};
 use berth_model::sandbox::SandboxName;
@@ -151,6 +152,11 @@ pub(crate) fn cgroup_error(
 ) -> impl FnOnce(berth_cgroup::Error) -> Error {
     let path = path.to_string();
     move |source| Error::Cgroup { action, path, source }
+}
+
+/// Passes a point at which a test may stop the work; nothing in what ships.
+pub(crate) async fn step(point: Point) -> Result<(), Error> {
+    berth_failpoint::reach(point).await.map_err(Error::io("pass failpoint", point.name))
 }
 
 /// Logs what nobody is told otherwise.

@@ -35,7 +35,8 @@ impl Failure {
 
     /// As [`Failure::passing`], but not before the time that the headers name, if any.
     pub(crate) fn deferred(error: Error, headers: &HeaderMap) -> Self {
-        let retry = retry_after(headers, SystemTime::now()).map_or(Retry::Backoff, Retry::After);
+        let retry =
+            retry_after(headers, berth_failpoint::now()).map_or(Retry::Backoff, Retry::After);
         Self { error, retry }
     }
 }

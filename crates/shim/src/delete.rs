@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use berth_cgroup::Hierarchy;
 use berth_oci_runtime::cgroup_path;
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Error> {
     }
     let mut response = DeleteResponse::new();
     response.exit_status = KILLED;
-    response.exited_at = Some(timestamp(SystemTime::now())).into();
+    response.exited_at = Some(timestamp(berth_failpoint::now())).into();
     let failed = |source| Error::Io("answer", source);
     let answer = response.write_to_bytes().map_err(|error| failed(io::Error::other(error)))?;
     let mut stdout = io::stdout();

@@ -97,7 +97,7 @@ impl Publisher {
         let Ok(value) = event.write_to_bytes() else { return };
         any.value = value;
         let mut envelope = Envelope::new();
-        envelope.timestamp = Some(timestamp(SystemTime::now())).into();
+        envelope.timestamp = Some(timestamp(berth_failpoint::now())).into();
         envelope.namespace.clone_from(&self.namespace);
         envelope.topic = topic.to_owned();
         envelope.event = Some(any).into();

@@ -7,7 +7,7 @@ use std::fmt;
 
 /// Something went wrong that no caller is told of.
 pub(crate) fn warn(message: fmt::Arguments<'_>) {
-    let time = crate::io::frame::rfc3339(std::time::SystemTime::now());
+    let time = crate::io::frame::rfc3339(berth_failpoint::now());
     let line = format!("{time} WARN containerd-shim-berth-v1[{}]: {message}\n", std::process::id());
     // A log that cannot be written has nobody to be told of it.
     nix::unistd::write(std::io::stderr(), line.as_bytes()).ok();

@@ -158,7 +158,7 @@ impl Process {
 
     /// An added process could not be made: it has ended without ever having run.
     pub(crate) fn failed(&self) {
-        self.finish(Exit { code: START_ERROR, at: std::time::SystemTime::now() });
+        self.finish(Exit { code: START_ERROR, at: berth_failpoint::now() });
     }
 
     /// An added process was made.

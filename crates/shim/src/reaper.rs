@@ -80,7 +80,7 @@ impl Reaper {
         };
         let code = status.as_ref().and_then(|status| status.exit_status().or(signalled(status)));
         let code = code.and_then(|code| u32::try_from(code).ok()).unwrap_or(255);
-        Exit { code, at: SystemTime::now() }
+        Exit { code, at: berth_failpoint::now() }
     }
 
     /// Reaps orphans whenever a child ends, for as long as the shim lives.

@@ -129,7 +129,7 @@ impl Sandbox {
         if self.stopped.borrow().is_some() {
             return Err(Error::State { id: id.to_owned(), state: "stopped" });
         }
-        let at = *inner.created_at.get_or_insert_with(SystemTime::now);
+        let at = *inner.created_at.get_or_insert_with(berth_failpoint::now);
         Ok((inner.pids.as_ref().map_or(0, PidNamespace::pid), at))
     }
 
@@ -204,7 +204,7 @@ impl Sandbox {
         }
         self.stopped.send_if_modified(|stopped| {
             let first = stopped.is_none();
-            stopped.get_or_insert_with(SystemTime::now);
+            stopped.get_or_insert_with(berth_failpoint::now);
             first
         });
         Ok(())

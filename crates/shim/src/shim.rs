@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use berth_cgroup::Hierarchy;
 use berth_model::mount::Mount;
@@ -251,7 +251,7 @@ impl Shim {
         match pidfd {
             Some(pidfd) => Some(self.reaper.wait(pid, pidfd).await),
             // No descriptor is left: the exit code cannot be known any more.
-            None => Some(Exit { code: 255, at: SystemTime::now() }),
+            None => Some(Exit { code: 255, at: berth_failpoint::now() }),
         }
     }
 
@@ -306,7 +306,7 @@ impl Shim {
                 container.ended().await?;
                 process.wait().await
             }
-            Status::Created => Exit { code: 0, at: SystemTime::now() },
+            Status::Created => Exit { code: 0, at: berth_failpoint::now() },
         };
         if exec.is_empty() {
             container.remove().await?;

@@ -212,7 +212,7 @@ pub fn usage(root: BorrowedFd<'_>) -> Result<DiskUsage, Error> {
 }
 
 fn now() -> Timestamp {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let since = berth_failpoint::now().duration_since(std::time::UNIX_EPOCH);
     Timestamp(since.ok().and_then(|since| i64::try_from(since.as_nanos()).ok()).unwrap_or(0))
 }
 

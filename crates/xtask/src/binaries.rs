@@ -12,6 +12,10 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::run;
 
+/// What test builds have and releases lack. Everything that tests build has them, so that
+/// nothing is built twice.
+pub(crate) const TEST_FEATURES: &str = "berth-daemon/failpoints,berth-shim/failpoints";
+
 const SHIM: &str = "containerd-shim-berth-v1";
 
 /// How to build.
@@ -31,10 +35,10 @@ impl Profile {
         }
     }
 
-    fn flags(self) -> &'static [&'static str] {
+    fn flag(self, package: &str) -> String {
         match self {
-            Self::Dev => &[],
-            Self::Release => &["--release"],
+            Self::Dev => format!("--features={package}/failpoints"),
+            Self::Release => "--release".to_owned(),
         }
     }
 }
@@ -53,13 +57,14 @@ impl Built {
 
 /// Builds `berthd`, the demo client and the shim.
 pub(crate) fn build(profile: Profile) -> Result<Built> {
-    let flags = profile.flags();
     let mut daemon = run::cargo(["build", "--package", "berth-daemon", "--bin", "berthd"]);
-    daemon.args(["--package", "berth-testkit", "--bin", "berth-demo"]).args(flags);
+    daemon
+        .args(["--package", "berth-testkit", "--bin", "berth-demo"])
+        .arg(profile.flag("berth-daemon"));
     run::check(daemon)?;
 
     let mut shim = run::cargo(["rustc", "--package", "berth-shim", "--bin", SHIM]);
-    shim.args(flags);
+    shim.arg(profile.flag("berth-shim"));
     shim.args(["--", "-C", "target-feature=+crt-static", "-C", "relocation-model=static"]);
     run::check(shim)?;
 

@@ -23,10 +23,14 @@ fn steps(report: &mut Report) -> Result<()> {
     report.step("format", run::cargo(["fmt", "--all", "--check"]))?;
     eprintln!("== tidy");
     tidy::tidy()?;
-    let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
-    report.step("clippy", run::cargo(clippy))?;
+    let features = format!("--features={}", binaries::TEST_FEATURES);
+    let clippy = ["clippy", "--workspace", "--all-targets", "--locked", &features];
+    let mut command = run::cargo(clippy);
+    command.args(["--", "-D", "warnings"]);
+    report.step("clippy", command)?;
     let units = ["test", "--workspace", "--exclude", "berth-e2e", "--locked", "--no-fail-fast"];
     let mut command = run::cargo(units);
+    command.arg(&features);
     let built = binaries::build(binaries::Profile::Dev)?;
     command.args(["--", "--show-output"]).env("BERTH_BIN_DIR", &built.folder);
     report.step("unit tests", command)?;

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_failpoint::Point;
 use berth_metadata::{AttachmentRecord, SandboxPhase, ShimRecord};
 use berth_model::{SandboxId, SandboxSpec};
 use berth_network::Inside;
@@ -12,7 +13,7 @@ use tracing::{Instrument as _, debug_span};
 
 use super::plan::Plan;
 use super::{Sandbox, driver, teardown};
-use crate::core::{Core, cgroup_error, cgroup_path, warn_failure};
+use crate::core::{Core, cgroup_error, cgroup_path, step, warn_failure};
 use crate::names::Claim;
 use crate::spawner::{IPC_FD, NET_FD, Namespaces, UTS_FD, Wanted};
 use crate::undo::Undo;
@@ -68,7 +69,9 @@ async fn make(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
         async move { core.forget_sandbox(&id).await }
     });
     let made = async {
+        step(Point::RUN_CLAIMED).await?;
         core.save_sandbox(&plan.record).instrument(debug_span!("store")).await?;
+        step(Point::RUN_STORED).await?;
         let shim = build(core, &mut plan, &undo).await?;
         plan.record.phase = SandboxPhase::Ready;
         core.save_sandbox(&plan.record).instrument(debug_span!("store")).await?;

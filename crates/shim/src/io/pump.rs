@@ -8,7 +8,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use nix::errno::Errno;
 use tokio::io::Interest;
@@ -90,7 +89,7 @@ impl LogStream {
                 Ok(read) => break read,
             }
         };
-        let time = rfc3339(SystemTime::now());
+        let time = rfc3339(berth_failpoint::now());
         let mut lines = Vec::new();
         for batch in chunk[..read].chunks(BATCH) {
             framer.push(batch, &time, &mut lines);

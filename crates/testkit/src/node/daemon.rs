@@ -15,6 +15,8 @@ use super::NodeOptions;
 use crate::machine::Machine;
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
+/// The file beside the configuration through which failpoints are armed.
+const FAILPOINTS: &str = "failpoints";
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 
 /// The folder with `berthd` and the static shim.
@@ -120,6 +122,27 @@ impl Daemon {
         Ok(Some(process.wait().context("wait for berthd")?))
     }
 
+    /// Arms the failpoints that `lines` say, and no others: `run.stored kill`, one a line,
+    /// as crate `failpoint` has it. It holds from now on, after a restart as well.
+    pub fn arm(&self, lines: &str) -> Result<()> {
+        let (file, new) = (self.config.with_file_name(FAILPOINTS), "failpoints.new");
+        // By rename: the daemon reads at any time, and half a line means nothing.
+        let new = self.config.with_file_name(new);
+        fs::write(&new, lines)?;
+        fs::rename(&new, file).context("arm failpoints")
+    }
+
+    /// The names of the points passed since the last call, in order.
+    pub fn passed(&self) -> Result<Vec<String>> {
+        let file = self.config.with_file_name(format!("{FAILPOINTS}.passed"));
+        let text = match fs::read_to_string(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            other => other.context("read passed failpoints")?,
+        };
+        fs::write(&file, "")?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
     /// The end of its log, for messages.
     #[must_use]
     pub fn log_tail(&self) -> String {
@@ -133,6 +156,7 @@ fn spawn(program: &Path, config: &Path, log: File) -> Result<Child> {
     Command::new(program)
         .arg("--config")
         .arg(config)
+        .env("BERTH_FAILPOINTS", config.with_file_name(FAILPOINTS))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -7,7 +7,7 @@ use super::{packages, text};
 
 /// The rows of the design, lowest first.
 const ROWS: &[&[&str]] = &[
-    &["model", "sys", "api", "telemetry"],
+    &["model", "sys", "api", "telemetry", "failpoint"],
     &["cgroup", "seccomp", "content", "snapshot", "metadata", "registry", "spec"],
     &["oci-runtime", "image", "network"],
     &["shim", "shim-client", "stats"],

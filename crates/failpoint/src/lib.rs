@@ -1,0 +1,56 @@
+//! Named points in the daemon's work at which a test has it killed, delayed, or failed.
+//!
+//! ```text
+//! BERTH_FAILPOINTS=FILE       the daemon looks into FILE each time it passes a point
+//! FILE:   run.stored kill                      SIGKILL to itself, there and then
+//!         pull.row error ENOSPC after=2        fails from the third pass on
+//!         stop.entered delay=500 times=1       waits 500 ms, once
+//!         clock +31536000                      the wall clock is a year ahead
+//! FILE.passed                 the daemon appends the name of each point it passes
+//! ```
+//!
+//! A point lies between two effects of a verb: what is before it has happened, what is
+//! after it has not. Without the feature `enabled` a point is nothing, and
+//! [`POINTS`] is still the list of what a test build has.
+//!
+//! Invariants: a release build holds no trace of this; a line that means nothing ends the
+//! daemon, since a test that arms nothing proves nothing.
+
+#[cfg(feature = "enabled")]
+mod armed;
+mod points;
+mod wall;
+
+use std::io;
+
+pub use points::{POINTS, Point};
+pub use wall::now;
+
+/// Passes `point` where waiting may block the thread.
+///
+/// # Errors
+/// What the test wants to have happened there.
+#[inline]
+pub fn pass(point: Point) -> io::Result<()> {
+    #[cfg(feature = "enabled")]
+    if let Some(delay) = armed::pass(point)? {
+        std::thread::sleep(delay);
+    }
+    let _ = point;
+    Ok(())
+}
+
+/// Passes `point` in a task.
+///
+/// # Errors
+/// As [`pass`].
+#[inline]
+#[cfg_attr(not(feature = "enabled"), expect(clippy::unused_async, reason = "waits in test builds"))]
+pub async fn reach(point: Point) -> io::Result<()> {
+    #[cfg(feature = "enabled")]
+    if let Some(delay) = armed::pass(point)? {
+        tokio::time::sleep(delay).await;
+    }
+    let _ = point;
+    Ok(())
+}
