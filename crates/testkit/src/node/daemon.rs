@@ -75,13 +75,11 @@ impl Daemon {
         &self.log
     }
 
-    /// Starts the process and waits until it accepts connections.
+    /// Starts the process, unless it runs, and waits until it accepts connections.
     pub fn start_again(&mut self, machine: &Machine) -> Result<()> {
-        let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let program = binaries()?.join("berthd");
-        let config = self.config.clone();
-        let process = machine.run(move || spawn(&program, &config, log))?;
-        self.process = Some(process);
+        if self.process.is_none() {
+            self.launch(machine)?;
+        }
         let deadline = Instant::now() + START_DEADLINE;
         while UnixStream::connect(&self.socket).is_err() {
             let process = self.process.as_mut().context("the daemon was just started")?;
@@ -95,6 +93,31 @@ impl Daemon {
             thread::sleep(Duration::from_millis(2));
         }
         Ok(())
+    }
+
+    /// Starts the process.
+    pub(super) fn launch(&mut self, machine: &Machine) -> Result<()> {
+        let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let program = binaries()?.join("berthd");
+        let config = self.config.clone();
+        self.process = Some(machine.run(move || spawn(&program, &config, log))?);
+        Ok(())
+    }
+
+    /// Waits until the process has ended by itself; `None` when it runs on after `limit`.
+    pub(super) fn ended(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let process = self.process.as_mut().context("the daemon does not run")?;
+            if let Some(status) = process.try_wait()? {
+                self.process = None;
+                return Ok(Some(status));
+            }
+            if Instant::now() > deadline {
+                return Ok(None);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Asks the daemon to end, and expects it to do so well.

@@ -1,5 +1,6 @@
 //! What a node may leave behind, found from outside: in `/proc`, in `/sys`, on disk.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileTypeExt as _;
@@ -22,43 +23,88 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 const HELD: [&str; 8] =
     ["net:[", "ipc:[", "uts:[", "mnt:[", "pid:[", "user:[", "cgroup:[", "anon_inode:[pidfd]"];
 
+/// Directories whose entries are named by the start of a sandbox's or container's id.
+const NAMED: [&str; 4] = ["run/sandboxes", "run/containers", "run/s", "root/snapshots/active"];
+/// Directories of what is in the making or on its way out.
+const PASSING: [&str; 4] =
+    ["run/exec", "root/content/ingest", "root/snapshots/ingest", "root/snapshots/trash"];
+/// How a link of a sandbox is called: this, and as many digits of the sandbox's id.
+const LINK: (&str, usize) = ("bv", 12);
+
+/// What is expected to exist on a node: nothing else may.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Ids of sandboxes.
+    pub sandboxes: BTreeSet<String>,
+    /// Ids of containers.
+    pub containers: BTreeSet<String>,
+}
+
+impl Known {
+    /// Whether `name` is an id of these, or the start of one.
+    fn names(&self, name: &str) -> bool {
+        let begins = |ids: &BTreeSet<String>| {
+            let id = ids.range(name.to_owned()..).next();
+            id.is_some_and(|id| id.starts_with(name))
+        };
+        name.len() >= LINK.1 && (begins(&self.sandboxes) || begins(&self.containers))
+    }
+}
+
 impl Node {
     /// What is left while the daemon runs without sandboxes.
     pub(super) fn leaks(&self) -> Result<Vec<String>> {
-        let mut left: Vec<String> = self
-            .shims()?
-            .into_iter()
-            .map(|(pid, command)| format!("process {pid}: {command}"))
-            .collect();
+        self.leaks_beside(&Known::default())
+    }
+
+    /// What is on the node beside `known` and is not on its way out. Teardown goes on after
+    /// a verb has answered; see [`Node::settle`].
+    pub fn leaks_beside(&self, known: &Known) -> Result<Vec<String>> {
+        let shims = self.shims()?.into_iter();
+        let strange = shims.filter(|(_, command)| {
+            !known.sandboxes.iter().any(|sandbox| command.contains(sandbox.as_str()))
+        });
+        let mut left: Vec<String> =
+            strange.map(|(pid, command)| format!("process {pid}: {command}")).collect();
         left.extend(self.mounts("self")?);
         if let Some(pid) = self.daemon.pid() {
             left.extend(self.mounts(&pid.to_string())?);
         }
         for dir in cgroups(self.cgroup_base()) {
-            left.extend(below(&dir).into_iter().map(|path| format!("cgroup {}", path.display())));
+            let strange = below(&dir).into_iter().filter(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                !known.names(&name)
+            });
+            left.extend(strange.map(|path| format!("cgroup {}", path.display())));
         }
         left.extend(self.descriptors()?);
-        left.extend(self.links()?);
-        left.extend(self.active_snapshots());
+        left.extend(self.links(known)?);
+        left.extend(self.files(known));
         if left.is_empty() {
             // An address is given back when its link was seen to go.
-            left.extend(self.records()?);
+            left.extend(self.records(known)?);
         }
         Ok(left)
     }
 
     /// What the daemon's store still holds; anyone may read it while the daemon runs.
-    fn records(&self) -> Result<Vec<String>> {
+    fn records(&self, known: &Known) -> Result<Vec<String>> {
         let mut left = Vec::new();
         let pods = PodStore::open(&self.dir().join("root/pods.db")).context("open pods.db")?;
         for sandbox in pods.sandboxes().context("list sandboxes")? {
-            left.push(format!("record of sandbox {}", sandbox.id));
+            if !known.sandboxes.contains(sandbox.id.as_str()) {
+                left.push(format!("record of sandbox {}", sandbox.id));
+            }
         }
         for container in pods.containers().context("list containers")? {
-            left.push(format!("record of container {}", container.id));
+            if !known.containers.contains(container.id.as_str()) {
+                left.push(format!("record of container {}", container.id));
+            }
         }
         for lease in pods.leases().context("list leases")? {
-            left.push(format!("lease {lease:?}"));
+            if !known.sandboxes.contains(lease.sandbox.as_str()) {
+                left.push(format!("lease of {} to {}", lease.address, lease.sandbox));
+            }
         }
         Ok(left)
     }
@@ -135,22 +181,32 @@ impl Node {
         Ok(foreign.map(|link| format!("{link} held by the daemon")).collect())
     }
 
-    /// Links in the node's namespace other than loopback and the bridge.
-    fn links(&self) -> Result<Vec<String>> {
+    /// Links in the node's namespace other than loopback, the bridge, and those of sandboxes
+    /// that are known.
+    fn links(&self, known: &Known) -> Result<Vec<String>> {
         let devices = self.machine.run(|| Ok(fs::read_to_string("/proc/thread-self/net/dev")?))?;
         Ok(devices
             .lines()
             .filter_map(|line| line.split_once(':'))
             .map(|(name, _)| name.trim().to_owned())
             .filter(|name| name != "lo" && name != "berth0")
+            .filter(|name| name.strip_prefix(LINK.0).is_none_or(|digits| !known.names(digits)))
             .map(|name| format!("link {name}"))
             .collect())
     }
 
-    fn active_snapshots(&self) -> Vec<String> {
-        let active = self.dir().join("root/snapshots/active");
-        let entries = fs::read_dir(active).into_iter().flatten().flatten();
-        entries.map(|entry| format!("snapshot {}", entry.path().display())).collect()
+    /// Entries of the daemon's directories that belong to nothing that is known.
+    fn files(&self, known: &Known) -> Vec<String> {
+        let entries = |dir: &str| {
+            let dir = self.dir().join(dir);
+            fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path())
+        };
+        let named = NAMED.into_iter().flat_map(entries).filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            !known.names(&name)
+        });
+        let passing = PASSING.into_iter().flat_map(entries);
+        named.chain(passing).map(|path| format!("file {}", path.display())).collect()
     }
 
     /// Removes what a failed test left, as far as it goes.

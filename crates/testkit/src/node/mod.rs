@@ -20,7 +20,7 @@ use crate::registry::Registry;
 use crate::{image, log};
 
 pub use daemon::{Daemon, binaries};
-pub use leaks::remove_cgroups;
+pub use leaks::{Known, remove_cgroups};
 pub use pods::{Finished, Pod};
 
 /// How long teardown that goes on in the background may take.
@@ -171,6 +171,37 @@ impl Node {
         self.reopen().await
     }
 
+    /// Waits until nothing is on the node beside `known`: teardown goes on after a verb has
+    /// answered.
+    pub fn settle(&self, known: &Known) -> Result<()> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let left = self.leaks_beside(known)?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("left behind after {SETTLE:?}: {left:#?}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Starts the daemon again and waits until it serves.
+    pub async fn start_daemon(&mut self) -> Result<()> {
+        self.reopen().await
+    }
+
+    /// Starts the daemon again, and does not wait until it serves.
+    pub fn launch_daemon(&mut self) -> Result<()> {
+        self.daemon.launch(&self.machine)
+    }
+
+    /// Waits until the daemon has ended by itself; `None` when it runs on.
+    pub fn daemon_ended(&mut self, limit: Duration) -> Result<Option<std::process::ExitStatus>> {
+        self.daemon.ended(limit)
+    }
+
     async fn reopen(&mut self) -> Result<()> {
         self.daemon.start_again(&self.machine)?;
         self.cri = Cri::connect(self.daemon.socket()).await?;
@@ -198,27 +229,12 @@ impl Node {
         }
         let containers = self.cri.containers().await?;
         anyhow::ensure!(containers.is_empty(), "containers are left: {containers:?}");
-        settle(|| self.leaks())?;
+        self.settle(&Known::default())?;
         self.daemon.terminate()?;
         let left = self.leaks_at_rest()?;
         anyhow::ensure!(left.is_empty(), "left behind after the daemon ended: {left:#?}");
         self.proven_clean = true;
         Ok(())
-    }
-}
-
-/// Waits until `leaks` finds nothing: teardown goes on after a verb has answered.
-fn settle(leaks: impl Fn() -> Result<Vec<String>>) -> Result<()> {
-    let deadline = Instant::now() + SETTLE;
-    loop {
-        let left = leaks()?;
-        if left.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            bail!("left behind after {SETTLE:?}: {left:#?}");
-        }
-        thread::sleep(Duration::from_millis(20));
     }
 }
 
