@@ -37,6 +37,11 @@ const PACKAGES: &[Package] = &[
         why: "the one program in the test image",
         present: static_busybox,
     },
+    Package {
+        name: "xfsprogs",
+        why: "xfs_io, which shuts a file system down as a power cut does",
+        present: || on_path("xfs_io"),
+    },
 ];
 
 pub(crate) fn is_root() -> bool {
