@@ -8,7 +8,7 @@ use berth_failpoint::Point;
 use berth_image::Images;
 use berth_metadata::{ContainerRecord, PodStore, SandboxRecord};
 use berth_model::sandbox::SandboxName;
-use berth_model::{ContainerId, SandboxId};
+use berth_model::{ContainerId, SandboxId, SandboxSpec};
 use berth_network::Network;
 use berth_shim_client::Runtime;
 use berth_snapshot::Snapshots;
@@ -50,7 +50,7 @@ pub(crate) struct Core {
     pub(crate) cleaner: Pool,
     pub(crate) sandboxes: Board<SandboxId, Sandbox>,
     pub(crate) containers: Board<ContainerId, Container>,
-    pub(crate) names: Names<SandboxName, SandboxId>,
+    pub(crate) names: Names<SandboxName, SandboxSpec, SandboxId>,
     /// Writable layers as last measured.
     pub(crate) layers: Layers,
     pub(crate) tasks: TaskTracker,

@@ -29,6 +29,12 @@ pub enum Error {
         /// Who has it.
         id: SandboxId,
     },
+    /// A sandbox of that name is being made, and is not what was asked for.
+    #[error("sandbox name {name} is being given to a sandbox of another configuration")]
+    SandboxNameClaimed {
+        /// The name, for people.
+        name: String,
+    },
     /// A container of that name exists in the sandbox.
     #[error("container name {name} of sandbox {sandbox} is used by container {id}")]
     ContainerNameTaken {
@@ -38,6 +44,17 @@ pub enum Error {
         sandbox: SandboxId,
         /// Who has it.
         id: ContainerId,
+    },
+    /// A container of that name is being made, and is not what was asked for.
+    #[error(
+        "container name {name} of sandbox {sandbox} is being given to a container of another \
+         configuration"
+    )]
+    ContainerNameClaimed {
+        /// The name, for people.
+        name: String,
+        /// The sandbox.
+        sandbox: SandboxId,
     },
     /// The sandbox is stopped, or being stopped.
     #[error("{verb} in sandbox {id}: the sandbox is not ready")]
@@ -227,9 +244,10 @@ impl Error {
             Self::UnknownRuntime(_) | Self::Invalid { .. } | Self::MissingMountSource { .. } => {
                 ErrorKind::InvalidArgument
             }
-            Self::SandboxNameTaken { .. } | Self::ContainerNameTaken { .. } => {
-                ErrorKind::AlreadyExists
-            }
+            Self::SandboxNameTaken { .. }
+            | Self::SandboxNameClaimed { .. }
+            | Self::ContainerNameTaken { .. }
+            | Self::ContainerNameClaimed { .. } => ErrorKind::AlreadyExists,
             Self::SandboxNotReady { .. } | Self::ContainerState { .. } => {
                 ErrorKind::FailedPrecondition
             }

@@ -167,7 +167,8 @@ pub struct ContainerSpec {
     pub devices: Vec<Device>,
     /// The client's labels, for its filters.
     pub labels: BTreeMap<String, String>,
-    /// The client's annotations, returned untouched and never obeyed.
+    /// The client's annotations, returned untouched and never obeyed; one of them tells
+    /// kubelet's retries ([`ContainerSpec::repeats`]).
     pub annotations: BTreeMap<String, String>,
     /// Log file, relative to the sandbox's log directory; `None` means no log.
     pub log_path: Option<PathBuf>,
@@ -183,6 +184,38 @@ pub struct ContainerSpec {
     pub security: Security,
     /// Signal that asks it to stop, by name (`SIGQUIT`); `None` means the image's, or `SIGTERM`.
     pub stop_signal: Option<String>,
+}
+
+/// The annotation in which kubelet says where a container finds its termination log.
+const TERMINATION_LOG: &str = "io.kubernetes.container.terminationMessagePath";
+
+impl ContainerSpec {
+    /// Whether this asks again for what `earlier` asked for.
+    ///
+    /// kubelet's retry is not the same byte for byte: it walks services and devices in no
+    /// order, and makes a new file for the termination log each time (`makeMounts` of its
+    /// kuberuntime). It reads that file where the container's status says it is, so the
+    /// one of the earlier request serves as well.
+    #[must_use]
+    pub fn repeats(&self, earlier: &Self) -> bool {
+        self.comparable() == earlier.comparable()
+    }
+
+    /// Without what a retry may change: equal for requests that want the same.
+    fn comparable(&self) -> Self {
+        let mut spec = self.clone();
+        let log = spec.annotations.get(TERMINATION_LOG).map(PathBuf::from);
+        for mount in &mut spec.mounts {
+            if Some(&mount.container_path) == log.as_ref() {
+                mount.host_path.set_file_name("");
+            }
+        }
+        // Stable sorts: of two for one name the last counts, and goes on counting.
+        spec.env.sort_by(|a, b| a.name.cmp(&b.name));
+        spec.mounts.sort_by(|a, b| a.container_path.cmp(&b.container_path));
+        spec.devices.sort_by(|a, b| a.container_path.cmp(&b.container_path));
+        spec
+    }
 }
 
 /// Nanoseconds since the Unix epoch, as the CRI reports times. Zero means "not yet".
@@ -323,6 +356,58 @@ mod tests {
 
     fn started() -> ContainerEvent {
         ContainerEvent::Started { pid: 7, at: Timestamp(1) }
+    }
+
+    fn kubelets(cid: &str, env: &[&str]) -> ContainerSpec {
+        let mount = |container: &str, host: String| BindMount {
+            container_path: container.into(),
+            host_path: host.into(),
+            readonly: false,
+            recursive_readonly: false,
+            selinux_relabel: false,
+            propagation: Default::default(),
+        };
+        let dir = "/var/lib/kubelet/pods/uid";
+        ContainerSpec {
+            env: env
+                .iter()
+                .map(|name| EnvVar { name: (*name).into(), value: b"1".to_vec() })
+                .collect(),
+            mounts: vec![
+                mount("/etc/hosts", format!("{dir}/etc-hosts")),
+                mount("/dev/termination-log", format!("{dir}/containers/main/{cid}")),
+            ],
+            annotations: [(TERMINATION_LOG.to_owned(), "/dev/termination-log".to_owned())].into(),
+            ..ContainerSpec::default()
+        }
+    }
+
+    /// teeth: crates/model/src/container.rs: `mount.host_path.set_file_name("")` → `{}`
+    #[test]
+    fn what_kubelet_asks_again_is_the_same_request() {
+        let first = kubelets("1a2b3c4d", &["A_SERVICE_HOST", "B_SERVICE_HOST"]);
+        let again = kubelets("99999999", &["B_SERVICE_HOST", "A_SERVICE_HOST"]);
+        assert!(again.repeats(&first) && first.repeats(&again));
+    }
+
+    #[test]
+    fn another_request_under_the_same_name_is_another() {
+        let first = kubelets("1a2b3c4d", &["A"]);
+        let mut moved = first.clone();
+        moved.mounts[0].host_path = "/var/lib/kubelet/pods/uid/other".into();
+        let mut elsewhere = first.clone();
+        elsewhere.mounts[1].host_path = "/etc/shadow".into();
+        let unnamed = ContainerSpec { annotations: BTreeMap::new(), ..first.clone() };
+        let unnamed_too = ContainerSpec { annotations: BTreeMap::new(), ..kubelets("2", &["A"]) };
+        assert!(!unnamed.repeats(&unnamed_too), "nothing says that the mount is a log");
+        for other in [moved, elsewhere, unnamed, kubelets("1a2b3c4d", &["A", "B"])] {
+            assert!(!other.repeats(&first), "{other:?}");
+        }
+        let twice = |values: [&str; 2]| ContainerSpec {
+            env: values.map(|value| EnvVar { name: "A".into(), value: value.into() }).to_vec(),
+            ..first.clone()
+        };
+        assert!(!twice(["1", "2"]).repeats(&twice(["2", "1"])), "the last value counts");
     }
 
     #[track_caller]

@@ -28,10 +28,13 @@ pub(crate) async fn create(
     if !sandbox.is_ready() {
         return Err(not_ready());
     }
-    match sandbox.members.claim(&spec.name) {
+    match sandbox.members.claim(&spec.name, || spec.clone()) {
         Claim::Closed => Err(not_ready()),
         Claim::Made(id) => reuse(core, &sandbox, id, &spec),
-        Claim::Joined(work) => work.outcome().await,
+        Claim::Making(asked, work) if spec.repeats(&asked) => work.outcome().await,
+        Claim::Making(..) => {
+            Err(Error::ContainerNameClaimed { name: shown(&spec), sandbox: sandbox.id.clone() })
+        }
         Claim::New(promise, work) => {
             let (core, sandbox) = (Arc::clone(core), Arc::clone(&sandbox));
             let tasks = core.tasks.clone();
@@ -51,13 +54,16 @@ fn reuse(
 ) -> Result<ContainerId, Error> {
     let found = core.containers.get(&id).map(|container| container.status.get());
     let same = found.is_some_and(|found| {
-        *found.spec == *spec && found.state == berth_model::ContainerState::Created
+        spec.repeats(&found.spec) && found.state == berth_model::ContainerState::Created
     });
     if same {
         return Ok(id);
     }
-    let name = format!("{} (attempt {})", spec.name.name, spec.name.attempt);
-    Err(Error::ContainerNameTaken { name, sandbox: sandbox.id.clone(), id })
+    Err(Error::ContainerNameTaken { name: shown(spec), sandbox: sandbox.id.clone(), id })
+}
+
+fn shown(spec: &ContainerSpec) -> String {
+    format!("{} (attempt {})", spec.name.name, spec.name.attempt)
 }
 
 async fn make(

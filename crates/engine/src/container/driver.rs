@@ -1,5 +1,6 @@
 //! The only writer of a container.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::stop::Stopping;
 use super::{Asked, Command, Container, exit, status_of};
 use crate::Error;
 use crate::core::Core;
-use crate::sandbox::answer;
+use crate::sandbox::{Reply, answer};
 
 /// Resolves when the container's first process has ended; `None` when its shim is gone.
 pub(super) type Ending = Pin<Box<dyn Future<Output = Option<Exited>> + Send>>;
@@ -25,6 +26,8 @@ pub(super) struct Driver {
     pub(super) container: Arc<Container>,
     pub(super) record: ContainerRecord,
     pub(super) commands: mpsc::Receiver<Asked>,
+    /// Taken from the queue, and not obeyed yet.
+    pub(super) taken: VecDeque<Asked>,
     /// Whether the shim may hold a task of it.
     pub(super) task: bool,
     /// Present while it runs.
@@ -65,8 +68,16 @@ pub(crate) fn spawn(
     };
     let core = Arc::clone(core);
     let tasks = core.tasks.clone();
-    let driver =
-        Driver { core, container, record, commands, task: found.task, ending, stopping: None };
+    let driver = Driver {
+        core,
+        container,
+        record,
+        commands,
+        taken: VecDeque::new(),
+        task: found.task,
+        ending,
+        stopping: None,
+    };
     tasks.spawn(driver.run().instrument(span));
 }
 
@@ -86,7 +97,7 @@ impl Driver {
                     self.try_harder().await;
                     false
                 }
-                command = self.commands.recv() => match command {
+                command = next(&mut self.taken, &mut self.commands) => match command {
                     Some((span, command)) => self.obey(command).instrument(span).await,
                     None => return,
                 },
@@ -103,7 +114,7 @@ impl Driver {
         match command {
             Command::Start(reply) => {
                 let started = self.start().instrument(debug_span!("start_container")).await;
-                answer(reply, started);
+                self.answer_starts(reply, started);
                 false
             }
             Command::Stop(grace, reply) => {
@@ -122,10 +133,25 @@ impl Driver {
         }
     }
 
+    /// All who asked for the start while it went on get its outcome: by the time a second
+    /// one had its turn, a short program would have ended, and its start be refused.
+    fn answer_starts(&mut self, reply: Reply, outcome: Result<(), Error>) {
+        let outcome = outcome.map_err(Arc::new);
+        answer(reply, outcome.clone().map_err(Error::Shared));
+        while let Ok(asked) = self.commands.try_recv() {
+            match asked {
+                (_, Command::Start(reply)) => answer(reply, outcome.clone().map_err(Error::Shared)),
+                other => self.taken.push_back(other),
+            }
+        }
+    }
+
     /// What still waits wants the container gone, which it is, or wants it started.
     fn refuse_rest(&mut self) {
         self.commands.close();
-        while let Ok((_, command)) = self.commands.try_recv() {
+        while let Some((_, command)) =
+            self.taken.pop_front().or_else(|| self.commands.try_recv().ok())
+        {
             match command {
                 Command::Start(reply) => {
                     let id = self.container.id.clone();
@@ -152,6 +178,14 @@ impl Driver {
         let spec = Arc::clone(&self.container.status.get().spec);
         self.container.status.set(Arc::new(status_of(&self.record, spec)));
         Ok(())
+    }
+}
+
+/// The next command; what was taken is older than what is in the queue.
+async fn next(taken: &mut VecDeque<Asked>, commands: &mut mpsc::Receiver<Asked>) -> Option<Asked> {
+    match taken.pop_front() {
+        Some(asked) => Some(asked),
+        None => commands.recv().await,
     }
 }
 

@@ -24,7 +24,7 @@ use berth_cgroup::CgroupPath;
 use berth_metadata::{SandboxPhase, SandboxRecord};
 use berth_model::container::ContainerName;
 use berth_model::sandbox::NamespaceMode;
-use berth_model::{ContainerId, SandboxId, SandboxSpec, SandboxState};
+use berth_model::{ContainerId, ContainerSpec, SandboxId, SandboxSpec, SandboxState};
 use berth_shim_client::Shim;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
@@ -72,7 +72,7 @@ pub(crate) struct Sandbox {
     /// `None` once the shim is gone.
     pub(crate) shim: Published<Option<Shim>>,
     /// Its containers, by the client's name.
-    pub(crate) members: Names<ContainerName, ContainerId>,
+    pub(crate) members: Names<ContainerName, ContainerSpec, ContainerId>,
     /// Set by its driver once nothing is left of it.
     pub(crate) removed: AtomicBool,
     queue: mpsc::Sender<Asked>,

@@ -27,10 +27,11 @@ pub(crate) async fn run(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId
     if core.shutdown.is_cancelled() {
         return Err(Error::ShuttingDown);
     }
-    match core.names.claim(&spec.name) {
+    match core.names.claim(&spec.name, || spec.clone()) {
         Claim::Closed => Err(Error::ShuttingDown),
         Claim::Made(id) => reuse(core, id, &spec),
-        Claim::Joined(work) => work.outcome().await,
+        Claim::Making(asked, work) if *asked == spec => work.outcome().await,
+        Claim::Making(..) => Err(Error::SandboxNameClaimed { name: shown(&spec) }),
         Claim::New(promise, work) => {
             let task_core = Arc::clone(core);
             let make = async move { promise.keep(make(&task_core, spec).await) };
@@ -47,10 +48,12 @@ fn reuse(core: &Core, id: SandboxId, spec: &SandboxSpec) -> Result<SandboxId, Er
     if same {
         return Ok(id);
     }
+    Err(Error::SandboxNameTaken { name: shown(spec), id })
+}
+
+fn shown(spec: &SandboxSpec) -> String {
     let name = &spec.name;
-    let name =
-        format!("{}/{} (uid {}, attempt {})", name.namespace, name.name, name.uid, name.attempt);
-    Err(Error::SandboxNameTaken { name, id })
+    format!("{}/{} (uid {}, attempt {})", name.namespace, name.name, name.uid, name.attempt)
 }
 
 async fn make(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
