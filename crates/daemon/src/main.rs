@@ -84,7 +84,8 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         #[cfg(feature = "failpoints")]
         Some(Command::Failpoints) => {
             for point in berth_failpoint::POINTS {
-                writeln!(out, "{:<28} {}", point.name, point.after)?;
+                let fails = if point.fails { "fails" } else { "sure" };
+                writeln!(out, "{:<28} {fails:<5} {}", point.name, point.after)?;
             }
         }
         Some(Command::Config(ConfigCommand::Default)) => {

@@ -159,6 +159,11 @@ pub(crate) async fn step(point: Point) -> Result<(), Error> {
     berth_failpoint::reach(point).await.map_err(Error::io("pass failpoint", point.name))
 }
 
+/// As [`step`], on a thread that may block.
+pub(crate) fn step_blocking(point: Point) -> Result<(), Error> {
+    berth_failpoint::pass(point).map_err(Error::io("pass failpoint", point.name))
+}
+
 /// Logs what nobody is told otherwise.
 pub(crate) fn warn_failure(action: &'static str, error: &Error) {
     tracing::warn!(error = error as &dyn std::error::Error, "{action}");

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_failpoint::Point;
 use berth_image::Images;
 use berth_metadata::PodStore;
 use berth_model::image::ImageRecord;
@@ -12,7 +13,7 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, debug_span, info_span};
 
 use crate::container::Command as ContainerCommand;
-use crate::core::Core;
+use crate::core::{Core, step};
 use crate::sandbox::Command as SandboxCommand;
 use crate::status::{
     Condition, ContainerStats, ContainerStatus, ExecOutput, NodeStatus, SandboxStats, SandboxStatus,
@@ -37,11 +38,14 @@ impl Engine {
         let opening = tokio::task::spawn_blocking(move || open::open(config, images));
         let core = opening.await.map_err(|_| Error::TaskDied("the thread that opens"))??;
         let core = Arc::new(core);
+        step(Point::RECOVER_OPENED).await?;
         let pods = Arc::clone(&core.pods);
         let recovered = core.images.recover(move || chains_in_use(&pods)).await;
         let recovered = recovered.map_err(Error::image("recover images of", "this node"))?;
         tracing::debug!(?recovered, "images recovered");
+        step(Point::RECOVER_IMAGES).await?;
         recovery::recover(&core).instrument(info_span!("recover")).await?;
+        berth_failpoint::reached(Point::RECOVER_RECOVERED).await;
         Ok(Self { core })
     }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use berth_failpoint::Point;
 use berth_model::{ContainerId, ErrorKind, ExecId};
 use berth_shim_client::{ExecRequest, Exited, Input, Output, Process, Shim};
 use nix::sys::signal::Signal;
@@ -19,7 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{Instrument as _, debug_span};
 
 use crate::container::Container;
-use crate::core::{Core, warn_failure};
+use crate::core::{Core, step, step_blocking, warn_failure};
 use crate::{Error, ExecOutput, MAX_EXEC_OUTPUT, clock, files};
 
 /// Largest `config.json` read back, bytes.
@@ -79,8 +80,10 @@ async fn run(
         ended: false,
     };
     let (bundle, dir) = (container.bundle.clone(), session.dir.clone());
+    step(Point::EXEC_ENTERED).await?;
     let prepare = move || {
         dir.make()?;
+        step_blocking(Point::EXEC_FIFOS)?;
         process(&bundle, command)
     };
     let process = core.disk.run(prepare).instrument(debug_span!("prepare")).await??;
@@ -96,6 +99,7 @@ async fn run(
 
     let exited = session.wait(&mut out, &mut err).instrument(debug_span!("exec_wait")).await?;
     session.ended = true;
+    step(Point::EXEC_ENDED).await?;
     Ok(ExecOutput { stdout: out.kept, stderr: err.kept, code: exited.code })
 }
 
@@ -135,11 +139,10 @@ impl Session {
             stdout: Output::Fifo(self.stdout()),
             stderr: Output::Fifo(self.stderr()),
         };
-        let started = async {
-            self.shim.exec(&request).await?;
-            self.shim.start(self.process()).await
-        };
-        started.await.map(drop).map_err(|failure| self.failed(failure))
+        self.shim.exec(&request).await.map_err(|failure| self.failed(failure))?;
+        step(Point::EXEC_ADDED).await?;
+        self.shim.start(self.process()).await.map_err(|failure| self.failed(failure))?;
+        step(Point::EXEC_STARTED).await
     }
 
     fn failed(&self, failure: berth_shim_client::Error) -> Error {
@@ -201,10 +204,14 @@ impl Drop for Session {
             if known && let Err(error) = shim.delete(process).await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "delete exec process");
             }
+            if let Err(error) = step(Point::EXEC_DELETED).await {
+                warn_failure("delete exec process", &error);
+            }
             let removed = core.disk.run(move || dir.remove()).await;
             if let Ok(Err(error)) | Err(error) = removed {
                 warn_failure("remove FIFOs of a command", &error);
             }
+            berth_failpoint::reached(Point::EXEC_REMOVED).await;
         };
         // The request is answered before this is done, so it is no part of its span.
         let id = &self.container;
@@ -236,6 +243,7 @@ impl Directory {
 
 fn make_fifos(dir: &Path) -> Result<(), Error> {
     files::make_dir(dir, 0o700)?;
+    step_blocking(Point::EXEC_DIRECTORY)?;
     for name in ["out", "err"] {
         let path = dir.join(name);
         nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)

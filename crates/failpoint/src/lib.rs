@@ -9,6 +9,9 @@
 //! FILE.passed                 the daemon appends the name of each point it passes
 //! ```
 //!
+//! At a point behind which nothing can fail any more ([`Point::fails`]) a daemon can be
+//! killed or delayed only.
+//!
 //! A point lies between two effects of a verb: what is before it has happened, what is
 //! after it has not. Without the feature `enabled` a point is nothing, and
 //! [`POINTS`] is still the list of what a test build has.
@@ -53,4 +56,25 @@ pub async fn reach(point: Point) -> io::Result<()> {
     }
     let _ = point;
     Ok(())
+}
+
+/// Passes a point behind which nothing can fail, where waiting may block the thread.
+#[inline]
+pub fn passed(point: Point) {
+    #[cfg(feature = "enabled")]
+    if let Some(delay) = armed::passed(point) {
+        std::thread::sleep(delay);
+    }
+    let _ = point;
+}
+
+/// Passes a point behind which nothing can fail, in a task.
+#[inline]
+#[cfg_attr(not(feature = "enabled"), expect(clippy::unused_async, reason = "waits in test builds"))]
+pub async fn reached(point: Point) {
+    #[cfg(feature = "enabled")]
+    if let Some(delay) = armed::passed(point) {
+        tokio::time::sleep(delay).await;
+    }
+    let _ = point;
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_failpoint::Point;
 use berth_model::{DiffId, Digest, ErrorKind};
 use nix::errno::Errno;
 
@@ -133,6 +134,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// As if the content store had failed at `point`.
+    pub(crate) fn failpoint(point: Point, source: io::Error) -> Self {
+        Self::ContentStore { action: "use the content store", source: failed_at(point, source) }
+    }
+
     /// What a front turns into a gRPC or HTTP status.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -279,7 +285,18 @@ pub enum LayerError {
     Bookkeeping(usize),
 }
 
+/// As if a file had failed at `point`.
+pub(crate) fn failed_at(point: Point, source: io::Error) -> berth_content::Error {
+    berth_content::Error::File { operation: "pass failpoint", path: point.name.into(), source }
+}
+
 impl LayerError {
+    /// As if an entry had failed at `point`.
+    pub(crate) fn failpoint(point: Point, source: &io::Error) -> Self {
+        let source = source.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
+        Self::Apply { path: String::new(), action: point.name, source }
+    }
+
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Apply { source, .. } => errno_kind(*source),

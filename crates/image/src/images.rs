@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use berth_content::Content;
+use berth_failpoint::Point;
 use berth_metadata::ImageStore;
 use berth_model::container::Timestamp;
 use berth_model::image::ImageRecord;
@@ -17,7 +18,7 @@ use tokio::sync::Semaphore;
 use crate::document::configuration;
 use crate::pins::{Pin, Pins};
 use crate::pull::{Flights, NODE_LAYERS};
-use crate::{Config, Error, blocking};
+use crate::{Config, Error, blocking, step_blocking};
 
 /// Any error of whoever tells which layers are in use.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -154,7 +155,9 @@ impl Images {
         blocking("remove image", move || {
             let _span = span.entered();
             let Some(image) = inner.find(&name)? else { return Ok(()) };
+            step_blocking(Point::REMOVE_IMAGE_FOUND)?;
             inner.store.remove_image(&image.id).map_err(store("remove image"))?;
+            step_blocking(Point::REMOVE_IMAGE_FORGOTTEN)?;
             let removed = inner.collect(in_use)?;
             tracing::info!(image.id = %image.id, layers = removed.0, blobs = removed.1, "image removed");
             Ok(())
@@ -174,6 +177,7 @@ impl Images {
         let inner = self.0.clone();
         blocking("recover images", move || {
             let images = inner.forget_broken()?;
+            step_blocking(Point::RECOVER_IMAGES_CHECKED)?;
             let (mut layers, mut blobs) = inner.sweep()?;
             let collected = inner.collect(in_use)?;
             layers += collected.0;
@@ -323,9 +327,13 @@ impl Inner {
                 self.store.remove_snapshot(&row.chain).map_err(store("remove layer record"))?;
             }
         }
+        step_blocking(Point::RECOVER_LAYER_ROWS)?;
         let swept = self.snapshots.sweep_committed(&rows);
         let layers = swept.map_err(|source| Error::Snapshot { action: "sweep layers", source })?;
-        Ok((layers, self.sweep_blobs()?))
+        step_blocking(Point::RECOVER_LAYERS_SWEPT)?;
+        let blobs = self.sweep_blobs()?;
+        step_blocking(Point::RECOVER_BLOBS_SWEPT)?;
+        Ok((layers, blobs))
     }
 
     fn sweep_blobs(&self) -> Result<usize, Error> {
@@ -363,6 +371,7 @@ impl Inner {
         in_use: impl FnOnce() -> Result<HashSet<ChainId>, BoxError>,
     ) -> Result<(usize, usize), Error> {
         let gate = self.pins.close();
+        step_blocking(Point::COLLECT_CLOSED)?;
         let used = in_use().map_err(|source| Error::InUse { source })?;
         let images = self.store.images().map_err(store("list images"))?;
         let blobs: HashSet<_> = images.iter().flat_map(|image| &image.blobs).collect();
@@ -375,7 +384,9 @@ impl Inner {
                 continue;
             }
             self.store.remove_snapshot(&chain).map_err(store("remove layer record"))?;
+            step_blocking(Point::COLLECT_LAYER_FORGOTTEN)?;
             trash.extend(self.snapshots.detach_committed(chain).map_err(failed)?);
+            step_blocking(Point::COLLECT_LAYER_DETACHED)?;
         }
         let mut removed = 0;
         let listed = |source| Error::ContentStore { action: "list blobs", source };
@@ -385,13 +396,17 @@ impl Inner {
                 continue;
             }
             self.store.remove_blob(&digest).map_err(store("remove blob record"))?;
+            step_blocking(Point::COLLECT_BLOB_FORGOTTEN)?;
             self.remove_blob(digest)?;
+            step_blocking(Point::COLLECT_BLOB_REMOVED)?;
             removed += 1;
         }
         drop(gate);
+        step_blocking(Point::COLLECT_DETACHED)?;
         let layers = trash.len();
         for tree in trash {
             tree.empty().map_err(failed)?;
+            step_blocking(Point::COLLECT_LAYER_EMPTIED)?;
         }
         Ok((layers, removed))
     }

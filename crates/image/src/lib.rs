@@ -31,6 +31,16 @@ pub use config::{Config, Limits, Platform};
 pub use error::{BadArchive, BadDocument, BadEntry, Error, LayerError};
 pub use images::{FsInfo, Hold, Images, Recovered};
 
+/// Passes a point at which a test may stop the work; nothing in what ships.
+async fn step(point: berth_failpoint::Point) -> Result<(), Error> {
+    berth_failpoint::reach(point).await.map_err(|source| Error::failpoint(point, source))
+}
+
+/// As [`step`], on a thread that may block.
+fn step_blocking(point: berth_failpoint::Point) -> Result<(), Error> {
+    berth_failpoint::pass(point).map_err(|source| Error::failpoint(point, source))
+}
+
 /// Runs `work` on a blocking thread; `what` names it should it panic.
 ///
 /// Dropping the future does not stop the work: it ends by itself, when the queue it reads

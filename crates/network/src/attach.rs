@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use berth_failpoint::Point;
 use berth_model::SandboxId;
 use berth_model::sandbox::PortMapping;
 use nix::errno::Errno;
@@ -89,7 +90,8 @@ impl Network {
     ) -> Result<Attachment, Error> {
         firewall::port_elements(sandbox, Ipv4Addr::UNSPECIFIED, ports)?;
         let address = self.lease(sandbox)?;
-        let inside = match inside() {
+        let leased = step(Point::RUN_ADDRESS_LEASED);
+        let inside = match leased.and_then(|()| inside()) {
             Ok(inside) => inside,
             Err(error) => {
                 self.undo_lease(sandbox, address);
@@ -206,7 +208,9 @@ impl Network {
             operation: format!("add veth {}", link.name),
             reason: "a veth without its other end",
         })?;
+        step(Point::RUN_LINK_MADE)?;
         inside.configure(eth0, address, &self.config.subnet)?;
+        step(Point::RUN_LINK_CONFIGURED)?;
         self.add_ports(sandbox, address, ports, firewall::add_port_elements)
     }
 
@@ -242,6 +246,7 @@ impl Network {
     pub fn detach(&self, sandbox: &SandboxId, attachment: &Attachment) -> Result<(), Error> {
         // Before the address can be another's: its ports must not lead there.
         let unmapped = self.remove_ports(sandbox, attachment);
+        let unmapped = unmapped.and_then(|()| step(Point::STOP_PORTS_REMOVED));
         self.reclaimer.drain(Draining {
             name: attachment.host_interface.clone(),
             index: Some(attachment.host_index),
@@ -291,4 +296,12 @@ fn note(forgotten: Result<(), Error>) {
     if let Err(error) = forgotten {
         tracing::warn!(error = &error as &dyn std::error::Error, "forget UDP flows");
     }
+}
+
+/// Passes a point at which a test may stop the work; nothing in what ships.
+fn step(point: Point) -> Result<(), Error> {
+    berth_failpoint::pass(point).map_err(|error| Error::Netlink {
+        operation: point.name.to_owned(),
+        source: error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw),
+    })
 }

@@ -165,6 +165,8 @@ impl Error {
             Self::AddressesExhausted(_) => ErrorKind::ResourceExhausted,
             Self::PortIpv6(_) => ErrorKind::Unimplemented,
             Self::NoInterface(_) => ErrorKind::NotFound,
+            Self::Kernel { source: Errno::ENOSPC, .. }
+            | Self::Netlink { source: Errno::ENOSPC, .. } => ErrorKind::ResourceExhausted,
             Self::Kernel { .. }
             | Self::Lease { .. }
             | Self::ListLeases(_)

@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use berth_failpoint::Point;
 use berth_model::SandboxId;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
@@ -178,7 +179,8 @@ impl Worker {
 /// Gives the lease of a link that is gone back; says whether there is none any more.
 fn released(leases: &dyn Leases, link: &Draining) -> bool {
     let Some((sandbox, address)) = &link.lease else { return true };
-    match leases.release(sandbox, *address) {
+    let gone = berth_failpoint::pass(Point::STOP_LINK_GONE);
+    match gone.map_err(Into::into).and_then(|()| leases.release(sandbox, *address)) {
         Ok(()) => true,
         Err(error) => {
             let error: &dyn std::error::Error = &*error;

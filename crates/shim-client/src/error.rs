@@ -131,6 +131,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Spawn { source: Errno::ENOENT, .. } => ErrorKind::FailedPrecondition,
+            Self::Io { source, .. } if is_full(source) => ErrorKind::ResourceExhausted,
             Self::Unanswered { .. } | Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::Connect { .. } | Self::Lost { .. } => ErrorKind::Unavailable,
             Self::Peer { .. } => ErrorKind::PermissionDenied,
@@ -156,6 +157,10 @@ impl Error {
             _ => None,
         }
     }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 
 /// The kind a ttrpc status stands for.

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use berth_failpoint::Point;
 use berth_sys::spawn::{Command, Spawned};
 use containerd_shim_protos::api::DeleteResponse;
 use nix::fcntl::OFlag;
@@ -78,8 +79,10 @@ const CGROUP_FDS: RawFd = 32;
 
 /// Starts a shim and connects to it.
 pub async fn start(runtime: &Runtime, request: StartRequest) -> Result<Started, Error> {
-    let until = Instant::now() + request.deadline;
+    let (until, id) = (Instant::now() + request.deadline, request.id.clone());
     let answer = run(runtime, request, "start", until).await?;
+    let listens = berth_failpoint::reach(Point::RUN_SHIM_LISTENS).await;
+    listens.map_err(|source| Error::Io { what: "use pipe", id, source })?;
     let bootstrap = Bootstrap::parse(&answer)?;
     let left = until.saturating_duration_since(Instant::now());
     let shim = Shim::connect(&bootstrap, left, true).await?;
@@ -212,59 +215,64 @@ fn environment(runtime: &Runtime, request: &StartRequest) -> BTreeMap<OsString, 
 
 /// Reads until the process ended, not until the pipe did: a shim may keep it open. The
 /// exit code and what was read; `None` if it was killed because its time was over.
+///
+/// However this returns the process is gone: nothing of it comes to be later.
 async fn collect(
     spawned: Spawned,
     output: File,
     until: Instant,
 ) -> io::Result<Option<(i32, Vec<u8>)>> {
-    let exit = watch(spawned.pidfd)?;
-    let output = watch(output.into())?;
     let mut answer = Vec::new();
-    let mut open = true;
-    let ended = timeout_at(until, async {
-        loop {
-            tokio::select! {
-                biased;
-                ready = output.readable(), if open => {
-                    let mut ready = ready?;
-                    match ready.try_io(|output| drain(output.get_ref(), &mut answer)) {
-                        Ok(more) => open = more?,
-                        Err(_would_block) => {}
-                    }
-                }
-                ready = exit.readable() => {
-                    ready?.retain_ready();
-                    return Ok::<_, io::Error>(());
-                }
-            }
-        }
-    })
-    .await;
-    if ended.is_err() {
-        send(exit.get_ref(), Signal::SIGKILL)?;
-        exit.readable().await?.retain_ready();
+    let pidfd = &spawned.pidfd;
+    let ended = timeout_at(until, follow(pidfd, &output, &mut answer)).await;
+    if !matches!(ended, Ok(Ok(()))) {
+        send(pidfd, Signal::SIGKILL)?;
     }
-    let status = waitid(WaitId::PidFd(exit.get_ref().as_fd()), WaitIdOptions::EXITED)?;
-    if let Ok(result) = ended {
-        result?;
-    } else {
-        return Ok(None);
+    // It has ended, or ends at once.
+    let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
+    match ended {
+        Ok(followed) => followed?,
+        Err(_) => return Ok(None),
     }
-    while open && matches!(drain(output.get_ref(), &mut answer), Ok(true)) {}
     let status = status.and_then(|status| {
         status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal))
     });
     Ok(Some((status.unwrap_or(255), answer)))
 }
 
+/// Reads what the process prints until it has ended.
+async fn follow(pidfd: &OwnedFd, output: &File, answer: &mut Vec<u8>) -> io::Result<()> {
+    berth_failpoint::reach(Point::RUN_SHIM_EXECUTED).await?;
+    let (exit, output) = (watch(pidfd.as_fd())?, watch(output.as_fd())?);
+    let mut open = true;
+    loop {
+        tokio::select! {
+            biased;
+            ready = output.readable(), if open => {
+                let mut ready = ready?;
+                match ready.try_io(|output| drain(*output.get_ref(), answer)) {
+                    Ok(more) => open = more?,
+                    Err(_would_block) => {}
+                }
+            }
+            ready = exit.readable() => {
+                ready?.retain_ready();
+                break;
+            }
+        }
+    }
+    while open && matches!(drain(*output.get_ref(), answer), Ok(true)) {}
+    Ok(())
+}
+
 /// Tells tokio to watch a descriptor.
 #[expect(deprecated, reason = "sound for a descriptor that is owned, and never replaced")]
-fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+fn watch(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
     AsyncFd::with_interest(fd, Interest::READABLE)
 }
 
 /// Reads once; whether there may be more. What exceeds the limit is read and dropped.
-fn drain(output: &OwnedFd, answer: &mut Vec<u8>) -> io::Result<bool> {
+fn drain(output: BorrowedFd<'_>, answer: &mut Vec<u8>) -> io::Result<bool> {
     let mut chunk = [0; 4096];
     let read = nix::unistd::read(output, &mut chunk)?;
     let room = MAX_ANSWER.saturating_sub(answer.len());

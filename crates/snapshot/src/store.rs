@@ -8,6 +8,7 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use berth_failpoint::Point;
 use berth_model::mount::Mount;
 use berth_model::stats::DiskUsage;
 use berth_model::{ChainId, Digest};
@@ -179,6 +180,11 @@ impl Snapshots {
         let dir = format!("{LAYERS}/{name}");
         self.0.rename(&format!("{INGEST}/{name}"), &dir)?;
         layer.name = None;
+        let step = berth_failpoint::pass(Point::PULL_LAYER_MOVED);
+        if let Err(error) = step {
+            self.discard(LAYERS, &name)?;
+            return Err(Error::io("pass failpoint", Point::PULL_LAYER_MOVED.name)(error));
+        }
         let link = format!("{COMMITTED}/{}", chain.0.hex());
         match symlinkat(format!("../{dir}").as_str(), &self.0.root, link.as_str()) {
             Ok(()) => Ok(Committed { dir, fresh: true }),
@@ -231,6 +237,8 @@ impl Snapshots {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => return Err(self.0.io("remove", &link)(errno)),
         }
+        berth_failpoint::pass(Point::COLLECT_LAYER_UNLINKED)
+            .map_err(Error::io("pass failpoint", Point::COLLECT_LAYER_UNLINKED.name))?;
         self.detach(&dir)
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use berth_failpoint::Point;
 use berth_image::Hold;
 use berth_model::{ContainerId, ContainerSpec, SandboxId};
 use berth_snapshot::{Durability, SnapshotKey};
@@ -11,7 +12,7 @@ use tracing::{Instrument as _, debug_span};
 use super::Container;
 use super::driver::{self, Adoption};
 use super::plan::{Image, Plan};
-use crate::core::Core;
+use crate::core::{Core, step, step_blocking};
 use crate::names::Claim;
 use crate::sandbox::{Sandbox, remove_dir};
 use crate::undo::Undo;
@@ -78,6 +79,7 @@ async fn make(
             let id = plan.record.id.clone();
             let (container, commands) = Container::new(core, sandbox, &plan.record)?;
             driver::spawn(core, container, plan.record, commands, Adoption::default());
+            berth_failpoint::reached(Point::CREATE_PUBLISHED).await;
             Ok(id)
         }
         Err(error) => {
@@ -97,8 +99,10 @@ async fn build(
     spec: ContainerSpec,
     undo: &Undo,
 ) -> Result<Plan, Error> {
+    step(Point::CREATE_CLAIMED).await?;
     // The image stays whole until a record names its layers.
     let hold = hold(core, &spec.image).instrument(debug_span!("image")).await?;
+    step(Point::CREATE_IMAGE_HELD).await?;
     let image = Image { config: config(core, &hold).await?, record: hold.image.clone() };
     let plan = {
         let (core, sandbox) = (Arc::clone(core), Arc::clone(sandbox));
@@ -107,6 +111,11 @@ async fn build(
         disk.run(work).instrument(debug_span!("spec")).await??
     };
     tracing::Span::current().record("container.id", plan.record.id.as_str());
+    step(Point::CREATE_PLANNED).await?;
+    undo.push("forget container", {
+        let (core, id) = (Arc::clone(core), plan.record.id.clone());
+        async move { core.forget_container(&id).await }
+    });
     let bundle = core.config.containers().join(&plan.record.id);
     undo.push("remove bundle", remove_dir(core, bundle.clone()));
     let key = SnapshotKey::from(&plan.record.id);
@@ -123,14 +132,17 @@ async fn build(
         let work = move || {
             write_bundle(&bundle, &plan)?;
             make_log_directory(&plan)?;
+            step_blocking(Point::CREATE_LOG_DIRECTORY)?;
             core.snapshots
                 .prepare(&key, &plan.record.chain, Durability::Volatile)
                 .map_err(snapshot_error("prepare snapshot", &key))?;
+            step_blocking(Point::CREATE_SNAPSHOT)?;
             Ok::<_, Error>(plan)
         };
         disk.run(work).instrument(debug_span!("prepare")).await??
     };
     core.save_container(&plan.record).instrument(debug_span!("store")).await?;
+    step(Point::CREATE_STORED).await?;
     Ok(plan)
 }
 
@@ -146,13 +158,15 @@ async fn config(core: &Core, hold: &Hold) -> Result<ImageConfiguration, Error> {
 fn write_bundle(bundle: &std::path::Path, plan: &Plan) -> Result<(), Error> {
     // The runtime mounts here, inside the container's own mount namespace.
     files::make_dir(&bundle.join("rootfs"), 0o700)?;
+    step_blocking(Point::CREATE_BUNDLE)?;
     let path = bundle.join("config.json");
     let json = serde_json::to_vec(&plan.oci).map_err(|source| Error::Io {
         action: "write",
         path: path.clone(),
         source: source.into(),
     })?;
-    files::write_file(&path, &json)
+    files::write_file(&path, &json)?;
+    step_blocking(Point::CREATE_SPEC_WRITTEN)
 }
 
 fn make_log_directory(plan: &Plan) -> Result<(), Error> {

@@ -5,7 +5,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use berth_failpoint::Point;
 use berth_metadata::ContainerRecord;
+use berth_model::ContainerState;
 use berth_model::container::ContainerEvent;
 use berth_shim_client::{Exited, Shim};
 use tokio::sync::mpsc;
@@ -15,7 +17,7 @@ use tracing::{Instrument as _, debug_span, info_span};
 use super::stop::Stopping;
 use super::{Asked, Command, Container, exit, status_of};
 use crate::Error;
-use crate::core::Core;
+use crate::core::{Core, step};
 use crate::sandbox::{Reply, answer};
 
 /// Resolves when the container's first process has ended; `None` when its shim is gone.
@@ -174,6 +176,8 @@ impl Driver {
         })?;
         let record = ContainerRecord { state, ..self.record.clone() };
         self.core.save_container(&record).instrument(debug_span!("store")).await?;
+        let running = matches!(record.state, ContainerState::Running { .. });
+        step(if running { Point::START_STORED } else { Point::STOP_END_STORED }).await?;
         self.record = record;
         let spec = Arc::clone(&self.container.status.get().spec);
         self.container.status.set(Arc::new(status_of(&self.record, spec)));

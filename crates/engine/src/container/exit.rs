@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use berth_failpoint::Point;
 use berth_model::container::ContainerEvent;
 use berth_model::sandbox::NamespaceMode;
 use berth_model::{ContainerId, ContainerState, ErrorKind};
@@ -11,7 +12,7 @@ use tracing::{Instrument as _, debug_span};
 
 use super::decide;
 use super::driver::{Driver, Ending};
-use crate::core::{cgroup_error, warn_failure};
+use crate::core::{cgroup_error, step, warn_failure};
 use crate::sandbox::remove_cgroup;
 use crate::{Error, clock};
 
@@ -58,6 +59,7 @@ impl Driver {
             }));
             return false;
         }
+        berth_failpoint::reached(Point::STOP_END_PUBLISHED).await;
         self.settle(Vec::new()).await
     }
 
@@ -84,6 +86,7 @@ impl Driver {
                 decide::lost(clock::now())
             }
         };
+        step(Point::STOP_ENDED).await?;
         tracing::info!(code = exit.code, reason = exit.reason.as_str(), "container ended");
         self.enter(ContainerEvent::Exited(exit)).await
     }
@@ -115,7 +118,10 @@ impl Driver {
             let id = &self.container.id;
             let delete = shim.delete(id).instrument(debug_span!("task_delete"));
             let failure = match timeout(DELETE, delete).await {
-                Ok(Ok(_)) => return,
+                Ok(Ok(_)) => match step(Point::STOP_TASK_DELETED).await {
+                    Ok(()) => return,
+                    Err(error) => Some(error),
+                },
                 Ok(Err(error)) if error.kind() == ErrorKind::NotFound => None,
                 Ok(Err(source)) => {
                     Some(Error::Shim { action: "delete task of", id: id.to_string(), source })

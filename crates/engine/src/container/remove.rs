@@ -2,11 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
+use berth_failpoint::Point;
 use berth_snapshot::SnapshotKey;
 use tracing::{Instrument as _, debug_span};
 
 use super::driver::Driver;
-use crate::core::warn_failure;
+use crate::core::{step, step_blocking, warn_failure};
 use crate::sandbox::{Reply, answer, remove_cgroup};
 use crate::{Error, files};
 
@@ -29,14 +30,18 @@ impl Driver {
     /// The record goes once nothing runs. Its files go afterwards, out of the client's
     /// sight: a file system may take its time, and what a crash leaves is swept.
     async fn remove(&mut self) -> Result<(), Error> {
+        step(Point::REMOVE_CONTAINER_ENDED).await?;
         let cgroup = remove_cgroup(&self.core, self.container.cgroup.clone());
         cgroup.instrument(debug_span!("cgroup")).await?;
+        step(Point::REMOVE_CONTAINER_CGROUP).await?;
         let id = &self.container.id;
         self.core.forget_container(id).await?;
+        step(Point::REMOVE_CONTAINER_FORGOTTEN).await?;
         self.core.containers.remove(id);
         self.container.removed.store(true, Ordering::Release);
         self.core.forget_usage(id, &self.container.cgroup);
         self.container.sandbox.members.release(&self.record.spec.name);
+        berth_failpoint::reached(Point::REMOVE_CONTAINER_UNLISTED).await;
         self.discard_files();
         Ok(())
     }
@@ -50,11 +55,13 @@ impl Driver {
                 key: container.id.to_string(),
                 source,
             });
-            for removed in [snapshot, files::remove_dir(&container.bundle)] {
+            let passed = step_blocking(Point::REMOVE_SNAPSHOT);
+            for removed in [snapshot, passed, files::remove_dir(&container.bundle)] {
                 if let Err(error) = removed {
                     warn_failure("remove files of container", &error);
                 }
             }
+            berth_failpoint::passed(Point::REMOVE_BUNDLE);
         };
         let cleaner = self.core.cleaner.clone();
         let discard = async move {

@@ -1,8 +1,9 @@
 //! Created → Running, or → Exited when the program cannot be executed.
 
-use berth_model::ErrorKind;
+use berth_failpoint::Point;
 use berth_model::container::{ContainerEvent, Timestamp};
 use berth_model::mount::Mount;
+use berth_model::{ContainerId, ErrorKind};
 use berth_shim_client::{CreateRequest, Input, Output, Shim};
 use berth_snapshot::{Durability, SnapshotKey};
 use tracing::{Instrument as _, debug_span};
@@ -10,7 +11,7 @@ use tracing::{Instrument as _, debug_span};
 use super::decide::{self, Verdict};
 use super::driver::Driver;
 use super::exit;
-use crate::core::warn_failure;
+use crate::core::{step, warn_failure};
 use crate::{Error, clock};
 
 impl Driver {
@@ -33,8 +34,10 @@ impl Driver {
         }
         let shim = sandbox.live_shim("start container")?;
         let rootfs = self.rootfs().await?;
+        step(Point::START_MOUNTS_KNOWN).await?;
         // A task that a daemon made and did not live to start.
         self.release_task().await;
+        step(Point::START_TASK_RELEASED).await?;
         self.task = true;
         match self.execute(&shim, rootfs).await {
             Ok((pid, at)) => self.started(shim, pid, at).await,
@@ -48,11 +51,15 @@ impl Driver {
         &mut self,
         shim: &Shim,
         rootfs: Vec<Mount>,
-    ) -> Result<(u32, Timestamp), berth_shim_client::Error> {
+    ) -> Result<(u32, Timestamp), Error> {
         let id = &self.container.id;
-        shim.create(&self.request(rootfs)).instrument(debug_span!("task_create")).await?;
+        let failed = |failure| not_executed(id, failure);
+        let request = self.request(rootfs);
+        shim.create(&request).instrument(debug_span!("task_create")).await.map_err(failed)?;
+        step(Point::START_TASK_CREATED).await?;
         let at = clock::now();
-        let pid = shim.start(id).instrument(debug_span!("task_start")).await?;
+        let pid = shim.start(id).instrument(debug_span!("task_start")).await.map_err(failed)?;
+        step(Point::START_EXECUTED).await?;
         Ok((pid, at))
     }
 
@@ -64,27 +71,19 @@ impl Driver {
             return Err(error);
         }
         self.ending = Some(exit::watch(shim, self.container.id.clone()));
+        berth_failpoint::reached(Point::START_PUBLISHED).await;
         Ok(())
     }
 
     /// The container has ended without having run; why is told to the client and kept.
-    async fn not_started(&mut self, failure: berth_shim_client::Error) -> Result<(), Error> {
-        let id = self.container.id.clone();
-        let error = match failure.exec_failure() {
-            Some(message) => Error::Exec {
-                id,
-                message: message.to_owned(),
-                kind: match failure.kind() {
-                    // To a client "not found" would mean the container.
-                    ErrorKind::NotFound | ErrorKind::PermissionDenied => ErrorKind::InvalidArgument,
-                    kind => kind,
-                },
-            },
-            None => Error::Shim { action: "start container", id: id.to_string(), source: failure },
-        };
+    async fn not_started(&mut self, error: Error) -> Result<(), Error> {
         self.release_task().await;
         let exit = decide::start_error(clock::now(), error.told());
-        if let Err(unstored) = self.enter(ContainerEvent::Exited(exit)).await {
+        let recorded = async {
+            step(Point::START_REFUSED).await?;
+            self.enter(ContainerEvent::Exited(exit)).await
+        };
+        if let Err(unstored) = recorded.await {
             warn_failure("store that a container did not start", &unstored);
         }
         Err(error)
@@ -117,5 +116,22 @@ impl Driver {
             stderr: if spec.tty { Output::Null } else { log.clone() },
             stdout: log,
         }
+    }
+}
+
+/// Why the shim did not execute the program.
+fn not_executed(id: &ContainerId, failure: berth_shim_client::Error) -> Error {
+    let id = id.clone();
+    match failure.exec_failure() {
+        Some(message) => Error::Exec {
+            id,
+            message: message.to_owned(),
+            kind: match failure.kind() {
+                // To a client "not found" would mean the container.
+                ErrorKind::NotFound | ErrorKind::PermissionDenied => ErrorKind::InvalidArgument,
+                kind => kind,
+            },
+        },
+        None => Error::Shim { action: "start container", id: id.to_string(), source: failure },
     }
 }

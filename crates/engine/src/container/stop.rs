@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use berth_failpoint::Point;
 use berth_model::container::ContainerEvent;
 use berth_shim_client::Shim;
 use nix::sys::signal::Signal;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 use super::decide::{self, Effort, SHIM_ANSWER, Verdict};
 use super::driver::Driver;
-use crate::core::{cgroup_error, warn_failure};
+use crate::core::{cgroup_error, step, step_blocking, warn_failure};
 use crate::sandbox::{Reply, answer};
 use crate::{Error, clock};
 
@@ -105,13 +106,15 @@ impl Driver {
         let id = &self.container.id;
         match shim.kill(id, signal, all, SHIM_ANSWER).await {
             // It ended by itself a moment ago; the shim will say so.
-            Err(error) if error.kind() == berth_model::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == berth_model::ErrorKind::NotFound => return Ok(()),
             other => other.map_err(|source| Error::Shim {
                 action: "signal container",
                 id: id.to_string(),
                 source,
-            }),
+            })?,
         }
+        let killed = signal == Signal::SIGKILL as i32;
+        step(if killed { Point::STOP_KILLED } else { Point::STOP_SIGNALLED }).await
     }
 
     /// Kills by cgroup. When nothing is left there and the shim is silent, the exit is
@@ -145,6 +148,7 @@ impl Driver {
             let Some(cgroup) = core.cgroup(&path)? else { return Ok(0) };
             let pids = cgroup.pids().map_err(cgroup_error("read processes of", &path))?.len();
             cgroup.kill_all().map_err(cgroup_error("kill processes of", &path))?;
+            step_blocking(Point::STOP_CGROUP_KILLED)?;
             Ok(pids)
         };
         self.core.disk.run(kill).await?

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_failpoint::Point;
 use berth_metadata::{ContainerRecord, SandboxPhase, SandboxRecord};
 use berth_model::container::{ContainerEvent, Timestamp};
 use berth_model::{ContainerState, ErrorKind};
@@ -10,7 +11,7 @@ use berth_shim_client::{Shim, TaskState, TaskStatus};
 use tokio::time::timeout;
 
 use crate::container::{Adoption, Container};
-use crate::core::{Core, warn_failure};
+use crate::core::{Core, step, warn_failure};
 use crate::sandbox::{Sandbox, bootstrap, end_shim, process, undo_interrupted};
 use crate::{Error, clock, container, sandbox};
 
@@ -35,6 +36,7 @@ pub(super) async fn sandbox(
     }
     if record != found {
         core.save_sandbox(&record).await?;
+        step(Point::RECOVER_LOSS_STORED).await?;
     }
     if record.shim.is_none() && core.config.socket(&record.id).exists() {
         // The daemon died while a shim was ending.
@@ -58,6 +60,7 @@ pub(super) async fn sandbox(
         handle.members.close().await;
     }
     sandbox::spawn(core, handle, record, commands);
+    berth_failpoint::reached(Point::RECOVER_SANDBOX_ADOPTED).await;
     Ok(())
 }
 
@@ -102,6 +105,7 @@ async fn adopt_container(
                     Error::Transition { id: record.id.clone(), source: Box::new(refused) }
                 })?;
                 core.save_container(&record).await?;
+                step(Point::RECOVER_START_STORED).await?;
             }
             found.adoption
         }
@@ -109,6 +113,7 @@ async fn adopt_container(
     sandbox.members.restore(record.spec.name.clone(), record.id.clone());
     let (handle, commands) = Container::new(core, Arc::clone(sandbox), &record)?;
     container::spawn(core, handle, record, commands, found);
+    berth_failpoint::reached(Point::RECOVER_CONTAINER_ADOPTED).await;
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_failpoint::Point;
 use berth_metadata::{ContainerRecord, SandboxPhase};
 use berth_model::SandboxId;
 use futures_util::StreamExt as _;
@@ -22,7 +23,7 @@ use futures_util::future::join_all;
 
 use crate::Error;
 use crate::container::Command;
-use crate::core::{Core, warn_failure};
+use crate::core::{Core, step, warn_failure};
 
 /// Sandboxes adopted at one time.
 const PARALLEL: usize = 32;
@@ -59,7 +60,9 @@ pub(crate) async fn recover(core: &Arc<Core>) -> Result<(), Error> {
         }
     });
     futures_util::stream::iter(adoptions).for_each_concurrent(PARALLEL, |adoption| adoption).await;
+    step(Point::RECOVER_ADOPTED).await?;
     settle(core).await;
+    step(Point::RECOVER_SETTLED).await?;
     let attached = core.stored("list sandboxes", |pods| pods.sandboxes()).await?;
     let attached = attached.into_iter().filter(|sandbox| sandbox.network.is_some());
     let attached = attached.map(|sandbox| sandbox.id).collect();

@@ -8,10 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use berth_cgroup::CgroupPath;
+use berth_failpoint::Point;
 use berth_model::{ContainerId, SandboxId};
 use berth_snapshot::SnapshotKey;
 
-use crate::core::{Core, cgroup_path, warn_failure};
+use crate::core::{Core, cgroup_path, step, step_blocking, warn_failure};
 use crate::sandbox::{clear_cgroup, end_shim};
 use crate::{Error, files};
 
@@ -28,9 +29,12 @@ pub(super) async fn sweep(
     let network = links(core, attached).await;
     let shared = Arc::clone(core);
     let rest = move || {
-        let dirs = directories(&shared, &sandboxes, &containers);
-        let snapshots = snapshots(&shared, &containers);
-        let cgroups = cgroups(&shared, &sandboxes, &containers);
+        let dirs = directories(&shared, &sandboxes, &containers)
+            .and_then(|()| step_blocking(Point::RECOVER_DIRECTORIES_SWEPT));
+        let snapshots = snapshots(&shared, &containers)
+            .and_then(|()| step_blocking(Point::RECOVER_SNAPSHOTS_SWEPT));
+        let cgroups = cgroups(&shared, &sandboxes, &containers)
+            .and_then(|()| step_blocking(Point::RECOVER_CGROUPS_SWEPT));
         [dirs, snapshots, cgroups]
     };
     let rest = match core.disk.run(rest).await {
@@ -56,6 +60,9 @@ async fn shims(core: &Arc<Core>, live: &HashSet<SandboxId>) {
             warn_failure("sweep shim", &error);
         }
     }
+    if let Err(error) = step(Point::RECOVER_SHIMS_SWEPT).await {
+        warn_failure("sweep shims", &error);
+    }
 }
 
 /// Names of the sockets of the given sandboxes' shims.
@@ -71,7 +78,7 @@ async fn links(core: &Arc<Core>, live: HashSet<SandboxId>) -> Result<(), Error> 
     if swept != berth_network::Swept::default() {
         tracing::warn!(swept.links, swept.ports, swept.leases, "sweep: network of no record");
     }
-    Ok(())
+    step(Point::RECOVER_LINKS_SWEPT).await
 }
 
 fn directories(

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use berth_failpoint::Point;
 use berth_metadata::{SandboxPhase, SandboxRecord};
 use berth_shim_client::Shim;
 use tokio::sync::mpsc;
@@ -9,7 +10,7 @@ use tracing::{Instrument as _, debug_span, info_span};
 
 use super::{Asked, Command, Sandbox, status_of};
 use crate::Error;
-use crate::core::Core;
+use crate::core::{Core, step};
 
 pub(super) struct Driver {
     pub(super) core: Arc<Core>,
@@ -76,19 +77,22 @@ impl Driver {
     /// Decide, store, publish: what follows from the change is the caller's.
     pub(super) async fn enter(&mut self, phase: SandboxPhase) -> Result<(), Error> {
         if self.record.phase != phase {
-            self.change(|record| record.phase = phase).await?;
+            let stored = Point::STOP_NOT_READY_STORED;
+            self.change(stored, |record| record.phase = phase).await?;
         }
         Ok(())
     }
 
-    /// Stores a changed record, then publishes it.
+    /// Stores a changed record, passes `stored`, then publishes it.
     pub(super) async fn change(
         &mut self,
+        stored: Point,
         change: impl FnOnce(&mut SandboxRecord),
     ) -> Result<(), Error> {
         let mut record = self.record.clone();
         change(&mut record);
         self.core.save_sandbox(&record).await?;
+        step(stored).await?;
         self.record = record;
         let status = status_of(&self.record, Arc::clone(&self.sandbox.spec));
         self.sandbox.status.set(Arc::new(status));

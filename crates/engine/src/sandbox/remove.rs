@@ -2,17 +2,20 @@
 
 use std::sync::atomic::Ordering;
 
+use berth_failpoint::Point;
 use futures_util::future::join_all;
 
 use super::driver::Driver;
 use super::teardown;
 use crate::Error;
 use crate::container::Command;
+use crate::core::step;
 
 impl Driver {
     /// Stops what is not stopped, then forgets the containers and the sandbox.
     pub(super) async fn remove(&mut self) -> Result<(), Error> {
         self.stop().await?;
+        step(Point::REMOVE_SANDBOX_STOPPED).await?;
         let containers = self.sandbox.members.made().into_iter();
         let containers = containers.filter_map(|id| self.core.containers.get(&id));
         let removing =
@@ -20,12 +23,16 @@ impl Driver {
         if let Some(failure) = join_all(removing).await.into_iter().find_map(Result::err) {
             return Err(failure);
         }
+        step(Point::REMOVE_CONTAINERS).await?;
         teardown::remove_dir(&self.core, self.sandbox.dir.clone()).await?;
+        step(Point::REMOVE_SANDBOX_DIRECTORY).await?;
         self.core.forget_sandbox(&self.sandbox.id).await?;
+        step(Point::REMOVE_SANDBOX_FORGOTTEN).await?;
         self.core.sandboxes.remove(&self.sandbox.id);
         self.core.names.release(&self.sandbox.spec.name);
         self.core.sampler.forget(&self.sandbox.cgroup);
         self.sandbox.removed.store(true, Ordering::Release);
+        berth_failpoint::reached(Point::REMOVE_SANDBOX_UNLISTED).await;
         Ok(())
     }
 }

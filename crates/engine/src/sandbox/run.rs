@@ -13,7 +13,7 @@ use tracing::{Instrument as _, debug_span};
 
 use super::plan::Plan;
 use super::{Sandbox, driver, teardown};
-use crate::core::{Core, cgroup_error, cgroup_path, step, warn_failure};
+use crate::core::{Core, cgroup_error, cgroup_path, step, step_blocking, warn_failure};
 use crate::names::Claim;
 use crate::spawner::{IPC_FD, NET_FD, Namespaces, UTS_FD, Wanted};
 use crate::undo::Undo;
@@ -76,14 +76,17 @@ async fn make(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
         core.save_sandbox(&plan.record).instrument(debug_span!("store")).await?;
         step(Point::RUN_STORED).await?;
         let shim = build(core, &mut plan, &undo).await?;
+        step(Point::RUN_MADE).await?;
         plan.record.phase = SandboxPhase::Ready;
         core.save_sandbox(&plan.record).instrument(debug_span!("store")).await?;
+        step(Point::RUN_READY_STORED).await?;
         Sandbox::new(core, &plan.record, Some(shim))
     };
     match made.await {
         Ok((sandbox, commands)) => {
             undo.disarm();
             driver::spawn(core, sandbox, plan.record, commands);
+            berth_failpoint::reached(Point::RUN_PUBLISHED).await;
             Ok(id)
         }
         Err(error) => {
@@ -108,11 +111,15 @@ async fn build(core: &Arc<Core>, plan: &mut Plan, undo: &Undo) -> Result<Shim, E
         plan.hostname.clone(),
         plan.record.spec.sysctls.clone(),
     );
-    let namespaces = core.spawner.make(wanted).instrument(debug_span!("namespaces"));
+    let namespaces = async {
+        let made = core.spawner.make(wanted).instrument(debug_span!("namespaces")).await?;
+        step(Point::RUN_NAMESPACES).await.map(|()| made)
+    };
     // Both are awaited to their end: nothing may still be in the making when undo runs.
     let (namespaces, prepared) = tokio::join!(namespaces, prepare(core, plan, undo));
     let cgroup = prepared?;
     let mut namespaces = namespaces?;
+    step(Point::RUN_PREPARED).await?;
     let net = match (&namespaces.net, namespaces.inside.take()) {
         (Some(net), Some(inside)) => {
             let net = net.try_clone();
@@ -144,9 +151,11 @@ async fn prepare(core: &Arc<Core>, plan: &Plan, undo: &Undo) -> Result<Vec<Owned
     let shared = Arc::clone(core);
     let work = move || {
         files::make_dir(&dir, 0o700)?;
+        step_blocking(Point::RUN_DIRECTORY)?;
         if let Some(path) = owned {
             shared.hierarchy.create(&path).map_err(cgroup_error("make cgroup", &path))?;
         }
+        step_blocking(Point::RUN_CGROUP)?;
         shared.shim_cgroup()
     };
     core.disk.run(work).instrument(debug_span!("prepare")).await?
@@ -168,6 +177,7 @@ async fn connect(
     let address = attached.as_ref().map(|attached| attached.address.into());
     let plan = plan.clone();
     core.disk.run(move || plan.files(address)?.write(&plan.dir)).await??;
+    step(Point::RUN_FILES_WRITTEN).await?;
     Ok(attached)
 }
 
@@ -205,6 +215,7 @@ async fn attach(
     };
     // A failed attach leaves nothing, so its undo comes after it.
     undo.push("detach network", teardown::detach(core, id, record.clone()));
+    step(Point::RUN_NETWORK_ATTACHED).await?;
     Ok(record)
 }
 
@@ -226,14 +237,15 @@ async fn start_shim(
         .instrument(debug_span!("shim_start"))
         .await
         .map_err(failed("start shim of sandbox"))?;
+    step(Point::RUN_SHIM_SPAWNED).await?;
     let sandbox = async {
-        started.shim.sandbox_create(id, &plan.dir, plan.options).await?;
-        started.shim.sandbox_start(id).await
+        let created = started.shim.sandbox_create(id, &plan.dir, plan.options).await;
+        created.map_err(failed("set up shim of sandbox"))?;
+        step(Point::RUN_SHIM_CREATED).await?;
+        started.shim.sandbox_start(id).await.map_err(failed("start sandbox of shim"))
     };
-    sandbox
-        .instrument(debug_span!("shim_sandbox"))
-        .await
-        .map_err(failed("set up shim of sandbox"))?;
+    sandbox.instrument(debug_span!("shim_sandbox")).await?;
+    step(Point::RUN_SHIM_STARTED).await?;
     Ok(started)
 }
 

@@ -1,5 +1,6 @@
 //! Ready → NotReady.
 
+use berth_failpoint::Point;
 use berth_metadata::SandboxPhase;
 use futures_util::future::join_all;
 use tracing::{Instrument as _, debug_span};
@@ -8,6 +9,7 @@ use super::driver::Driver;
 use super::teardown;
 use crate::Error;
 use crate::container::Command;
+use crate::core::step;
 
 impl Driver {
     /// Kills the containers and lets go of shim, namespaces, network and cgroup. Every
@@ -15,8 +17,10 @@ impl Driver {
     pub(super) async fn stop(&mut self) -> Result<(), Error> {
         // A container in the making would be missed below.
         self.sandbox.members.close().await;
+        step(Point::STOP_MEMBERS_CLOSED).await?;
         self.enter(SandboxPhase::NotReady).await?;
         let mut failures = self.halt_containers().instrument(debug_span!("containers")).await;
+        failures.extend(step(Point::STOP_CONTAINERS_HALTED).await.err());
 
         // Their processes are dead, or no one will get them dead: the shim goes, and with
         // it the last descriptors of the namespaces.
@@ -30,8 +34,13 @@ impl Driver {
             let removed = teardown::remove_cgroup(&self.core, self.sandbox.cgroup.clone()).await;
             failures.extend(removed.err());
         }
+        failures.extend(step(Point::STOP_CGROUP_REMOVED).await.err());
         self.forget_parts(let_go).await?;
-        failures.into_iter().next().map_or(Ok(()), Err)
+        if let Some(failure) = failures.into_iter().next() {
+            return Err(failure);
+        }
+        berth_failpoint::reached(Point::STOP_STOPPED).await;
+        Ok(())
     }
 
     async fn halt_containers(&self) -> Vec<Error> {
@@ -47,13 +56,15 @@ impl Driver {
         }
         // Nobody may dial it any more; its end is not a loss.
         self.sandbox.shim.set(None);
-        teardown::end_shim(&self.core, self.sandbox.id.clone(), self.record.shim.clone()).await
+        teardown::end_shim(&self.core, self.sandbox.id.clone(), self.record.shim.clone()).await?;
+        step(Point::STOP_SHIM_ENDED).await
     }
 
     async fn detach(&self) -> Result<(), Error> {
         match &self.record.network {
             Some(network) => {
-                teardown::detach(&self.core, self.sandbox.id.clone(), network.clone()).await
+                teardown::detach(&self.core, self.sandbox.id.clone(), network.clone()).await?;
+                step(Point::STOP_NETWORK_DETACHED).await
             }
             None => Ok(()),
         }
@@ -65,7 +76,7 @@ impl Driver {
         if !changes {
             return Ok(());
         }
-        self.change(|record| {
+        self.change(Point::STOP_PARTS_FORGOTTEN, |record| {
             if shim {
                 record.shim = None;
             }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_cgroup::CgroupPath;
+use berth_failpoint::Point;
 use berth_metadata::{AttachmentRecord, SandboxRecord, ShimRecord};
 use berth_model::{ErrorKind, SandboxId};
 use berth_network::Attachment;
@@ -17,7 +18,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::Instrument as _;
 
-use crate::core::{Core, cgroup_error, cgroup_path, warn_failure};
+use crate::core::{Core, cgroup_error, cgroup_path, step, warn_failure};
 use crate::{Error, files};
 
 /// How long a shim may take to accept a connection when it is to end.
@@ -133,7 +134,7 @@ pub(crate) fn end_shim(
         if let Ok(shim) = Shim::connect(&bootstrap, CONNECT, false).await {
             process = process.or_else(|| shim.peer());
             let answer = tokio::time::timeout(END, shim.sandbox_shutdown(&id)).await;
-            ending = matches!(answer, Ok(Ok(())));
+            ending = matches!(answer, Ok(Ok(()))) && step(Point::STOP_SHIM_RELEASED).await.is_ok();
         }
         let socket = core.config.socket(&id);
         if !ending {
@@ -169,6 +170,7 @@ async fn bury(
             }
         }
     }
+    step(Point::STOP_SHIM_DEAD).await?;
     match std::fs::remove_file(&socket) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::Io { action: "remove socket", path: socket, source })
@@ -208,14 +210,24 @@ pub(crate) fn process(record: &ShimRecord) -> Option<ProcessId> {
 pub(crate) async fn undo_interrupted(core: &Arc<Core>, record: &SandboxRecord) {
     let id = &record.id;
     let shim = end_shim(core, id.clone(), record.shim.clone()).await;
+    let shim = and_step(shim, Point::RECOVER_UNDO_SHIM).await;
     let cgroup = match cgroup_path(&record.cgroup) {
         Ok(path) if record.owns_cgroup => remove_cgroup(core, path).await,
         Ok(_) => Ok(()),
         Err(error) => Err(error),
     };
+    let cgroup = and_step(cgroup, Point::RECOVER_UNDO_CGROUP).await;
     let dir = remove_dir(core, core.config.sandboxes().join(id)).await;
+    let dir = and_step(dir, Point::RECOVER_UNDO_DIRECTORY).await;
     let forgotten = core.forget_sandbox(id).await;
+    let forgotten = and_step(forgotten, Point::RECOVER_UNDONE).await;
     for failure in [shim, cgroup, dir, forgotten].into_iter().filter_map(Result::err) {
         warn_failure("undo of an interrupted sandbox", &failure);
     }
+}
+
+/// Passes `point` if what comes before it succeeded.
+async fn and_step(done: Result<(), Error>, point: Point) -> Result<(), Error> {
+    done?;
+    step(point).await
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_content::Content;
+use berth_failpoint::Point;
 use berth_model::{DiffId, Digest};
 use berth_registry::Repository;
 use berth_snapshot::{LayerDir, Snapshots};
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::stream::{Exceeded, Meter, Piece, PieceReader};
 use crate::apply::{Applied, apply};
 use crate::document::Compression;
+use crate::error::failed_at;
 use crate::tar::Archive;
 use crate::{Error, LayerError, Limits, apart, blocking};
 
@@ -164,12 +166,14 @@ impl Workshop {
         wanted: DiffId,
     ) -> Result<Unpacked, LayerError> {
         let directory = self.snapshots.begin_layer().map_err(LayerError::Snapshot)?;
+        step(Point::PULL_LAYER_BEGUN)?;
         let meter = Meter::new(archive, compressed, &self.limits, self.stop.clone());
         let mut archive = Archive::new(BufReader::with_capacity(BUFFER, meter));
         let applied = apply(directory.root(), &mut archive, index == 0, &self.limits)?;
         // What follows the archive's end belongs to its digest all the same.
         let mut rest = archive.into_inner();
         io::copy(&mut rest, &mut io::sink()).map_err(Exceeded::unwrap)?;
+        step(Point::PULL_LAYER_UNPACKED)?;
         let (_, found) = rest.into_inner().finish();
         if found != wanted {
             return Err(LayerError::DiffId { wanted, found });
@@ -192,12 +196,19 @@ fn store(
         ingest.write(&bytes)?;
         wanted = wanted && to_unpack.blocking_send(Piece::Bytes(bytes)).is_ok();
     }
+    let step = |point| berth_failpoint::pass(point).map_err(|source| failed_at(point, source));
+    step(Point::PULL_BLOB_WRITTEN)?;
     ingest.commit()?;
+    step(Point::PULL_BLOB_STORED)?;
     if wanted {
         // The unpacking side may have failed by now; it says why itself.
         to_unpack.blocking_send(Piece::Verified).ok();
     }
     Ok(())
+}
+
+fn step(point: Point) -> Result<(), LayerError> {
+    berth_failpoint::pass(point).map_err(|source| LayerError::failpoint(point, &source))
 }
 
 fn content_error(

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use berth_failpoint::Point;
 use berth_metadata::{BlobRecord, SnapshotRecord};
 use berth_model::image::ImageRecord;
 use berth_model::stats::DiskUsage;
@@ -27,7 +28,7 @@ use crate::apply::settle;
 use crate::document::{Compression, Config, ImageManifest};
 use crate::images::{Inner, now, store as metadata};
 use crate::pins::Pin;
-use crate::{Error, blocking};
+use crate::{Error, blocking, step, step_blocking};
 use layer::{Job, Unpacked, Workshop};
 use resolve::Resolved;
 
@@ -62,6 +63,7 @@ pub(crate) async fn pull(
         tracing::debug!("image is present by digest");
         return Ok(found);
     }
+    step(Point::PULL_CLAIMED).await?;
     let repository = images.client.repository(&reference, auth);
     let pin = Arc::new(images.pins.pin());
     let pull = Pull { images, reference, repository, pin };
@@ -74,6 +76,7 @@ pub(crate) async fn pull(
     let chain = ChainId::chain(&config.diff_ids);
     let plan = Plan { resolved, config, chain };
     let unpacked = pull.unpack(&plan).await?;
+    step(Point::PULL_UNPACKED).await?;
     let layers = unpacked.len();
     let record = pull.record(plan, unpacked).await?;
     tracing::info!(
@@ -211,12 +214,14 @@ impl Pull {
         blocking("record an image", move || {
             let _span = span.entered();
             let rows = commit(&images, &plan, unpacked)?;
+            step_blocking(Point::PULL_COMMITTED)?;
             let started = Instant::now();
             images.sync()?;
             tracing::debug!(
                 elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "synced"
             );
+            step_blocking(Point::PULL_SYNCED)?;
             let record = store(&images, &plan, tag, digest, &rows);
             drop(pin); // until here nothing of it may be collected
             record
@@ -274,10 +279,12 @@ fn commit_one(
     let view = images.snapshots.view(below).map_err(snapshot("open layers below"))?;
     let usage = settle(layer.directory.root(), layer.applied, &view)
         .map_err(|source| Error::Layer { digest, source })?;
+    step_blocking(Point::PULL_LAYER_SETTLED)?;
     let committed = images
         .snapshots
         .commit_layer(layer.directory, plan.chain[layer.index])
         .map_err(snapshot("commit layer"))?;
+    step_blocking(Point::PULL_LAYER_COMMITTED)?;
     Ok((committed.dir, usage))
 }
 
@@ -303,8 +310,10 @@ fn store(
         }
     }
     images.store.put_blobs(&blobs).map_err(failed())?;
+    step_blocking(Point::PULL_BLOBS_RECORDED)?;
     for row in rows {
         images.store.put_snapshot(row).map_err(failed())?;
+        step_blocking(Point::PULL_LAYER_RECORDED)?;
     }
     let record = ImageRecord {
         id: config.digest,
@@ -317,7 +326,9 @@ fn store(
         user: plan.config.user.clone(),
         pulled_at: now(),
     };
-    images.put_image(&record)
+    let stored = images.put_image(&record)?;
+    berth_failpoint::passed(Point::PULL_RECORDED);
+    Ok(stored)
 }
 
 fn snapshot(action: &'static str) -> impl FnOnce(berth_snapshot::Error) -> Error {

@@ -1,12 +1,13 @@
 //! From a reference to the manifest and config of the wanted platform.
 
+use berth_failpoint::Point;
 use berth_model::Digest;
 use berth_registry::{Manifest, MediaType};
 
 use super::Pull;
 use crate::document::{Choice, Config, ImageManifest, choose};
 use crate::error::BadDocument;
-use crate::{Error, blocking};
+use crate::{Error, blocking, step, step_blocking};
 
 /// An image's documents.
 #[derive(Debug)]
@@ -33,6 +34,7 @@ impl Pull {
     pub(super) async fn resolve_top(&self) -> Result<Manifest, Error> {
         let top = self.repository.resolve().await.map_err(registry("resolve reference"))?;
         tracing::debug!(digest = %top.digest, media_type = %top.media_type, "resolved");
+        step(Point::PULL_RESOLVED).await?;
         Ok(top)
     }
 
@@ -171,6 +173,7 @@ impl Pull {
                 ingest.commit()
             });
             stored.map_err(|source| Error::Content { action: "store", digest, source })?;
+            step_blocking(Point::PULL_CONFIG_STORED)?;
             Ok(bytes)
         })
         .await?
@@ -186,7 +189,7 @@ impl Pull {
             if !content.exists(&digest).map_err(failed)? {
                 content.put(&bytes).map_err(failed)?;
             }
-            Ok(())
+            step_blocking(Point::PULL_DOCUMENT_STORED)
         })
         .await?
     }
