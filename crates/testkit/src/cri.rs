@@ -38,6 +38,12 @@ impl Cri {
         })
     }
 
+    /// Removes the image that `image` names.
+    pub async fn remove_image(&mut self, image: &str) -> Result<(), tonic::Status> {
+        let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
+        self.image.remove_image(v1::RemoveImageRequest { image }).await.map(drop)
+    }
+
     /// Pulls `image`; returns its id.
     pub async fn pull(&mut self, image: &str) -> Result<String, tonic::Status> {
         let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });

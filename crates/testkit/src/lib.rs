@@ -19,7 +19,10 @@ pub use cri::{
     Cri, bind, container_config, resources, sandbox_config, sandbox_security, script, security,
 };
 pub use machine::Machine;
-pub use node::{Daemon, Finished, Known, Node, NodeOptions, Pod, binaries, remove_cgroups};
+pub use node::{
+    Daemon, Failpoint, Finished, Known, Node, NodeOptions, Pod, binaries, failpoints,
+    remove_cgroups,
+};
 
 /// Reports, for the summary of `cargo xtask test`, that a test cannot run here.
 #[allow(clippy::print_stdout, reason = "the summary reads what tests print")]

@@ -28,6 +28,27 @@ pub fn binaries() -> Result<PathBuf> {
         .context("BERTH_BIN_DIR is not set: run this through cargo xtask")
 }
 
+/// A failpoint of the daemon.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Failpoint {
+    /// Verb and step.
+    pub name: String,
+    /// Whether the verb may fail there.
+    pub fails: bool,
+}
+
+/// Every failpoint of the daemon, in the order of the verbs and their steps.
+pub fn failpoints() -> Result<Vec<Failpoint>> {
+    let listed = Command::new(binaries()?.join("berthd")).arg("failpoints").output()?;
+    anyhow::ensure!(listed.status.success(), "berthd has no failpoints: {listed:?}");
+    let text = String::from_utf8(listed.stdout)?;
+    let point = |line: &str| {
+        let mut words = line.split_whitespace();
+        Some(Failpoint { name: words.next()?.to_owned(), fails: words.next()? == "fails" })
+    };
+    text.lines().map(|line| point(line).context("a failpoint without its name")).collect()
+}
+
 /// A `berthd` of a node's own.
 #[derive(Debug)]
 pub struct Daemon {

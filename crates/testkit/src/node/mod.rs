@@ -19,7 +19,7 @@ use crate::machine::Machine;
 use crate::registry::Registry;
 use crate::{image, log};
 
-pub use daemon::{Daemon, binaries};
+pub use daemon::{Daemon, Failpoint, binaries, failpoints};
 pub use leaks::{Known, remove_cgroups};
 pub use pods::{Finished, Pod};
 

@@ -56,6 +56,16 @@ impl Node {
         Ok(u32::try_from(pid)?)
     }
 
+    /// Process id, on the node, of a sandbox's shim.
+    pub async fn shim_pid(&mut self, id: &str) -> Result<u32> {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
+        let info = self.cri.runtime.pod_sandbox_status(request).await?.into_inner().info;
+        let text: String = info.into_values().collect();
+        let verbose: serde_json::Value = serde_json::from_str(&text).context("verbose status")?;
+        let pid = verbose["pid"].as_u64().filter(|pid| *pid != 0);
+        Ok(u32::try_from(pid.with_context(|| format!("no shim in {text}"))?)?)
+    }
+
     /// Waits until the log of a container has the line `text` on standard output.
     pub async fn wait_for_line(&self, sandbox: &str, container: &str, text: &str) -> Result<()> {
         let deadline = Instant::now() + DEADLINE;
