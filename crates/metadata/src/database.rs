@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
-use crate::Error;
+use crate::{Error, quarantine};
 
 /// How long a call waits for another process (an operator's `sqlite3`).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +28,9 @@ pub(crate) enum Durability {
 pub(crate) struct Schema {
     /// Step `n` leads from schema `n` to `n + 1`.
     pub(crate) steps: &'static [&'static str],
+    /// Tables that got a column `sum`, without a step: a version that does not know it
+    /// leaves it empty, and works as before.
+    pub(crate) sums: &'static [&'static str],
     pub(crate) durability: Durability,
 }
 
@@ -46,8 +49,13 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) fn open(path: &Path, schema: Schema) -> Result<Self, Error> {
+        quarantine::check_kinds(path)?;
+        if quarantine::is_beheaded(path) {
+            let finding = "its log is there, and it is not".to_owned();
+            return Err(Error::Damaged { path: path.to_owned(), finding });
+        }
         refuse_newer(path, &schema)?;
-        let failed = |action| move |source| Error::query(path, action, source);
+        let failed = |action| move |source| Error::opening(path, action, source);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -56,6 +64,7 @@ impl Database {
         configure(&connection, schema.durability).map_err(failed("configure database"))?;
         check_pages(&connection, path)?;
         migrate(&mut connection, &schema).map_err(failed("create tables"))?;
+        check_schema(&connection, path, &schema)?;
         connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
     }
@@ -98,7 +107,7 @@ fn refuse_newer(path: &Path, schema: &Schema) -> Result<(), Error> {
     if !path.exists() {
         return Ok(());
     }
-    let failed = |source| Error::query(path, "read schema version", source);
+    let failed = |source| Error::opening(path, "read schema version", source);
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
@@ -128,10 +137,11 @@ fn configure(connection: &Connection, durability: Durability) -> rusqlite::Resul
     connection.pragma_update_and_check(None, "journal_size_limit", 4 << 20, |_| Ok(()))
 }
 
+/// Pages against each other, indexes against tables, values against their constraints.
 fn check_pages(connection: &Connection, path: &Path) -> Result<(), Error> {
     let finding: String = connection
-        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-        .map_err(|source| Error::query(path, "check pages", source))?;
+        .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+        .map_err(|source| Error::opening(path, "check pages", source))?;
     if finding == "ok" {
         return Ok(());
     }
@@ -145,6 +155,39 @@ fn migrate(connection: &mut Connection, schema: &Schema) -> rusqlite::Result<()>
     for step in &schema.steps[done..] {
         transaction.execute_batch(step)?;
     }
-    transaction.pragma_update(None, "user_version", schema.version())?;
+    for table in schema.sums {
+        let query = "SELECT 1 FROM pragma_table_info(?1) WHERE name = 'sum'";
+        if !transaction.prepare(query)?.exists([table])? {
+            transaction.execute(&format!("ALTER TABLE {table} ADD COLUMN sum INTEGER"), [])?;
+        }
+    }
+    if found != schema.version() {
+        transaction.pragma_update(None, "user_version", schema.version())?;
+    }
     transaction.commit()
+}
+
+/// The tables must be those that a new file would have: a damaged definition reads
+/// undamaged rows wrongly.
+fn check_schema(connection: &Connection, path: &Path, schema: &Schema) -> Result<(), Error> {
+    let failed = |source| Error::opening(path, "check tables", source);
+    let mut fresh = Connection::open_in_memory().map_err(failed)?;
+    migrate(&mut fresh, schema).map_err(failed)?;
+    if definitions(connection).map_err(failed)? == definitions(&fresh).map_err(failed)? {
+        return Ok(());
+    }
+    let finding = "its tables are not defined as any version defines them".to_owned();
+    Err(Error::Damaged { path: path.to_owned(), finding })
+}
+
+/// Every table and index, without regard to white space, and the text encoding.
+fn definitions(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut query = connection.prepare(
+        "SELECT concat_ws(' ', type, name, tbl_name, sql) FROM sqlite_schema ORDER BY type, name",
+    )?;
+    let rows = query.query_map([], |row| row.get::<_, String>(0))?;
+    let words = |row: String| row.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut all = rows.map(|row| row.map(words)).collect::<rusqlite::Result<Vec<_>>>()?;
+    all.push(connection.query_row("PRAGMA encoding", [], |row| row.get(0))?);
+    Ok(all)
 }

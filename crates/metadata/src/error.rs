@@ -1,5 +1,6 @@
 //! What can go wrong with a store.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use berth_model::ErrorKind;
@@ -28,6 +29,28 @@ pub enum Error {
         path: PathBuf,
         /// What was found.
         finding: String,
+    },
+    /// Something other than a file has the name of a database or of its log.
+    #[error("{} is not a regular file: move it away", path.display())]
+    NotAFile {
+        /// What is in the way.
+        path: PathBuf,
+    },
+    /// A damaged database cannot be set aside, since too many were before.
+    #[error("too many damaged databases are kept beside {}: look at them and remove some", path.display())]
+    TooManyDamaged {
+        /// The database that is damaged now.
+        path: PathBuf,
+    },
+    /// A file beside the databases cannot be handled.
+    #[error("{action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// The disk is full.
     #[error("{action} in {}: no space left", path.display())]
@@ -97,13 +120,64 @@ impl Error {
             Self::Full { .. } | Self::NoAddress { .. } => ErrorKind::ResourceExhausted,
             Self::Taken { .. } => ErrorKind::AlreadyExists,
             Self::Busy { .. } => ErrorKind::Unavailable,
-            Self::NewerSchema { .. } => ErrorKind::FailedPrecondition,
+            Self::NewerSchema { .. } | Self::NotAFile { .. } | Self::TooManyDamaged { .. } => {
+                ErrorKind::FailedPrecondition
+            }
+            Self::File { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    ErrorKind::ResourceExhausted
+                }
+                _ => ErrorKind::Internal,
+            },
             Self::Damaged { .. } | Self::Query { .. } | Self::Record { .. } => ErrorKind::Internal,
         }
     }
 
+    /// Whether the content of the file is wrong, and not what surrounds it.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Record { .. })
+    }
+
+    /// As [`Error::query`], while a file is being opened: what SQLite cannot make sense of
+    /// then is damage as well.
+    pub(crate) fn opening(path: &Path, action: &'static str, source: rusqlite::Error) -> Self {
+        match Self::query(path, action, source) {
+            Self::Taken { path, source, .. } => Self::damaged(path, &source),
+            Self::Query { path, source, action } => match source.sqlite_error_code() {
+                Some(
+                    ErrorCode::CannotOpen
+                    | ErrorCode::PermissionDenied
+                    | ErrorCode::OutOfMemory
+                    | ErrorCode::OperationInterrupted
+                    | ErrorCode::FileLockingProtocolFailed
+                    | ErrorCode::AuthorizationForStatementDenied,
+                ) => Self::Query { path, source, action },
+                // A file cut short reads as an I/O error, a broken disk as another one.
+                Some(ErrorCode::SystemIoFailure) if !is_short_read(&source) => {
+                    Self::Query { path, source, action }
+                }
+                _ => Self::damaged(path, &source),
+            },
+            other => other,
+        }
+    }
+
+    fn damaged(path: PathBuf, source: &rusqlite::Error) -> Self {
+        Self::Damaged { path, finding: source.to_string() }
+    }
+
     pub(crate) fn query(path: &Path, action: &'static str, source: rusqlite::Error) -> Self {
+        use rusqlite::Error as Sql;
         let path = path.to_owned();
+        if matches!(
+            source,
+            Sql::Utf8Error(..)
+                | Sql::FromSqlConversionFailure(..)
+                | Sql::IntegralValueOutOfRange(..)
+                | Sql::InvalidColumnType(..)
+        ) {
+            return Self::damaged(path, &source);
+        }
         match source.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
                 Self::Damaged { path, finding: source.to_string() }
@@ -116,4 +190,10 @@ impl Error {
             _ => Self::Query { action, path, source },
         }
     }
+}
+
+fn is_short_read(source: &rusqlite::Error) -> bool {
+    source
+        .sqlite_error()
+        .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHORT_READ)
 }

@@ -5,10 +5,10 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering;
 
 use berth_model::SandboxId;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
-use crate::images::unreadable;
-use crate::{Error, Lease, PodStore};
+use crate::images::{contradiction, unreadable};
+use crate::{Error, Lease, PodStore, check};
 
 impl PodStore {
     /// Leases to `sandbox` the next free address from `first` to `last`, both included.
@@ -29,14 +29,7 @@ impl PodStore {
                 None => free_number(sql, low, start)?,
             };
             let Some(number) = free else { return Ok(None) };
-            sql.prepare_cached(
-                "INSERT INTO leases (number, address, sandbox) VALUES (?1, ?2, ?3)",
-            )?
-            .execute(params![
-                number,
-                Ipv4Addr::from(number).to_string(),
-                sandbox.as_str()
-            ])?;
+            insert(sql, number, sandbox)?;
             Ok(Some(number))
         })?;
         let number = leased.ok_or(Error::NoAddress { first, last })?;
@@ -64,19 +57,53 @@ impl PodStore {
     /// Every lease, in the order of the addresses.
     pub fn leases(&self) -> Result<Vec<Lease>, Error> {
         let rows = self.database.read("list leases", |sql| {
-            sql.prepare_cached("SELECT number, sandbox FROM leases ORDER BY number")?
-                .query_map([], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, String>(1)?)))?
+            sql.prepare_cached("SELECT number, address, sandbox, sum FROM leases ORDER BY number")?
+                .query_map([], LeaseRow::read)?
                 .collect::<rusqlite::Result<Vec<_>>>()
         })?;
-        rows.into_iter()
-            .map(|(number, sandbox)| {
-                let address = Ipv4Addr::from(number);
-                let sandbox = SandboxId::new(sandbox)
-                    .map_err(|source| unreadable("leases", &address.to_string(), source))?;
-                Ok(Lease { address, sandbox })
-            })
-            .collect()
+        rows.into_iter().map(LeaseRow::record).collect()
     }
+}
+
+struct LeaseRow {
+    number: i64,
+    address: String,
+    sandbox: String,
+    sum: Option<i64>,
+}
+
+impl LeaseRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            number: row.get(0)?,
+            address: row.get(1)?,
+            sandbox: row.get(2)?,
+            sum: row.get(3)?,
+        })
+    }
+
+    fn record(self) -> Result<Lease, Error> {
+        let address = u32::try_from(self.number).map(Ipv4Addr::from);
+        let address = address.ok().filter(|address| address.to_string() == self.address);
+        let address = address.ok_or_else(|| contradiction("leases", &self.address))?;
+        if self.sum.is_some_and(|sum| sum != check::row(&[&self.address, &self.sandbox])) {
+            return Err(contradiction("leases", &self.address));
+        }
+        let sandbox = SandboxId::new(self.sandbox)
+            .map_err(|source| unreadable("leases", &self.address, source))?;
+        Ok(Lease { address, sandbox })
+    }
+}
+
+/// Leases the address with the given number, which is free.
+pub(crate) fn insert(sql: &Connection, number: u32, sandbox: &SandboxId) -> rusqlite::Result<()> {
+    let address = Ipv4Addr::from(number).to_string();
+    let sum = check::row(&[&address, sandbox.as_str()]);
+    sql.prepare_cached(
+        "INSERT INTO leases (number, address, sandbox, sum) VALUES (?1, ?2, ?3, ?4)",
+    )?
+    .execute(params![number, address, sandbox.as_str(), sum])?;
+    Ok(())
 }
 
 /// The lowest number from `low` to `high` that no row has.
