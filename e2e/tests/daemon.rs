@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use berth_api::v1;
-use berth_testkit::{Node, binaries};
+use berth_testkit::{Node, binaries, container_config};
 
 fn berthd(arguments: &[&str]) -> Result<Output> {
     let program = binaries()?.join("berthd");
@@ -41,25 +41,51 @@ fn every_value_has_a_default() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_unknown_key_is_refused_with_its_line() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let file = dir.path().join("berthd.toml");
-    fs::write(&file, "# mine\n[network]\nmtuu = 9000\n")?;
-    let refused = berthd(&["--config", &file.to_string_lossy()])?;
-    let said = String::from_utf8(refused.stderr)?;
-    assert!(!refused.status.success());
-    assert!(said.contains("line 3") && said.contains("mtuu"), "{said}");
-    Ok(())
+/// Row "config bad": every bad file is a case of `crates/daemon/tests/config.rs`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_configuration_is_refused_with_its_line_and_the_old_one_runs_on() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    let running = node.run(&pod, &container_config("main", &image, &["sleep", "1000"])).await?;
+    let before = node.cri.container_status(&running).await?;
+    let file = node.daemon().config().to_owned();
+    let (name, good) = (file.display().to_string(), fs::read_to_string(&file)?);
+
+    let line = good.lines().count() + 1;
+    fs::write(&file, format!("{good}[network]\nmtuu = 9000\n"))?;
+    let key = format!("berthd: {name}:{}:1: network.mtuu: unknown field", line + 1);
+    // The check tells while the old daemon serves.
+    let checked = berthd(&["config", "check", &name])?;
+    let said = String::from_utf8(checked.stderr)?;
+    assert!(!checked.status.success() && said.starts_with(&key), "{said}");
+    assert_eq!(node.cri.container_status(&running).await?, before);
+
+    let state = on_disk(&node.dir().join("root"))?;
+    node.terminate_daemon()?;
+    let stored = fs::read(node.dir().join("root/pods.db"))?;
+    let refused = node.restart().await.err().context("a bad configuration was taken")?;
+    assert!(format!("{refused:#}").contains(&key), "{refused:#}");
+    assert_eq!(fs::read(node.dir().join("root/pods.db"))?, stored);
+    assert_eq!(on_disk(&node.dir().join("root"))?, state);
+
+    fs::write(&file, good)?;
+    node.restart().await?;
+    assert_eq!(node.cri.container_status(&running).await?, before);
+    assert_eq!(node.cri.exec(&running, &["echo", "alive"], 10).await?.stdout, b"alive\n");
+    node.assert_clean().await
 }
 
-#[test]
-fn a_missing_configuration_is_refused_by_name() -> Result<()> {
-    let refused = berthd(&["--config", "/nonexistent/berthd.toml"])?;
-    let said = String::from_utf8(refused.stderr)?;
-    assert!(!refused.status.success());
-    assert!(said.contains("/nonexistent/berthd.toml"), "{said}");
-    Ok(())
+/// The names of what lies in a directory, but for what comes and goes with a connection to
+/// its databases.
+fn on_disk(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if !name.ends_with("-wal") && !name.ends_with("-shm") {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 #[test]

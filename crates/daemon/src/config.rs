@@ -1,18 +1,27 @@
 //! The configuration file: one tree, parsed once into types.
 //!
-//! Wire form and valid form are the same structs; what serde cannot check is checked by
-//! [`Config::parse`], which names key and line. The defaults are those of the commented
-//! file in `deploy/`, which is the only place that lists them for people; a test holds
-//! the two together.
+//! ```text
+//! file ──read──▶ text ──document──▶ TOML ──serde──▶ Config ──rules──▶ ──host──▶ usable
+//! ```
+//!
+//! Wire form and valid form are the same structs. Each step may refuse, with the file, the
+//! line and the column, the key, what is wrong and what is allowed; nothing is made before
+//! the last one agreed. The defaults are those of the commented file in `deploy/`, which
+//! is the only place that lists them for people; a test holds the two together.
 
+mod document;
+mod file;
+mod host;
 mod rules;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use document::{Document, Key, Position};
+use rules::Wrong;
 use serde::Deserialize;
+
+pub(crate) use host::find_shim;
 
 /// The default configuration with its comments, as `berthd config default` prints it.
 pub(crate) const DEFAULT: &str = include_str!("../../../deploy/berthd.toml");
@@ -20,40 +29,45 @@ pub(crate) const DEFAULT: &str = include_str!("../../../deploy/berthd.toml");
 /// Largest configuration file read, bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Why there is no configuration.
+/// Why there is no configuration. The words begin with the file, and with the place in it
+/// as far as there is one: `/etc/berth/berthd.toml:12:7: container.pids_limit: …`.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The file cannot be read.
-    #[error("read configuration {}", path.display())]
+    #[error("{}: cannot be read", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
-    /// Larger than any configuration.
-    #[error("configuration {} is larger than {MAX_BYTES} bytes", .0.display())]
-    TooLarge(PathBuf),
-    /// Not TOML, an unknown key, or a value of the wrong type; the source says where.
-    #[error("configuration {} is not valid", path.display())]
-    Syntax {
+    /// Something else has its name.
+    #[error("{}: is a {kind}, not a file", path.display())]
+    Kind {
         /// The file.
         path: PathBuf,
-        /// What and where.
-        source: Box<toml::de::Error>,
+        /// What it is.
+        kind: &'static str,
     },
-    /// A value that is of the right type and yet wrong.
-    #[error("configuration {}, line {line}: {key} {complaint}", path.display())]
-    Value {
+    /// Larger than any configuration.
+    #[error("{}: is larger than {MAX_BYTES} bytes", .0.display())]
+    TooLarge(PathBuf),
+    /// Something in it is wrong: not TOML, an unknown key, or a value that cannot be used.
+    #[error("{}:{at}: {}{complaint}", path.display(), prefix(key.as_ref()))]
+    Wrong {
         /// The file.
         path: PathBuf,
-        /// The line of the key, counted from 1.
-        line: usize,
-        /// The key with its table.
-        key: String,
-        /// What is wrong.
+        /// Where in it.
+        at: Position,
+        /// The key with its tables; `None` where the file is not TOML.
+        key: Option<Key>,
+        /// What is wrong, and what is allowed.
         complaint: String,
     },
+}
+
+fn prefix(key: Option<&Key>) -> String {
+    key.map_or_else(String::new, |key| format!("{key}: "))
 }
 
 /// The whole configuration.
@@ -189,28 +203,25 @@ impl Default for Runtime {
 }
 
 impl Config {
-    /// Reads and checks the file at `path`.
+    /// Reads and checks the file at `path`, and that this host has what it names.
     pub(crate) fn read(path: &Path) -> Result<Self, Error> {
-        let unreadable = |source| Error::Read { path: path.to_owned(), source };
-        let mut text = String::new();
-        let file = File::open(path).map_err(unreadable)?;
-        file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
-        if u64::try_from(text.len()).is_ok_and(|read| read > MAX_BYTES) {
-            return Err(Error::TooLarge(path.to_owned()));
+        let text = file::read(path)?;
+        let config = Self::parse(path, &text)?;
+        let about = |wrong| Document::parse(&text).map(|document| blame(path, &document, wrong));
+        match host::check(&config).map_err(about) {
+            Ok(()) => Ok(config),
+            Err(wrong) => Err(wrong.unwrap_or_else(|error| syntax(path, &text, &error))),
         }
-        Self::parse(path, &text)
     }
 
     /// Checks `text`; `path` is for messages.
     pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, Error> {
-        let config: Self = toml::from_str(text)
-            .map_err(|source| Error::Syntax { path: path.to_owned(), source: Box::new(source) })?;
-        rules::check(&config).map_err(|(key, complaint)| Error::Value {
-            path: path.to_owned(),
-            line: line_of(text, key),
-            key: key.to_owned(),
-            complaint,
-        })?;
+        let document = Document::parse(text).map_err(|error| syntax(path, text, &error))?;
+        let shape = rules::tables(&document).and_then(|()| rules::numbers(&document));
+        shape.map_err(|wrong| blame(path, &document, wrong))?;
+        let config: Self =
+            toml::from_str(text).map_err(|error| mistyped(path, text, &document, &error))?;
+        rules::check(&config).map_err(|wrong| blame(path, &document, wrong))?;
         Ok(config)
     }
 
@@ -220,140 +231,40 @@ impl Config {
     }
 }
 
-/// The line of `key` (with its tables, dotted) in `text`; 1 when only the default has it.
-fn line_of(text: &str, key: &str) -> usize {
-    let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
-    let mut current = String::new();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if let Some(header) = line.strip_prefix('[') {
-            current = header.split(']').next().unwrap_or_default().trim().to_owned();
-        } else if let Some((written, _)) = line.split_once('=') {
-            let written = written.trim();
-            if (current == table && written == name) || (current.is_empty() && written == key) {
-                return index + 1;
-            }
+/// What is not TOML, or names a key twice.
+fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let offset = error.span().map_or(0, |span| span.start);
+    let at = Position::of(text.as_bytes(), offset);
+    Error::Wrong { path: path.to_owned(), at, key: None, complaint: error.message().to_owned() }
+}
+
+/// A key that is unknown or missing, or a value of the wrong type.
+fn mistyped(path: &Path, text: &str, document: &Document<'_>, error: &toml::de::Error) -> Error {
+    let span = error.span().unwrap_or(0..0);
+    let key = document.key_at(&span);
+    let mut complaint = error.message().to_owned();
+    let known = Document::parse(DEFAULT).ok();
+    if let (Some(key), Some(known)) = (&key, &known) {
+        if let Some(allowed) = rules::number(&key.to_string()) {
+            complaint = format!("{complaint}; must be {allowed}");
+        } else if complaint.starts_with("unknown field")
+            && let Some(meant) = known.resembling(key)
+        {
+            complaint = format!("{complaint}; did you mean `{meant}`?");
         }
     }
-    1
+    let at = Position::of(text.as_bytes(), span.start);
+    Error::Wrong { path: path.to_owned(), at, key, complaint }
+}
+
+/// A value that cannot be used.
+fn blame(path: &Path, document: &Document<'_>, wrong: Wrong) -> Error {
+    let Wrong { mut keys, complaint } = wrong;
+    let written = keys.iter().position(|key| document.value(key).is_some()).unwrap_or(0);
+    let key = keys.swap_remove(written);
+    let at = document.position(&key);
+    Error::Wrong { path: path.to_owned(), at, key: Some(key), complaint }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Config, Error> {
-        Config::parse(Path::new("test.toml"), text)
-    }
-
-    fn whole(error: &Error) -> String {
-        let source = std::error::Error::source(error);
-        source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
-    }
-
-    #[test]
-    fn the_commented_file_is_the_default() {
-        let mut written = parse(DEFAULT).unwrap();
-        assert_eq!(written.cri.socket, Some(Config::default().socket()));
-        written.cri.socket = None;
-        assert_eq!(written, Config::default());
-    }
-
-    #[test]
-    fn an_empty_file_is_the_default() {
-        assert_eq!(parse("").unwrap(), Config::default());
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_with_its_line() {
-        let error = parse("root = \"/a\"\n\n[network]\nmtuu = 9000\n").unwrap_err();
-        let text = whole(&error);
-        assert!(text.contains("line 4") && text.contains("mtuu"), "{text}");
-    }
-
-    #[test]
-    fn a_wrong_type_is_refused_with_its_line() {
-        let text = whole(&parse("\n[network]\nmtu = \"big\"\n").unwrap_err());
-        assert!(text.contains("line 3"), "{text}");
-    }
-
-    #[test]
-    fn a_wrong_value_is_refused_with_key_and_line() {
-        let long_state = format!("state = \"/{}\"", "a".repeat(80));
-        for (text, key, line) in [
-            ("root = \"relative\"", "root", 1),
-            ("\nstate = \"/run/../etc\"", "state", 2),
-            ("root = \"/a\"\nstate = \"/a/b\"", "state", 2),
-            (&long_state, "state", 1),
-            ("[network]\n# small\nmtu = 5", "network.mtu", 3),
-            ("network.mtu = 5", "network.mtu", 1),
-            ("[network]\nbridge = \"a-name-of-sixteen\"", "network.bridge", 2),
-            ("[log]\nformat = \"xml\"", "log.format", 2),
-            ("[log]\n\nfilter = \"a=b=c\"", "log.filter", 3),
-            ("[image]\nparallel_layers = 0", "image.parallel_layers", 2),
-            ("[container]\nshm_size = 1", "container.shm_size", 2),
-            ("[runtime]\ndefault = \"kata\"", "runtime.default", 2),
-            ("[cri]\nsocket = \"berth.sock\"", "cri.socket", 2),
-        ] {
-            refused(text, key, line);
-        }
-    }
-
-    #[track_caller]
-    fn refused(text: &str, key: &str, line: usize) {
-        match parse(text) {
-            Err(Error::Value { key: found, line: at, .. }) => {
-                assert_eq!((found.as_str(), at), (key, line), "{text}");
-            }
-            other => panic!("{text}: {other:?}"),
-        }
-    }
-
-    /// teeth: crates/daemon/src/config/rules.rs: `network(&config.network)?;` → ``
-    #[test]
-    fn what_no_daemon_could_use_is_refused_before_it_starts() {
-        for (key, values) in [
-            ("root", &["'/a:b'", "'/a,b'", "'/a\\b'", "\"/a\\nb\""][..]),
-            ("state", &["\"/a\\u0000b\""]),
-            ("cri.socket", &[&format!("'/{}'", "a".repeat(107))]),
-            (
-                "log.filter",
-                &["''", "'infoo'", "'warning'", "'info,,'", "'berth_engine'", "'=info'"],
-            ),
-            ("image.plain_http", &["['']", "['http://a.b']", "['a.b/c']", "['*.b']", "['a:x']"]),
-            ("image.ca_files", &["['x.pem']", "['']"]),
-            ("network.bridge", &["'..'", "'lo'", "'all'", "\"a\\tb\"", "''"]),
-            ("network.table", &["''", "'a b'", "'a;flush'", "'0a'"]),
-            (
-                "network.subnet",
-                &["''", "'x'", "'10.0.0.0/31'", "'10.0.0.1/16'", "'127.0.0.0/8'", "'fd00::/64'"],
-            ),
-            ("container.cgroup_base", &["''", "'/'", "'a'", "'/a/../b'"]),
-            ("container.seccomp_profiles", &["''", "'a'", "'/a/../b'"]),
-        ] {
-            for value in values {
-                let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
-                let table = if table.is_empty() { String::new() } else { format!("[{table}]") };
-                refused(&format!("{table}\n{name} = {value}\n"), key, 2);
-            }
-        }
-        for handler in ["[runtime.handlers.x]\nshim = ''", "[runtime.handlers.'']\nshim = 'x'"] {
-            let text = format!("[runtime.handlers.berth]\nshim = 'x'\n{handler}\n");
-            refused(&text, "runtime.handlers", 1);
-        }
-        for shim in ["a/b", "../b", "/a/../b"] {
-            refused(&format!("[runtime.handlers.berth]\nshim = '{shim}'"), "runtime.handlers", 1);
-        }
-    }
-
-    #[test]
-    fn registries_without_tls_are_named_as_in_references() {
-        let hosts = "['r.example', 'r.example:80', 'registry', 'registry:5000', '[::1]:80']";
-        parse(&format!("[image]\nplain_http = {hosts}")).unwrap();
-    }
-
-    #[test]
-    fn a_file_without_end_is_not_read_to_its_end() {
-        assert!(matches!(Config::read(Path::new("/dev/zero")), Err(Error::TooLarge(_))));
-    }
-}
+mod tests;

@@ -102,7 +102,10 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
 fn configuration(path: Option<PathBuf>) -> Result<Config> {
     match path {
         Some(path) => Ok(Config::read(&path)?),
-        None if PathBuf::from(DEFAULT_PATH).exists() => Ok(Config::read(DEFAULT_PATH.as_ref())?),
-        None => Ok(Config::default()),
+        // A link that leads nowhere, or a file that cannot be read, is not "no file".
+        None => match std::fs::symlink_metadata(DEFAULT_PATH) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Config::default()),
+            _ => Ok(Config::read(DEFAULT_PATH.as_ref())?),
+        },
     }
 }

@@ -35,6 +35,9 @@ pub(crate) fn serve(config: Config) -> Result<()> {
     if !berth_sys::allocator::limit_arenas(2) {
         tracing::debug!("the allocator keeps its own number of arenas");
     }
+    // What may be wrong with them is found before anything is made.
+    let plan = plan(config)?;
+    let config = &plan.config;
     make_own(&config.root, PRIVATE, lock::FILE)?;
     make_own(&config.state, PASSABLE, lock::FILE)?;
     let locks = (DirectoryLock::take(&config.root)?, DirectoryLock::take(&config.state)?);
@@ -44,22 +47,38 @@ pub(crate) fn serve(config: Config) -> Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let served = runtime.block_on(run(config));
+    let served = runtime.block_on(run(plan));
     runtime.shutdown_timeout(DRAIN);
     drop(locks);
     served
 }
 
-async fn run(config: Config) -> Result<()> {
+/// What the daemon is made of that touches nothing yet.
+struct Plan {
+    config: Config,
+    client: Client,
+    engine: berth_engine::Config,
+}
+
+fn plan(config: Config) -> Result<Plan> {
+    let proxies = Proxies::from_environment(|name| std::env::var(name).ok());
+    let client = Client::new(settings::registry(&config, proxies)).context("environment")?;
+    let engine = settings::engine(&config)?;
+    Ok(Plan { config, client, engine })
+}
+
+async fn run(plan: Plan) -> Result<()> {
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
     // Whoever can connect can also end the daemon well: signals first, the socket then.
-    let listener = listen(&config.socket())?;
+    let socket = plan.config.socket();
+    let listener = listen(&socket)?;
+    let root = plan.config.root.clone();
     // Whoever ends the daemon while it opens does not wait for that: it may be cut off at
     // any point, as a kill would.
     let engine = tokio::select! {
-        opened = open_engine(&config) => opened?,
+        opened = open_engine(plan) => opened?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -69,7 +88,7 @@ async fn run(config: Config) -> Result<()> {
     let trimmer = tokio::spawn(trim(shutdown.clone()));
 
     notify::notify(std::env::var_os("NOTIFY_SOCKET"), "READY=1\n").context("notify supervisor")?;
-    tracing::info!(socket = %config.socket().display(), root = %config.root.display(), "ready");
+    tracing::info!(socket = %socket.display(), root = %root.display(), "ready");
     let early = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
@@ -87,14 +106,13 @@ async fn run(config: Config) -> Result<()> {
     ended.context("the CRI front died")?.context("serve the CRI")
 }
 
-async fn open_engine(config: &Config) -> Result<Engine> {
+async fn open_engine(plan: Plan) -> Result<Engine> {
+    let Plan { config, client, engine } = plan;
     let store = ImageStore::open(&config.root.join("images.db"))?;
     let content = Content::open(config.root.join("content"))?;
     let snapshots = Snapshots::open(&config.root.join("snapshots"))?;
-    let proxies = Proxies::from_environment(|name| std::env::var(name).ok());
-    let client = Client::new(settings::registry(config, proxies))?;
-    let images = Images::new(store, content, snapshots, client, settings::images(config));
-    Ok(Engine::open(settings::engine(config)?, images).await?)
+    let images = Images::new(store, content, snapshots, client, settings::images(&config));
+    Ok(Engine::open(engine, images).await?)
 }
 
 /// Gives freed memory back until `shutdown`.

@@ -1,8 +1,6 @@
 //! What each part of the daemon is told, out of the one configuration.
 
-use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -10,7 +8,7 @@ use berth_engine::RuntimeConfig;
 use berth_network::NetworkConfig;
 use berth_registry::Proxies;
 
-use crate::config::Config;
+use crate::config::{Config, find_shim};
 
 /// The name of the shim that lives in this repository.
 const IN_TREE_SHIM: &str = "containerd-shim-berth-v1";
@@ -33,7 +31,7 @@ pub(crate) fn images(config: &Config) -> berth_image::Config {
 pub(crate) fn engine(config: &Config) -> Result<berth_engine::Config> {
     let mut runtimes = std::collections::BTreeMap::new();
     for (name, handler) in &config.runtime.handlers {
-        let shim = find(&handler.shim)
+        let shim = find_shim(handler)
             .with_context(|| format!("runtime.handlers.{name}.shim {}", handler.shim.display()))?;
         let in_tree = shim.file_name().is_some_and(|name| name == IN_TREE_SHIM);
         runtimes.insert(name.clone(), RuntimeConfig { shim, in_tree });
@@ -77,19 +75,6 @@ fn shim_cgroup(own: &str) -> Option<String> {
     (path != "/").then(|| format!("{path}/shims"))
 }
 
-/// A program by path, or by name beside this one or in `PATH`.
-fn find(program: &Path) -> Result<PathBuf> {
-    if program.is_absolute() {
-        anyhow::ensure!(program.is_file(), "is not a file");
-        return Ok(program.to_owned());
-    }
-    let own = env::current_exe().context("find this program")?;
-    let beside = own.parent().map(Path::to_owned);
-    let path = env::var_os("PATH").unwrap_or_default();
-    let found = beside.into_iter().chain(env::split_paths(&path)).map(|dir| dir.join(program));
-    found.into_iter().find(|path| path.is_file()).context("is neither beside berthd nor in PATH")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,13 +87,5 @@ mod tests {
         );
         assert_eq!(shim_cgroup("5:memory:/x\n0::/\n"), None);
         assert_eq!(shim_cgroup("5:memory:/x\n"), None);
-    }
-
-    #[test]
-    fn a_shim_is_found_by_path_and_by_name() {
-        assert_eq!(find(Path::new("/bin/sh")).unwrap(), Path::new("/bin/sh"));
-        assert!(find(Path::new("sh")).unwrap().is_absolute());
-        assert!(find(Path::new("/no/such/shim")).is_err());
-        assert!(find(Path::new("no-such-shim-anywhere")).is_err());
     }
 }

@@ -41,3 +41,4 @@ pub use client::{Client, Repository};
 pub use config::{Config, Proxies};
 pub use error::{Detail, Error, Subject};
 pub use manifest::{MAX_MANIFEST_BYTES, Manifest, MediaType};
+pub use tls::check_authorities;

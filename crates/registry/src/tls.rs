@@ -4,14 +4,19 @@
 //! authorities. A bare Debian node has none (`ca-certificates` is not essential), so
 //! Mozilla's list, built in, stands in for an empty store.
 
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::Error;
+
+/// Largest file of authorities read, bytes; the whole of Mozilla's list has 220 kB.
+const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// Reads files: for a thread that may block. A few milliseconds, hence not at start.
 ///
@@ -40,16 +45,38 @@ fn public_roots(node: Vec<CertificateDer<'static>>) -> RootCertStore {
     roots
 }
 
-fn add(roots: &mut RootCertStore, path: &PathBuf) -> Result<(), Error> {
-    let failed = |source| Error::Authorities { path: path.clone(), source };
+/// Whether `path` is a file of certificate authorities that can be trusted. Reads the file.
+///
+/// # Errors
+/// [`Error::Authorities`] or [`Error::Authority`].
+pub fn check_authorities(path: &Path) -> Result<(), Error> {
+    add(&mut RootCertStore::empty(), path)
+}
+
+fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Authorities { path: path.to_owned(), source };
+    let bytes = read(path).map_err(|error| failed(pem::Error::Io(error)))?;
     let mut found = false;
-    for certificate in CertificateDer::pem_file_iter(path).map_err(failed)? {
+    for certificate in CertificateDer::pem_slice_iter(&bytes) {
         roots
             .add(certificate.map_err(failed)?)
-            .map_err(|source| Error::Authority { path: path.clone(), source })?;
+            .map_err(|source| Error::Authority { path: path.to_owned(), source })?;
         found = true;
     }
-    if found { Ok(()) } else { Err(failed(rustls::pki_types::pem::Error::NoItemsFound)) }
+    if found { Ok(()) } else { Err(failed(pem::Error::NoItemsFound)) }
+}
+
+/// The bytes of a regular file of bounded size.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("not a file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).is_ok_and(|read| read > MAX_FILE_BYTES) {
+        return Err(io::Error::other(format!("larger than {MAX_FILE_BYTES} bytes")));
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -68,6 +95,10 @@ mod tests {
         let refused = || client_config(std::slice::from_ref(&path)).unwrap_err().to_string();
         assert!(refused().contains("ca.pem"));
         std::fs::write(&path, "no certificate").unwrap();
+        assert!(refused().contains("ca.pem"));
+        let endless = check_authorities(Path::new("/dev/zero")).unwrap_err();
+        assert!(endless.to_string().contains("/dev/zero"), "{endless}");
+        File::create(&path).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
         assert!(refused().contains("ca.pem"));
     }
 }

@@ -7,42 +7,102 @@ use berth_cgroup::CgroupPath;
 use berth_model::Reference;
 use berth_network::{InvalidConfig, NetworkConfig};
 use berth_telemetry::{Filter, Format};
+use toml::de::DeValue;
 
+use super::document::{Document, Key};
 use super::{Config, Network, Runtime};
 
 /// Longest `state`: the names of shim sockets follow it in paths of 107 bytes (unix(7)).
 const MAX_STATE_BYTES: usize = 80;
 /// Longest path of a socket, bytes (unix(7)).
 const MAX_SOCKET_BYTES: usize = 107;
+/// Longest directory, bytes: `PATH_MAX` (4096, path_resolution(7)) less what lies below.
+const MAX_PATH_BYTES: usize = 1024;
+/// Longest name of a runtime handler, bytes: that of a label, which kubelet makes of it.
+const MAX_HANDLER_BYTES: usize = 253;
 
-/// A key, and what is wrong with its value.
-type Wrong = (&'static str, String);
+/// The least and the most that a number may be; a pids limit ends at `PID_MAX_LIMIT`.
+const NUMBERS: &[(&str, i128, i128)] = &[
+    ("image.parallel_layers", 1, 16),
+    ("network.mtu", 1280, 65_535),
+    ("container.pids_limit", 0, 1 << 22),
+    ("container.shm_size", 4096, 1 << 40),
+];
+
+const TABLES: &[&str] = &["cri", "log", "image", "network", "container", "runtime"];
+
+/// A value that is wrong.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    /// Whose value; if the file has several of these, the first one is to blame.
+    pub(super) keys: Vec<Key>,
+    /// What is wrong, and what is allowed.
+    pub(super) complaint: String,
+}
+
+impl Wrong {
+    pub(super) fn new(key: impl Into<Key>, complaint: impl Into<String>) -> Self {
+        Self { keys: vec![key.into()], complaint: complaint.into() }
+    }
+}
+
+/// What is allowed for a number, in words, if `key` is one.
+pub(super) fn number(key: &str) -> Option<String> {
+    let (_, low, high) = NUMBERS.iter().find(|(name, ..)| *name == key)?;
+    Some(format!("a whole number from {low} to {high}"))
+}
+
+/// The first table that is an array: serde would take its entries for the table's values.
+pub(super) fn tables(document: &Document<'_>) -> Result<(), Wrong> {
+    let handlers = Key::from("runtime.handlers");
+    let mut tables: Vec<Key> = TABLES.iter().copied().map(Key::from).collect();
+    if let Some(DeValue::Table(named)) = document.value(&handlers) {
+        tables.extend(named.keys().map(|name| handlers.clone().child(name.get_ref())));
+    }
+    tables.push(handlers);
+    let is_array = |key: &Key| matches!(document.value(key), Some(DeValue::Array(_)));
+    match tables.into_iter().find(is_array) {
+        Some(key) => Err(Wrong::new(key, "must be one table, not an array")),
+        None => Ok(()),
+    }
+}
+
+/// The first number out of its range. They are looked at in the file itself: what does not
+/// even fit into its type is no less out of range.
+pub(super) fn numbers(document: &Document<'_>) -> Result<(), Wrong> {
+    for &(name, low, high) in NUMBERS {
+        let Some(DeValue::Integer(written)) = document.value(&name.into()) else { continue };
+        let value = i128::from_str_radix(written.as_str(), written.radix());
+        if !value.is_ok_and(|value| (low..=high).contains(&value)) {
+            let complaint = format!("must be from {low} to {high}, not {}", written.as_str());
+            return Err(Wrong::new(name, complaint));
+        }
+    }
+    Ok(())
+}
 
 /// The first key whose value is wrong, and what is wrong with it.
 pub(super) fn check(config: &Config) -> Result<(), Wrong> {
     directories(config)?;
-    if let Err(error) = config.log.format.parse::<Format>() {
-        return Err(("log.format", format!("is wrong: {error}")));
-    }
-    if let Err(error) = config.log.filter.parse::<Filter>() {
-        return Err(("log.filter", format!("is wrong: {error}")));
-    }
-    within("image.parallel_layers", config.image.parallel_layers, 1, 16)?;
-    for host in &config.image.plain_http {
+    config.log.format.parse::<Format>().map_err(|error| is_wrong("log.format", &error))?;
+    config.log.filter.parse::<Filter>().map_err(|error| is_wrong("log.filter", &error))?;
+    for (index, host) in config.image.plain_http.iter().enumerate() {
         if !is_host(host) {
-            let complaint = format!("must be hosts, with or without a port; {host:?} is none");
-            return Err(("image.plain_http", complaint));
+            let complaint = format!("must be a host, with or without a port, not {host:?}");
+            return Err(Wrong::new(Key::from("image.plain_http").entry(index), complaint));
         }
     }
-    for file in &config.image.ca_files {
-        absolute("image.ca_files", file)?;
+    for (index, file) in config.image.ca_files.iter().enumerate() {
+        absolute(Key::from("image.ca_files").entry(index), file)?;
     }
     network(&config.network)?;
     if CgroupPath::new(&config.container.cgroup_base).is_err() {
-        let complaint = "must be an absolute path below the root of the cgroups, without \"..\"";
-        return Err(("container.cgroup_base", complaint.into()));
+        let written = &config.container.cgroup_base;
+        let complaint = format!(
+            "must be an absolute path below the root of the cgroups, without \"..\", not {written:?}"
+        );
+        return Err(Wrong::new("container.cgroup_base", complaint));
     }
-    within("container.shm_size", config.container.shm_size, 4096, 1 << 40)?;
     absolute("container.seccomp_profiles", &config.container.seccomp_profiles)?;
     runtime(&config.runtime)
 }
@@ -52,25 +112,37 @@ fn directories(config: &Config) -> Result<(), Wrong> {
     absolute("root", root)?;
     // It becomes part of overlay's options, which these end or continue.
     if root.as_os_str().as_encoded_bytes().iter().any(|c| matches!(c, b':' | b',' | b'\\')) {
-        return Err(("root", "must not hold ':', ',' or '\\'".into()));
+        return Err(Wrong::new("root", "must not hold ':', ',' or '\\'"));
     }
+    no_longer("root", root, MAX_PATH_BYTES)?;
     absolute("state", state)?;
-    if state.as_os_str().len() > MAX_STATE_BYTES {
-        return Err(("state", format!("is longer than {MAX_STATE_BYTES} bytes")));
-    }
+    no_longer("state", state, MAX_STATE_BYTES)?;
     if root.starts_with(state) || state.starts_with(root) {
-        return Err(("state", "and root must not lie in each other".into()));
+        let (root, state) = (root.display(), state.display());
+        let complaint = format!("state {state} and root {root} must not lie in each other");
+        return Err(Wrong { keys: vec!["state".into(), "root".into()], complaint });
     }
     absolute("cri.socket", &socket)?;
-    if socket.as_os_str().len() > MAX_SOCKET_BYTES {
-        return Err(("cri.socket", format!("is longer than {MAX_SOCKET_BYTES} bytes")));
+    no_longer("cri.socket", &socket, MAX_SOCKET_BYTES)?;
+    apart(root, state, &socket)
+}
+
+/// The socket is no directory of berthd's, nor where its records and shims are.
+fn apart(root: &Path, state: &Path, socket: &Path) -> Result<(), Wrong> {
+    let over = |dir: &Path| dir.starts_with(socket);
+    let own = ["s", "sandboxes", "containers", "exec", "berthd.lock"];
+    if over(root) || over(state) || socket.starts_with(root) {
+        let complaint = "must lie neither in root nor above root or state";
+        return Err(Wrong::new("cri.socket", complaint));
+    }
+    if own.iter().any(|name| socket.starts_with(state.join(name))) {
+        return Err(Wrong::new("cri.socket", "is a name that berthd uses itself below state"));
     }
     Ok(())
 }
 
 fn network(network: &Network) -> Result<(), Wrong> {
-    within("network.mtu", network.mtu, 1280, 65_535)?;
-    let subnet = network.subnet.parse().map_err(|error| ("network.subnet", is_wrong(&error)))?;
+    let subnet = network.subnet.parse().map_err(|error| is_wrong("network.subnet", &error))?;
     let built = NetworkConfig {
         bridge: network.bridge.clone(),
         subnet,
@@ -84,29 +156,39 @@ fn network(network: &Network) -> Result<(), Wrong> {
             InvalidConfig::Table(_) => "network.table",
             InvalidConfig::Mtu(_) => "network.mtu",
         };
-        (key, is_wrong(&error))
+        is_wrong(key, &error)
     })
 }
 
-fn is_wrong(error: &dyn std::error::Error) -> String {
-    format!("is wrong: {error}")
+fn is_wrong(key: &str, error: &dyn std::error::Error) -> Wrong {
+    Wrong::new(key, error.to_string())
 }
 
 fn runtime(runtime: &Runtime) -> Result<(), Wrong> {
+    let handlers = Key::from("runtime.handlers");
     for (name, handler) in &runtime.handlers {
+        let key = handlers.clone().child(name);
         if name.is_empty() {
-            let complaint = "has a table without a name: that stands for the default";
-            return Err(("runtime.handlers", complaint.into()));
+            return Err(Wrong::new(key, "a handler without a name stands for the default"));
+        }
+        if name.len() > MAX_HANDLER_BYTES || name.contains(char::is_control) {
+            let complaint = format!("must be at most {MAX_HANDLER_BYTES} printable bytes");
+            return Err(Wrong::new(key, complaint));
         }
         let bare = handler.shim.components().count() == 1 && handler.shim.file_name().is_some();
-        if !bare && absolute("runtime.handlers", &handler.shim).is_err() {
-            let complaint = format!("{name:?} needs a shim by absolute path or by name alone");
-            return Err(("runtime.handlers", complaint));
+        if !bare && absolute("", &handler.shim).is_err() {
+            let complaint = format!(
+                "must be an absolute path, or a name alone, not {:?}",
+                handler.shim.display()
+            );
+            return Err(Wrong::new(key.child("shim"), complaint));
         }
     }
     if !runtime.handlers.contains_key(&runtime.default) {
-        let default = &runtime.default;
-        return Err(("runtime.default", format!("names handler {default:?}, which has no table")));
+        let known: Vec<_> = runtime.handlers.keys().map(String::as_str).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        let complaint = format!("handler {:?} has no table; handlers: {known}", runtime.default);
+        return Err(Wrong { keys: vec!["runtime.default".into(), handlers], complaint });
     }
     Ok(())
 }
@@ -120,23 +202,20 @@ fn is_host(text: &str) -> bool {
     is_domain(text) || is_domain(&format!("{text}:1"))
 }
 
-fn absolute(key: &'static str, path: &Path) -> Result<(), Wrong> {
+fn absolute(key: impl Into<Key>, path: &Path) -> Result<(), Wrong> {
     let plain = path.components().all(|part| !matches!(part, Component::ParentDir))
         && !path.to_string_lossy().contains(char::is_control);
     if path.is_absolute() && plain && path.parent().is_some() {
         return Ok(());
     }
-    Err((key, format!("must be an absolute path below /, not {:?}", path.display())))
+    let complaint = format!("must be an absolute path below /, not {:?}", path.display());
+    Err(Wrong::new(key, complaint))
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(
-    key: &'static str,
-    value: T,
-    low: T,
-    high: T,
-) -> Result<(), Wrong> {
-    if value >= low && value <= high {
+fn no_longer(key: &str, path: &Path, bytes: usize) -> Result<(), Wrong> {
+    let found = path.as_os_str().len();
+    if found <= bytes {
         return Ok(());
     }
-    Err((key, format!("must be between {low} and {high}, not {value}")))
+    Err(Wrong::new(key, format!("must be at most {bytes} bytes long, not {found}")))
 }
