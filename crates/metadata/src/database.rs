@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use crate::{Error, quarantine};
+use crate::{Error, quarantine, unread};
 
 /// How long a call waits for another process (an operator's `sqlite3`).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,6 +49,10 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) fn open(path: &Path, schema: Schema) -> Result<Self, Error> {
+        unread::second_look(path, || Self::open_once(path, schema))
+    }
+
+    fn open_once(path: &Path, schema: Schema) -> Result<Self, Error> {
         quarantine::check_kinds(path)?;
         if quarantine::is_beheaded(path) {
             let finding = "its log is there, and it is not".to_owned();
@@ -73,26 +77,30 @@ impl Database {
     pub(crate) fn read<T>(
         &self,
         action: &'static str,
-        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+        work: impl Fn(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
-        work(&self.lock()).map_err(|source| Error::query(&self.path, action, source))
+        unread::second_look(&self.path, || {
+            work(&self.lock()).map_err(|source| Error::query(&self.path, action, source))
+        })
     }
 
     /// Runs `work` in one transaction, committed when it succeeds.
     pub(crate) fn write<T>(
         &self,
         action: &'static str,
-        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+        work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
-        let mut connection = self.lock();
-        let run = |connection: &mut Connection| {
+        let run = || {
+            let mut connection = self.lock();
             let transaction =
                 connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = work(&transaction)?;
             transaction.commit()?;
             Ok(value)
         };
-        run(&mut connection).map_err(|source| Error::query(&self.path, action, source))
+        unread::second_look(&self.path, || {
+            run().map_err(|source| Error::query(&self.path, action, source))
+        })
     }
 
     /// A panic in another call leaves no open transaction: it rolled back on its way out.
@@ -108,15 +116,26 @@ fn refuse_newer(path: &Path, schema: &Schema) -> Result<(), Error> {
         return Ok(());
     }
     let failed = |source| Error::opening(path, "read schema version", source);
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
-    let found: u32 =
-        connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+    let found = match found_version(path, OpenFlags::SQLITE_OPEN_READ_ONLY) {
+        // A crash interrupted the making of the file, or its last change of journal mode:
+        // that must be rolled back before anything can be read.
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {
+            found_version(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+        }
+        other => other,
+    };
+    let found = found.map_err(failed)?;
     if found > schema.version() {
         return Err(Error::NewerSchema { path: path.to_owned(), found, known: schema.version() });
     }
     Ok(())
+}
+
+fn found_version(path: &Path, access: OpenFlags) -> rusqlite::Result<u32> {
+    let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.query_row("PRAGMA user_version", [], |row| row.get(0))
 }
 
 /// Caches stay under 2 MB per connection; temporary tables never touch the disk.

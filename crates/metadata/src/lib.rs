@@ -31,6 +31,7 @@ mod reconcile;
 mod records;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 pub use copies::Copies;
 pub use error::Error;

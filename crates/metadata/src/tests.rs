@@ -316,3 +316,45 @@ fn a_full_disk_is_said_so() {
     assert_eq!(error.kind(), ErrorKind::ResourceExhausted);
     assert!(!store.sandboxes().unwrap().is_empty(), "reading goes on");
 }
+
+/// A database whose last change by rollback journal was interrupted: `-journal` holds what
+/// must be put back.
+fn interrupt(path: &Path) {
+    let mut sql = rusqlite::Connection::open(path).unwrap();
+    sql.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(())).unwrap();
+    sql.pragma_update(None, "cache_size", 1).unwrap();
+    let change = sql.transaction().unwrap();
+    // More than the cache holds, so that the file is written before the commit.
+    change.execute_batch("CREATE TABLE filler (x); CREATE INDEX other ON filler (x)").unwrap();
+    for _ in 0..50 {
+        change.execute("INSERT INTO filler VALUES (randomblob(5000))", []).unwrap();
+    }
+    let journal = path.with_file_name("store.db-journal");
+    let left = [path, &journal].map(|file| fs::read(file).unwrap());
+    drop(change);
+    drop(sql);
+    fs::write(path, &left[0]).unwrap();
+    fs::write(journal, &left[1]).unwrap();
+}
+
+/// teeth: crates/metadata/src/database.rs: `== Some(ErrorCode::ReadOnly)` → `== None`
+#[test]
+fn a_file_whose_making_was_interrupted_is_opened() {
+    let files = Files::new();
+    files.pods().put_sandbox(&sandbox("s1", 0)).unwrap();
+    interrupt(&files.path());
+    assert_eq!(files.pods().sandboxes().unwrap(), vec![sandbox("s1", 0)]);
+    assert!(!files.dir.path().join("store.db-journal").exists());
+}
+
+#[test]
+fn a_newer_file_whose_last_change_was_interrupted_is_refused() {
+    let files = Files::new();
+    drop(files.pods());
+    let sql = rusqlite::Connection::open(files.path()).unwrap();
+    sql.pragma_update(None, "user_version", 99).unwrap();
+    drop(sql);
+    interrupt(&files.path());
+    let error = PodStore::open(&files.path()).unwrap_err();
+    assert!(matches!(error, Error::NewerSchema { found: 99, .. }), "{error:?}");
+}
