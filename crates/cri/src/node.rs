@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 
 use berth_api::v1::*;
-use berth_engine::{Condition, Engine};
+use berth_engine::{Condition, Engine, UndoStatus};
 use serde_json::{Value, json};
 
 use crate::Error;
 
 /// kubelet's name for the version of its own request.
 const KUBELET_API_VERSION: &str = "0.1.0";
+
+/// Most unfinished steps that a status shows.
+const MAX_SHOWN: usize = 50;
 
 pub(crate) async fn version(_: &Engine, _: VersionRequest) -> Result<VersionResponse, Error> {
     Ok(VersionResponse {
@@ -33,6 +36,7 @@ pub(crate) async fn status(
             "cgroupDriver": "cgroupfs",
             "sandboxes": engine.sandboxes().len(),
             "containers": engine.containers().len(),
+            "undo": undo(&engine.undo_status()),
         }))
     });
     Ok(StatusResponse {
@@ -48,6 +52,25 @@ pub(crate) async fn status(
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
         }),
+    })
+}
+
+/// What could not be taken back yet: the oldest entries, and how many there are.
+fn undo(status: &UndoStatus) -> Value {
+    let shown = status.unfinished.iter().take(MAX_SHOWN).map(|left| {
+        json!({
+            "object": left.object,
+            "step": left.step,
+            "tries": left.tries,
+            "seconds": left.elapsed.as_secs(),
+            "error": left.error,
+        })
+    });
+    json!({
+        "unfinished": status.unfinished.len(),
+        "oldest": shown.collect::<Vec<_>>(),
+        "failures": status.failures,
+        "recovered": status.recovered,
     })
 }
 

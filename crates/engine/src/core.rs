@@ -20,6 +20,7 @@ use crate::board::{Board, Published};
 use crate::config::RuntimeConfig;
 use crate::container::Container;
 use crate::names::Names;
+use crate::pending::Pending;
 use crate::sandbox::Sandbox;
 use crate::spawner::Spawner;
 use crate::stats::Layers;
@@ -53,6 +54,8 @@ pub(crate) struct Core {
     pub(crate) names: Names<SandboxName, SandboxSpec, SandboxId>,
     /// Writable layers as last measured.
     pub(crate) layers: Layers,
+    /// What could not be taken back yet.
+    pub(crate) pending: Arc<Pending>,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
     pub(crate) boot_id: String,

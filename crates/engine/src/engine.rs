@@ -16,7 +16,8 @@ use crate::container::Command as ContainerCommand;
 use crate::core::{Core, step};
 use crate::sandbox::Command as SandboxCommand;
 use crate::status::{
-    Condition, ContainerStats, ContainerStatus, ExecOutput, NodeStatus, SandboxStats, SandboxStatus,
+    Condition, ContainerStats, ContainerStatus, ExecOutput, NodeStatus, SandboxStats,
+    SandboxStatus, UndoStatus,
 };
 use crate::{Auth, Config, Error, FsInfo, container, exec, open, recovery, sandbox, stats};
 
@@ -260,6 +261,12 @@ impl Engine {
                 message: fault.unwrap_or_default(),
             },
         }
+    }
+
+    /// What of failed work could not be taken back yet, and is tried again.
+    #[must_use]
+    pub fn undo_status(&self) -> UndoStatus {
+        self.core.pending.status()
     }
 
     /// Names of the configured runtime handlers, the default first.

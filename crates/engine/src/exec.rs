@@ -21,6 +21,8 @@ use tracing::{Instrument as _, debug_span};
 
 use crate::container::Container;
 use crate::core::{Core, step, step_blocking, warn_failure};
+use crate::pending::Object;
+use crate::undo::Step;
 use crate::{Error, ExecOutput, MAX_EXEC_OUTPUT, clock, files};
 
 /// Largest `config.json` read back, bytes.
@@ -207,9 +209,15 @@ impl Drop for Session {
             if let Err(error) = step(Point::EXEC_DELETED).await {
                 warn_failure("delete exec process", &error);
             }
-            let removed = core.disk.run(move || dir.remove()).await;
-            if let Ok(Err(error)) | Err(error) = removed {
-                warn_failure("remove FIFOs of a command", &error);
+            let remove = Step::new("remove FIFOs of a command", {
+                let core = Arc::clone(&core);
+                move || {
+                    let (disk, dir) = (core.disk.clone(), dir.clone());
+                    async move { disk.run(move || dir.remove()).await? }
+                }
+            });
+            if let Err(error) = remove.run().await {
+                core.pending.take_step(Object::new("container", &container), remove, error);
             }
             berth_failpoint::reached(Point::EXEC_REMOVED).await;
         };

@@ -28,6 +28,7 @@ mod files;
 mod leases;
 mod names;
 mod open;
+mod pending;
 mod recovery;
 mod sandbox;
 mod spawner;
@@ -41,7 +42,8 @@ pub use config::{Config, RuntimeConfig};
 pub use engine::Engine;
 pub use error::Error;
 pub use status::{
-    Condition, ContainerStats, ContainerStatus, ExecOutput, NodeStatus, SandboxStats, SandboxStatus,
+    Condition, ContainerStats, ContainerStatus, ExecOutput, NodeStatus, SandboxStats,
+    SandboxStatus, UndoStatus, UnfinishedUndo,
 };
 
 /// Most bytes kept of each output stream of [`Engine::exec_sync`] (what kubelet expects).

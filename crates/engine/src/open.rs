@@ -14,6 +14,7 @@ use crate::board::{Board, Published};
 use crate::core::{Core, cgroup_path};
 use crate::leases::StoredLeases;
 use crate::names::Names;
+use crate::pending::Pending;
 use crate::spawner::Spawner;
 use crate::stats::Layers;
 use crate::worker::{Pool, Worker};
@@ -51,6 +52,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<Core, Error> {
         .map_err(|source| Error::NetworkBase { source })?;
     let network_fault = base(&network);
     let defaults = defaults(&config, &hierarchy)?;
+    let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
     Ok(Core {
         snapshots: images.snapshots().clone(),
         sampler: Arc::new(Sampler::new(config.stats_age)),
@@ -65,8 +67,9 @@ pub(crate) fn open(config: Config, images: Images) -> Result<Core, Error> {
         containers: Board::new(),
         names: Names::new(),
         layers: Layers::default(),
-        tasks: TaskTracker::new(),
-        shutdown: CancellationToken::new(),
+        pending: Arc::new(Pending::new(tasks.clone(), shutdown.clone())),
+        tasks,
+        shutdown,
         boot_id: clock::boot_id()?,
         config,
         pods,

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_model::container::Timestamp;
 use berth_model::stats::DiskUsage;
@@ -128,4 +129,30 @@ pub struct NodeStatus {
     pub runtime: Condition,
     /// The sandbox network.
     pub network: Condition,
+}
+
+/// What of failed or finished work could not be taken back yet.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct UndoStatus {
+    /// Steps that failed and are tried again, oldest first.
+    pub unfinished: Vec<UnfinishedUndo>,
+    /// Tries that failed since the start.
+    pub failures: u64,
+    /// Objects of which something could be taken back only later, since the start.
+    pub recovered: u64,
+}
+
+/// A step that failed and is tried again until it succeeds or the daemon ends.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UnfinishedUndo {
+    /// What it belongs to, for people: `sandbox 0123…`.
+    pub object: String,
+    /// What is to be done.
+    pub step: &'static str,
+    /// How often it was tried.
+    pub tries: u32,
+    /// How long ago it was first tried.
+    pub elapsed: Duration,
+    /// Why the last try failed.
+    pub error: String,
 }

@@ -14,9 +14,10 @@ use super::driver::{self, Adoption};
 use super::plan::{Image, Plan};
 use crate::core::{Core, step, step_blocking};
 use crate::names::Claim;
+use crate::pending::Object;
 use crate::sandbox::{Sandbox, remove_dir};
 use crate::undo::Undo;
-use crate::{Error, files};
+use crate::{Error, clock, files};
 
 /// Prepares a container, or joins the work of a request with the same name.
 pub(crate) async fn create(
@@ -73,19 +74,22 @@ async fn make(
     spec: ContainerSpec,
 ) -> Result<ContainerId, Error> {
     let undo = Undo::default();
-    match build(core, &sandbox, spec, &undo).await {
-        Ok(plan) => {
+    let id = ContainerId::from_random(clock::random()?);
+    tracing::Span::current().record("container.id", id.as_str());
+    let built = async {
+        let plan = build(core, &sandbox, id.clone(), spec, &undo).await?;
+        let made = Container::new(core, Arc::clone(&sandbox), &plan.record)?;
+        Ok((plan, made))
+    };
+    match built.await {
+        Ok((plan, (container, commands))) => {
             undo.disarm();
-            let id = plan.record.id.clone();
-            let (container, commands) = Container::new(core, sandbox, &plan.record)?;
             driver::spawn(core, container, plan.record, commands, Adoption::default());
             berth_failpoint::reached(Point::CREATE_PUBLISHED).await;
             Ok(id)
         }
         Err(error) => {
-            for (what, failure) in undo.run().await {
-                tracing::warn!(error = &failure as &dyn std::error::Error, "undo of {what}");
-            }
+            undo.run(&core.pending, Object::new("container", &id)).await;
             Err(error)
         }
     }
@@ -96,6 +100,7 @@ async fn make(
 async fn build(
     core: &Arc<Core>,
     sandbox: &Arc<Sandbox>,
+    id: ContainerId,
     spec: ContainerSpec,
     undo: &Undo,
 ) -> Result<Plan, Error> {
@@ -107,28 +112,24 @@ async fn build(
     let plan = {
         let (core, sandbox) = (Arc::clone(core), Arc::clone(sandbox));
         let disk = core.disk.clone();
-        let work = move || Plan::new(&core, &sandbox, spec, &image);
+        let id = id.clone();
+        let work = move || Plan::new(&core, &sandbox, id, spec, &image);
         disk.run(work).instrument(debug_span!("spec")).await??
     };
-    tracing::Span::current().record("container.id", plan.record.id.as_str());
     step(Point::CREATE_PLANNED).await?;
-    undo.push("forget container", {
-        let (core, id) = (Arc::clone(core), plan.record.id.clone());
-        async move { core.forget_container(&id).await }
+    let bundle = core.config.containers().join(&id);
+    undo.push("remove bundle", {
+        let (core, bundle) = (Arc::clone(core), bundle.clone());
+        move || remove_dir(&core, bundle.clone())
     });
-    let bundle = core.config.containers().join(&plan.record.id);
-    undo.push("remove bundle", remove_dir(core, bundle.clone()));
-    let key = SnapshotKey::from(&plan.record.id);
     undo.push("remove snapshot", {
-        let (core, key) = (Arc::clone(core), key.clone());
-        async move {
-            let snapshots = core.snapshots.clone();
-            core.disk.run(move || remove_snapshot(&snapshots, &key)).await?
-        }
+        let (core, id) = (Arc::clone(core), id.clone());
+        move || remove_snapshot(&core, SnapshotKey::from(&id))
     });
     let plan = {
         let core = Arc::clone(core);
         let disk = core.disk.clone();
+        let key = SnapshotKey::from(&id);
         let work = move || {
             write_bundle(&bundle, &plan)?;
             make_log_directory(&plan)?;
@@ -141,6 +142,14 @@ async fn build(
         };
         disk.run(work).instrument(debug_span!("prepare")).await??
     };
+    // Newest first: a restart takes a container that has a record for a whole one.
+    undo.push("forget container", {
+        let core = Arc::clone(core);
+        move || {
+            let (core, id) = (Arc::clone(&core), id.clone());
+            async move { core.forget_container(&id).await }
+        }
+    });
     core.save_container(&plan.record).instrument(debug_span!("store")).await?;
     step(Point::CREATE_STORED).await?;
     Ok(plan)
@@ -176,14 +185,22 @@ fn make_log_directory(plan: &Plan) -> Result<(), Error> {
     }
 }
 
-fn remove_snapshot(snapshots: &berth_snapshot::Snapshots, key: &SnapshotKey) -> Result<(), Error> {
-    snapshots.remove(key).map_err(snapshot_error("remove snapshot", key))
+/// Removes what a container would have written to, or has.
+pub(super) fn remove_snapshot(
+    core: &Arc<Core>,
+    key: SnapshotKey,
+) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+    let (snapshots, disk) = (core.snapshots.clone(), core.disk.clone());
+    async move {
+        let failed = snapshot_error("remove snapshot", &key);
+        disk.run(move || snapshots.remove(&key)).await?.map_err(failed)
+    }
 }
 
 fn snapshot_error(
     action: &'static str,
     key: &SnapshotKey,
-) -> impl FnOnce(berth_snapshot::Error) -> Error {
+) -> impl FnOnce(berth_snapshot::Error) -> Error + use<> {
     let key = key.to_string();
     move |source| Error::Snapshot { action, key, source }
 }

@@ -39,6 +39,7 @@ impl Plan {
     pub(super) fn new(
         core: &Core,
         sandbox: &Sandbox,
+        id: ContainerId,
         spec: ContainerSpec,
         image: &Image,
     ) -> Result<Self, Error> {
@@ -46,7 +47,6 @@ impl Plan {
             let problem = "a privileged container needs a privileged sandbox";
             return Err(Error::invalid("privileged", problem));
         }
-        let id = ContainerId::from_random(clock::random()?);
         let refused = {
             let name = spec.name.name.clone();
             move |source| Error::Spec { name, source }

@@ -6,9 +6,12 @@ use berth_failpoint::Point;
 use berth_snapshot::SnapshotKey;
 use tracing::{Instrument as _, debug_span};
 
+use super::Container;
 use super::driver::Driver;
-use crate::core::{step, step_blocking, warn_failure};
+use crate::core::{Core, step, step_blocking};
+use crate::pending::Object;
 use crate::sandbox::{Reply, answer, remove_cgroup};
+use crate::undo::Step;
 use crate::{Error, files};
 
 impl Driver {
@@ -47,26 +50,19 @@ impl Driver {
     }
 
     fn discard_files(&self) {
-        let (core, container) = (self.core.clone(), self.container.clone());
-        let discard = move || {
-            let snapshot = core.snapshots.remove(&SnapshotKey::from(&container.id));
-            let snapshot = snapshot.map_err(|source| Error::Snapshot {
-                action: "remove snapshot",
-                key: container.id.to_string(),
-                source,
-            });
-            let passed = step_blocking(Point::REMOVE_SNAPSHOT);
-            for removed in [snapshot, passed, files::remove_dir(&container.bundle)] {
-                if let Err(error) = removed {
-                    warn_failure("remove files of container", &error);
-                }
+        let object = Object::new("container", &self.container.id);
+        let step = Step::new("remove files", {
+            let (core, container) = (self.core.clone(), self.container.clone());
+            move || {
+                let (core, container) = (core.clone(), container.clone());
+                let cleaner = core.cleaner.clone();
+                async move { cleaner.run(move || discard(&core, &container)).await? }
             }
-            berth_failpoint::passed(Point::REMOVE_BUNDLE);
-        };
-        let cleaner = self.core.cleaner.clone();
+        });
+        let pending = self.core.pending.clone();
         let discard = async move {
-            if let Err(error) = cleaner.run(discard).await {
-                warn_failure("remove files of container", &error);
+            if let Err(error) = step.run().await {
+                pending.take_step(object, step, error);
             }
         };
         // The request is answered before this is done, so it is no part of its span.
@@ -74,4 +70,18 @@ impl Driver {
         let span = debug_span!(parent: None, "discard", container.id = %id);
         self.core.tasks.spawn(discard.instrument(span));
     }
+}
+
+/// Removes what is left of a container on disk. Blocks.
+fn discard(core: &Core, container: &Container) -> Result<(), Error> {
+    let removed = core.snapshots.remove(&SnapshotKey::from(&container.id));
+    removed.map_err(|source| Error::Snapshot {
+        action: "remove snapshot",
+        key: container.id.to_string(),
+        source,
+    })?;
+    step_blocking(Point::REMOVE_SNAPSHOT)?;
+    files::remove_dir(&container.bundle)?;
+    berth_failpoint::passed(Point::REMOVE_BUNDLE);
+    Ok(())
 }

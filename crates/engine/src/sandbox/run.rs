@@ -15,6 +15,7 @@ use super::plan::Plan;
 use super::{Sandbox, driver, teardown};
 use crate::core::{Core, cgroup_error, cgroup_path, step, step_blocking, warn_failure};
 use crate::names::Claim;
+use crate::pending::Object;
 use crate::spawner::{IPC_FD, NET_FD, Namespaces, UTS_FD, Wanted};
 use crate::undo::Undo;
 use crate::{Error, files};
@@ -66,11 +67,11 @@ async fn make(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
         .await??;
     let id = plan.record.id.clone();
     tracing::Span::current().record("sandbox.id", id.as_str());
-    let undo = Undo::default();
-    undo.push("forget sandbox", {
-        let (core, id) = (Arc::clone(core), id.clone());
-        async move { core.forget_sandbox(&id).await }
-    });
+    let object = Object::of_pod(&id, &plan.record.spec.name);
+    if let Some(pod) = &object.pod {
+        core.pending.hasten(pod).await;
+    }
+    let undo = Undo::with_record(teardown::forget(core, &id));
     let made = async {
         step(Point::RUN_CLAIMED).await?;
         core.save_sandbox(&plan.record).instrument(debug_span!("store")).await?;
@@ -90,13 +91,7 @@ async fn make(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
             Ok(id)
         }
         Err(error) => {
-            for (what, failure) in undo.run().await {
-                tracing::warn!(
-                    sandbox.id = %id,
-                    error = &failure as &dyn std::error::Error,
-                    "undo of {what}"
-                );
-            }
+            undo.run(&core.pending, object).await;
             Err(error)
         }
     }
@@ -139,11 +134,17 @@ async fn build(core: &Arc<Core>, plan: &mut Plan, undo: &Undo) -> Result<Shim, E
 /// Directory and cgroup; the files by which the shim joins its own.
 async fn prepare(core: &Arc<Core>, plan: &Plan, undo: &Undo) -> Result<Vec<OwnedFd>, Error> {
     let dir = plan.dir.clone();
-    undo.push("remove sandbox directory", teardown::remove_dir(core, dir.clone()));
+    undo.push("remove sandbox directory", {
+        let (core, dir) = (Arc::clone(core), dir.clone());
+        move || teardown::remove_dir(&core, dir.clone())
+    });
     let owned = match plan.record.owns_cgroup {
         true => {
             let path = cgroup_path(&plan.record.cgroup)?;
-            undo.push("remove cgroup", teardown::remove_cgroup(core, path.clone()));
+            undo.push("remove cgroup", {
+                let (core, path) = (Arc::clone(core), path.clone());
+                move || teardown::remove_cgroup(&core, path.clone())
+            });
             Some(path)
         }
         false => None,
@@ -214,7 +215,10 @@ async fn attach(
         ports: attached.ports,
     };
     // A failed attach leaves nothing, so its undo comes after it.
-    undo.push("detach network", teardown::detach(core, id, record.clone()));
+    undo.push("detach network", {
+        let (core, record) = (Arc::clone(core), record.clone());
+        move || teardown::detach(&core, id.clone(), record.clone())
+    });
     step(Point::RUN_NETWORK_ATTACHED).await?;
     Ok(record)
 }
@@ -231,7 +235,10 @@ async fn start_shim(
         let id = id.to_string();
         move |source| Error::Shim { action, id, source }
     };
-    undo.push("end shim", teardown::end_shim(core, id.clone(), None));
+    undo.push("end shim", {
+        let (core, id) = (Arc::clone(core), id.clone());
+        move || teardown::end_shim(&core, id.clone(), None)
+    });
     let runtime = core.runtime(&plan.runtime);
     let started = berth_shim_client::start(&runtime, request)
         .instrument(debug_span!("shim_start"))

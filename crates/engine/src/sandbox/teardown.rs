@@ -18,7 +18,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::Instrument as _;
 
-use crate::core::{Core, cgroup_error, cgroup_path, step, warn_failure};
+use crate::core::{Core, cgroup_error, cgroup_path, step};
+use crate::pending::Object;
+use crate::undo::{Step, Undo};
 use crate::{Error, files};
 
 /// How long a shim may take to accept a connection when it is to end.
@@ -29,11 +31,20 @@ const END: Duration = Duration::from_secs(5);
 const LEAVE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// Forgets the record of a sandbox.
+pub(super) fn forget(core: &Arc<Core>, id: &SandboxId) -> Step {
+    let (core, id) = (Arc::clone(core), id.clone());
+    Step::new("forget sandbox", move || {
+        let (core, id) = (Arc::clone(&core), id.clone());
+        async move { core.forget_sandbox(&id).await }
+    })
+}
+
 /// Removes a directory of ours and all in it.
 pub(crate) fn remove_dir(
     core: &Arc<Core>,
     dir: PathBuf,
-) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+) -> impl Future<Output = Result<(), Error>> + Send + use<> {
     let disk = core.disk.clone();
     async move { disk.run(move || files::remove_dir(&dir)).await? }
 }
@@ -43,7 +54,7 @@ pub(crate) fn remove_dir(
 pub(crate) fn remove_cgroup(
     core: &Arc<Core>,
     path: CgroupPath,
-) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+) -> impl Future<Output = Result<(), Error>> + Send + use<> {
     let core = Arc::clone(core);
     async move {
         let until = Instant::now() + LEAVE;
@@ -84,7 +95,7 @@ pub(crate) fn detach(
     core: &Arc<Core>,
     id: SandboxId,
     record: AttachmentRecord,
-) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+) -> impl Future<Output = Result<(), Error>> + Send + use<> {
     let core = Arc::clone(core);
     async move {
         let network = Arc::clone(&core.network);
@@ -119,7 +130,7 @@ pub(crate) fn end_shim(
     core: &Arc<Core>,
     id: SandboxId,
     record: Option<ShimRecord>,
-) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+) -> impl Future<Output = Result<(), Error>> + Send + use<> {
     let core = Arc::clone(core);
     async move {
         let bootstrap = match &record {
@@ -140,14 +151,19 @@ pub(crate) fn end_shim(
         if !ending {
             return bury(process, true, &id, socket).await;
         }
-        let tasks = core.tasks.clone();
         let span = tracing::debug_span!(parent: None, "shim_end", sandbox.id = %id);
+        let shared = Arc::clone(&core);
         let burial = async move {
-            if let Err(error) = bury(process, false, &id, socket).await {
-                warn_failure("wait for the end of a shim", &error);
+            if let Err(error) = bury(process, false, &id, socket.clone()).await {
+                let object = Object::new("sandbox", &id);
+                let step = Step::new("bury shim", move || {
+                    let (id, socket) = (id.clone(), socket.clone());
+                    async move { bury(process, true, &id, socket).await }
+                });
+                shared.pending.take_step(object, step, error);
             }
         };
-        tasks.spawn(burial.instrument(span));
+        core.tasks.spawn(burial.instrument(span));
         Ok(())
     }
 }
@@ -209,25 +225,37 @@ pub(crate) fn process(record: &ShimRecord) -> Option<ProcessId> {
 /// that no record names.
 pub(crate) async fn undo_interrupted(core: &Arc<Core>, record: &SandboxRecord) {
     let id = &record.id;
-    let shim = end_shim(core, id.clone(), record.shim.clone()).await;
-    let shim = and_step(shim, Point::RECOVER_UNDO_SHIM).await;
-    let cgroup = match cgroup_path(&record.cgroup) {
-        Ok(path) if record.owns_cgroup => remove_cgroup(core, path).await,
-        Ok(_) => Ok(()),
-        Err(error) => Err(error),
-    };
-    let cgroup = and_step(cgroup, Point::RECOVER_UNDO_CGROUP).await;
-    let dir = remove_dir(core, core.config.sandboxes().join(id)).await;
-    let dir = and_step(dir, Point::RECOVER_UNDO_DIRECTORY).await;
-    let forgotten = core.forget_sandbox(id).await;
-    let forgotten = and_step(forgotten, Point::RECOVER_UNDONE).await;
-    for failure in [shim, cgroup, dir, forgotten].into_iter().filter_map(Result::err) {
-        warn_failure("undo of an interrupted sandbox", &failure);
+    let undo = Undo::with_record(Step::new("forget sandbox", {
+        let (core, id) = (Arc::clone(core), id.clone());
+        move || {
+            let (core, id) = (Arc::clone(&core), id.clone());
+            and_step(async move { core.forget_sandbox(&id).await }, Point::RECOVER_UNDONE)
+        }
+    }));
+    let dir = core.config.sandboxes().join(id);
+    undo.push("remove sandbox directory", {
+        let core = Arc::clone(core);
+        move || and_step(remove_dir(&core, dir.clone()), Point::RECOVER_UNDO_DIRECTORY)
+    });
+    if record.owns_cgroup {
+        let (core, path) = (Arc::clone(core), record.cgroup.clone());
+        undo.push("remove cgroup", move || {
+            let removed = cgroup_path(&path).map(|path| remove_cgroup(&core, path));
+            and_step(async { removed?.await }, Point::RECOVER_UNDO_CGROUP)
+        });
     }
+    undo.push("end shim", {
+        let (core, id, shim) = (Arc::clone(core), id.clone(), record.shim.clone());
+        move || and_step(end_shim(&core, id.clone(), shim.clone()), Point::RECOVER_UNDO_SHIM)
+    });
+    undo.run(&core.pending, Object::of_pod(id, &record.spec.name)).await;
 }
 
 /// Passes `point` if what comes before it succeeded.
-async fn and_step(done: Result<(), Error>, point: Point) -> Result<(), Error> {
-    done?;
+async fn and_step(
+    done: impl Future<Output = Result<(), Error>>,
+    point: Point,
+) -> Result<(), Error> {
+    done.await?;
     step(point).await
 }
