@@ -8,14 +8,14 @@ use berth_cgroup::{Cgroup, CgroupPath, Hierarchy};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
-use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
+use rustix::process::{PidfdFlags, Signal, WaitIdStatus};
 
 use crate::error::{AnyErrno, Error};
 use crate::wire::{self, Report};
 
-/// How long killed processes may take to die, all together, before they are left alone: one that
-/// hangs in a file system dies when that answers, and the caller's thread has other work.
-const DEATH: Duration = Duration::from_secs(2);
+/// How long killed processes may take to die, all together, before they are [`Leftover`]: one
+/// that hangs in a file system dies when that answers, and the caller's thread has other work.
+const DEATH: Duration = Duration::from_millis(200);
 /// How long a process that is about to exit may take for it before it is killed.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -28,6 +28,16 @@ pub struct Creating {
     cgroup: Option<(Hierarchy, CgroupPath)>,
     /// Whether there is something to undo.
     armed: bool,
+    leftover: Leftover,
+}
+
+/// What is left of a creation when its processes were killed and took too long to die.
+#[derive(Debug, Default)]
+pub struct Leftover {
+    /// Children of the caller, to be reaped with [`berth_sys::process::reap`].
+    pub processes: Vec<(Pid, OwnedFd)>,
+    /// The cgroup, to be removed once they are dead.
+    pub cgroup: Option<Cgroup>,
 }
 
 /// A child that has not been reaped.
@@ -40,7 +50,8 @@ struct Child {
 /// A process that exists and waits for its start.
 #[derive(Debug)]
 pub struct Created {
-    /// Its pid on the host. It is a child of the caller, who has to reap it.
+    /// Its pid on the host. It is a child of the caller, who has to reap it: until its program
+    /// is executed with [`berth_sys::process::reap`] alone, for its end gives no signal.
     pub pid: Pid,
     /// A close-on-exec pidfd of it.
     pub pidfd: OwnedFd,
@@ -84,7 +95,7 @@ impl Creating {
         cgroup: Option<(Hierarchy, CgroupPath)>,
     ) -> Self {
         let worker = Some(Child { pid: worker.pid, pidfd: worker.pidfd });
-        Self { socket, worker, process: None, cgroup, armed: true }
+        Self { socket, worker, process: None, cgroup, armed: true, leftover: Leftover::default() }
     }
 
     /// Takes what has been reported so far, without blocking; `None` means that the answer is
@@ -102,6 +113,13 @@ impl Creating {
                 Err(error)
             }
         }
+    }
+
+    /// What could not be undone, or ended, in the short time that a caller can wait. To be asked
+    /// for after an answer or an error; whoever does not, leaves zombies.
+    pub fn leftover(&mut self) -> Leftover {
+        self.undo();
+        std::mem::take(&mut self.leftover)
     }
 
     /// Waits for the answer at most `deadline`, from now.
@@ -137,7 +155,7 @@ impl Creating {
         // The worker ends right after it has cloned the process; one that does not is stopped
         // or traced, and of no further use.
         if let Some(worker) = self.worker.take() {
-            worker.reap(GRACE, Instant::now() + DEATH);
+            self.end(worker, GRACE, Instant::now() + DEATH);
         }
         let cgroup = self.cgroup.as_ref().map(|(hierarchy, path)| hierarchy.at(path));
         let socket = self.socket.try_clone().map_err(Error::setup("copy a socket"))?;
@@ -160,7 +178,7 @@ impl Creating {
         let mut outcomes = Vec::new();
         let end = Instant::now() + DEATH;
         for (name, child) in [("worker", self.worker.take()), ("process", self.process.take())] {
-            if let Some(outcome) = child.and_then(|child| child.reap(GRACE, end)) {
+            if let Some(outcome) = child.and_then(|child| self.end(child, GRACE, end)) {
                 outcomes.push(format!("{name}: {outcome}"));
             }
         }
@@ -174,7 +192,7 @@ impl Creating {
         }
         let end = Instant::now() + DEATH;
         if let Some(worker) = self.worker.take() {
-            worker.reap(Duration::ZERO, end);
+            self.end(worker, Duration::ZERO, end);
         }
         // The worker may have been killed between cloning the process and now: its hello is
         // in the socket, or will be, or the socket ends.
@@ -190,13 +208,24 @@ impl Creating {
             }
         }
         if let Some(process) = self.process.take() {
-            process.reap(Duration::ZERO, end);
+            self.end(process, Duration::ZERO, end);
         }
         if let Some((hierarchy, path)) = self.cgroup.take() {
-            // What cannot be removed now (somebody else's process is in it) is found by the
-            // sweep of whoever owns the path; the first failure is the one to report.
-            drop(hierarchy.at(&path).remove());
+            // What cannot be removed (somebody else's process is in it) is found by the sweep
+            // of whoever owns the path; the first failure is the one to report.
+            let cgroup = hierarchy.at(&path);
+            if cgroup.remove().is_err() {
+                self.leftover.cgroup = Some(cgroup);
+            }
         }
+    }
+
+    /// Ends a child and says how it ended, or keeps it for later.
+    fn end(&mut self, child: Child, grace: Duration, until: Instant) -> Option<String> {
+        child.end(grace, until).unwrap_or_else(|child| {
+            self.leftover.processes.push((child.pid, child.pidfd));
+            None
+        })
     }
 }
 
@@ -215,20 +244,19 @@ impl Child {
         Ok(Self { pid: Pid::from_raw(pid.as_raw_nonzero().get()), pidfd })
     }
 
-    /// Ends it, if it does not end within `grace` by itself, and says how it did, unless it is
-    /// still there at `end`.
-    fn reap(self, grace: Duration, end: Instant) -> Option<String> {
+    /// Ends it, if it does not end within `grace` by itself, and says how it did; itself if it
+    /// is still there at `until`.
+    fn end(self, grace: Duration, until: Instant) -> Result<Option<String>, Self> {
         let ended = matches!(readable(self.pidfd.as_fd(), Instant::now() + grace), Ok(true));
         if !ended {
             // ESRCH would mean that it has just ended.
-            rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL).ok()?;
+            rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL).ok();
         }
-        if !matches!(readable(self.pidfd.as_fd(), end), Ok(true)) {
-            return None;
+        if !matches!(readable(self.pidfd.as_fd(), until), Ok(true)) {
+            return Err(self);
         }
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options).ok()??;
-        Some(describe(&status))
+        let status = berth_sys::process::reap(self.pidfd.as_fd()).ok().flatten();
+        Ok(status.as_ref().map(describe))
     }
 }
 
@@ -304,11 +332,6 @@ impl Starting {
 /// As [`StartHandle::release`] and [`Starting::finish`].
 pub fn start(handle: StartHandle, deadline: Duration) -> Result<(), Error> {
     handle.release()?.finish(deadline)
-}
-
-/// Reaps a helper that has done its work, or has failed to.
-pub(crate) fn reap(child: berth_sys::process::Forked) {
-    Child { pid: child.pid, pidfd: child.pidfd }.reap(GRACE, Instant::now() + DEATH);
 }
 
 /// Waits until `fd` is readable; `false` when `end` has passed.

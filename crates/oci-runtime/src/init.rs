@@ -168,6 +168,8 @@ fn arrive(
     from: &Inherited<'_>,
     also_keep: &[BorrowedFd<'_>],
 ) -> Result<Procfs, Error> {
+    // Not inherited from the worker. A caller that died before this is noticed at the report.
+    crate::worker::die_with_parent()?;
     wire::send_hello(from.socket).map_err(Error::setup("report to the caller"))?;
     if let Some(cgroup) = from.cgroup {
         cgroup.join_self().map_err(Error::setup("join the cgroup"))?;

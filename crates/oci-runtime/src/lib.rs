@@ -35,6 +35,8 @@
 //! - A program starts with descriptors 0, 1 and 2 only, a working directory proven to be
 //!   inside its root, default signals, and no inheritable capability that is not ambient.
 //! - Init is not dumpable before `execve`.
+//! - Worker and process die with their caller until the process executes its program: a caller
+//!   that is killed leaves nobody behind who would still make a cgroup or a mount.
 //! - Dropping a [`Creating`] kills and reaps whatever it forked and removes the cgroup; after
 //!   [`Created`] the process is the caller's child, to reap by `pidfd`.
 //!
@@ -57,10 +59,10 @@ use berth_cgroup::CgroupPath;
 use berth_sys::process::{ForkOptions, fork};
 use oci_spec::runtime::Spec;
 
-pub use creating::{Created, Creating, StartHandle, Starting, start};
+pub use creating::{Created, Creating, Leftover, StartHandle, Starting, start};
 pub use error::{Error, Reported};
 pub use request::{CreateRequest, ExecRequest, Stdio};
-pub use shared::SharedMounts;
+pub use shared::{MakingMounts, SharedMounts};
 
 use plan::{ContainerPlan, ProcessPlan};
 
@@ -84,7 +86,8 @@ pub fn create(request: CreateRequest<'_>) -> Result<Creating, Error> {
         stdio: &request.stdio,
         socket: theirs.as_fd(),
     };
-    let forked = fork(&ForkOptions::default(), |_| worker::create(&plan, &around))
+    let caller = rustix::process::getpid();
+    let forked = fork(&worker_options(), |_| worker::create(&plan, &around, caller))
         .map_err(Error::fork("the worker"))?;
     Ok(Creating::new(ours, forked, Some((request.cgroups.clone(), plan.cgroup))))
 }
@@ -98,11 +101,22 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Creating, Error> {
     let plan = plan::exec_process(request.id, request.spec, request.process)?;
     check_stdio(&request.stdio, &plan)?;
     let (ours, theirs) = wire::pair().map_err(Error::setup("make a socket pair"))?;
-    let forked = fork(&ForkOptions::default(), |_| {
-        worker::exec(&plan, request.init, request.cgroup, &request.stdio, theirs.as_fd())
-    })
-    .map_err(Error::fork("the worker"))?;
+    let around = worker::Joined {
+        init: request.init,
+        cgroup: request.cgroup,
+        stdio: &request.stdio,
+        socket: theirs.as_fd(),
+    };
+    let caller = rustix::process::getpid();
+    let forked = fork(&worker_options(), |_| worker::exec(&plan, &around, caller))
+        .map_err(Error::fork("the worker"))?;
     Ok(Creating::new(ours, forked, None))
+}
+
+/// Quiet, so that a caller who reaps orphans by `wait(2)` for any child reaps neither a worker
+/// nor a process that it does not know of yet.
+fn worker_options() -> ForkOptions<'static> {
+    ForkOptions { quiet: true, ..ForkOptions::default() }
 }
 
 /// The cgroup that [`create`] makes for container `id`: for who cleans up without a

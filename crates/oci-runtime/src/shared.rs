@@ -4,19 +4,17 @@
 //! (design decision 19): in a mount namespace that has nothing else, where no process lives.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
 
 use berth_sys::process::{ForkOptions, fork};
 use nix::sched::{CloneFlags, setns};
+use nix::unistd::Pid;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, OpenTreeFlags};
+use rustix::process::Signal;
 
 use crate::error::Error;
 use crate::init::{filesystem, pivot};
 use crate::wire::{self, Report};
-
-/// How long making the namespace may take; it is some ten system calls.
-const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What the containers of one sandbox share: today one tmpfs for `/dev/shm`.
 ///
@@ -34,14 +32,15 @@ impl SharedMounts {
         Self::default()
     }
 
-    /// Makes the namespace with a tmpfs of at most `shm_size` bytes.
+    /// Begins to make the namespace, with a tmpfs of at most `shm_size` bytes, in a forked
+    /// helper.
     ///
     /// # Errors
-    /// [`Error::Threads`], [`Error::Fork`], [`Error::Mount`], [`Error::Setup`].
-    pub fn new(shm_size: u64) -> Result<Self, Error> {
+    /// [`Error::Threads`], [`Error::Fork`], [`Error::Setup`].
+    pub fn make(shm_size: u64) -> Result<MakingMounts, Error> {
         let (ours, theirs) = wire::pair().map_err(Error::setup("make a socket pair"))?;
-        let options =
-            ForkOptions { namespaces: Some(CloneFlags::CLONE_NEWNS), ..ForkOptions::default() };
+        let namespaces = Some(CloneFlags::CLONE_NEWNS);
+        let options = ForkOptions { namespaces, quiet: true, ..ForkOptions::default() };
         let child = fork(&options, |_| match make(shm_size) {
             Ok(namespace) => {
                 u8::from(wire::send_ready(theirs.as_fd(), Some(namespace.as_fd())).is_err())
@@ -52,10 +51,7 @@ impl SharedMounts {
             }
         })
         .map_err(Error::fork("the maker of shared mounts"))?;
-        drop(theirs);
-        let outcome = answer(ours.as_fd());
-        crate::creating::reap(child);
-        Ok(Self { namespace: Some(outcome?) })
+        Ok(MakingMounts { socket: ours, helper: (child.pid, child.pidfd) })
     }
 
     /// A detached clone of the shared `/dev/shm`.
@@ -77,22 +73,48 @@ impl SharedMounts {
     }
 }
 
-fn answer(socket: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
-    let end = Instant::now() + DEADLINE;
-    loop {
-        match wire::receive(socket)? {
-            Some(Report::Ready(Some(namespace))) => return Ok(namespace),
-            Some(Report::Failed(error)) => return Err(error),
+/// [`SharedMounts`] being made.
+#[derive(Debug)]
+pub struct MakingMounts {
+    socket: OwnedFd,
+    helper: (Pid, OwnedFd),
+}
+
+impl AsFd for MakingMounts {
+    /// Readable when [`MakingMounts::advance`] has something to do.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl MakingMounts {
+    /// What has come of it, without blocking; `None` means that the answer is still to come.
+    ///
+    /// # Errors
+    /// What the helper met; [`Error::Gone`], [`Error::Protocol`].
+    pub fn advance(&self) -> Result<Option<SharedMounts>, Error> {
+        match wire::receive(self.socket.as_fd())? {
+            None => Ok(None),
+            Some(Report::Ready(Some(namespace))) => {
+                Ok(Some(SharedMounts { namespace: Some(namespace) }))
+            }
+            Some(Report::Failed(error)) => Err(error),
             Some(Report::Hello(_) | Report::Ready(None)) => {
-                return Err(Error::Protocol("the maker of shared mounts".into()));
+                Err(Error::Protocol("the maker of shared mounts".into()))
             }
             Some(Report::End) => {
                 let what = "the maker of shared mounts".into();
-                return Err(Error::Gone { what, outcome: "unknown".to_owned() });
+                Err(Error::Gone { what, outcome: "unknown".to_owned() })
             }
-            None if crate::creating::readable(socket, end)? => {}
-            None => return Err(Error::Timeout { what: "the maker of shared mounts".into() }),
         }
+    }
+
+    /// Ends the helper: its pid and pidfd, to be reaped with [`berth_sys::process::reap`].
+    #[must_use = "a helper that is not reaped stays a zombie"]
+    pub fn end(self) -> (Pid, OwnedFd) {
+        // One that has ended by itself is what is wanted.
+        rustix::process::pidfd_send_signal(&self.helper.1, Signal::KILL).ok();
+        self.helper
     }
 }
 

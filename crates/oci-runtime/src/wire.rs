@@ -71,9 +71,22 @@ pub(crate) fn send_ready(
 pub(crate) fn send_failure(socket: BorrowedFd<'_>, error: &Error) {
     let mut message = vec![b'F'];
     let written = serde_json::to_writer(&mut message, error).is_ok();
-    if !written || message.len() > LONGEST || send(socket, &message, None).is_err() {
+    if !written || message.len() > LONGEST || put(socket, &message).is_err() {
         // Paths as long as that are in no one's interest; that it has failed is.
-        send(socket, b"F\"too long\"", None).ok();
+        put(socket, b"F\"too long\"").ok();
+    }
+}
+
+/// Sends as plainly as can be: a container's seccomp filter may be in force already, and many
+/// admit write(2) but no call of sockets. A caller that is gone ends this process by SIGPIPE,
+/// which has nobody to be told of then.
+fn put(socket: BorrowedFd<'_>, message: &[u8]) -> Result<(), Errno> {
+    loop {
+        match rustix::io::write(socket, message) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(_) => return send(socket, message, None),
+        }
     }
 }
 

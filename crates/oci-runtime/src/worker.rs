@@ -12,7 +12,9 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::process::{
+    DumpableBehavior, Pid, Signal, set_dumpable_behavior, set_parent_process_death_signal,
+};
 
 use crate::error::{AnyErrno, Error};
 use crate::init::{self, Inherited, stdio};
@@ -31,20 +33,25 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) socket: BorrowedFd<'a>,
 }
 
+/// What [`exec`] works on beside its plan.
+#[derive(Debug)]
+pub(crate) struct Joined<'a> {
+    pub(crate) init: BorrowedFd<'a>,
+    pub(crate) cgroup: Option<&'a Cgroup>,
+    pub(crate) stdio: &'a Stdio,
+    pub(crate) socket: BorrowedFd<'a>,
+}
+
 /// Runs the worker of a new container; the code is the process's exit code.
-pub(crate) fn create(plan: &ContainerPlan, around: &Surroundings<'_>) -> u8 {
-    finish(around.socket, make_container(plan, around))
+pub(crate) fn create(plan: &ContainerPlan, around: &Surroundings<'_>, caller: Pid) -> u8 {
+    let made = become_worker(caller).and_then(|()| make_container(plan, around));
+    finish(around.socket, made)
 }
 
 /// Runs the worker of a further process.
-pub(crate) fn exec(
-    plan: &ProcessPlan,
-    init: BorrowedFd<'_>,
-    cgroup: Option<&Cgroup>,
-    stdio: &Stdio,
-    socket: BorrowedFd<'_>,
-) -> u8 {
-    finish(socket, make_process(plan, init, cgroup, stdio, socket))
+pub(crate) fn exec(plan: &ProcessPlan, around: &Joined<'_>, caller: Pid) -> u8 {
+    let made = become_worker(caller).and_then(|()| make_process(plan, around));
+    finish(around.socket, made)
 }
 
 fn finish(socket: BorrowedFd<'_>, outcome: Result<(), Error>) -> u8 {
@@ -58,7 +65,6 @@ fn finish(socket: BorrowedFd<'_>, outcome: Result<(), Error>) -> u8 {
 }
 
 fn make_container(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<(), Error> {
-    become_worker()?;
     let handles = make_cgroup(plan, around)?;
     let sources = open_sources(plan, around)?;
     let stdio = stdio::guard(around.stdio)?;
@@ -76,30 +82,25 @@ fn make_container(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<(),
         namespaces: Some(plan.namespaces.new - CloneFlags::CLONE_NEWCGROUP),
         sibling: true,
         cgroup: handles.unified(),
+        ..ForkOptions::default()
     };
     fork(&options, |child| init::container(child, plan, &inherited))
         .map(drop)
         .map_err(Error::fork("the container's init"))
 }
 
-fn make_process(
-    plan: &ProcessPlan,
-    init: BorrowedFd<'_>,
-    cgroup: Option<&Cgroup>,
-    stdio: &Stdio,
-    socket: BorrowedFd<'_>,
-) -> Result<(), Error> {
-    become_worker()?;
-    let handles = match cgroup {
+fn make_process(plan: &ProcessPlan, around: &Joined<'_>) -> Result<(), Error> {
+    let init = around.init;
+    let handles = match around.cgroup {
         Some(cgroup) => Some(cgroup.join_handles().map_err(cgroup_error(cgroup.path()))?),
         None => None,
     };
-    let stdio = stdio::guard(stdio)?;
+    let stdio = stdio::guard(around.stdio)?;
     // Only the children of a process enter the pid namespace it joins.
     setns(init, CloneFlags::CLONE_NEWPID)
         .map_err(Error::setup("join the container's pid namespace"))?;
     let inherited = Inherited {
-        socket,
+        socket: around.socket,
         stdio: &stdio,
         cgroup: handles.as_ref(),
         sources: &[],
@@ -107,9 +108,9 @@ fn make_process(
         cgroup_namespace: None,
     };
     let options = ForkOptions {
-        namespaces: None,
         sibling: true,
         cgroup: handles.as_ref().and_then(JoinHandles::unified),
+        ..ForkOptions::default()
     };
     fork(&options, |child| init::process(child, plan, init, &inherited))
         .map(drop)
@@ -120,11 +121,24 @@ fn make_process(
 ///
 /// Both become invisible to ptrace and `/proc/PID` readers without `CAP_SYS_PTRACE` on the
 /// host until `execve` (CVE-2016-9962). The caller's signal handlers and mask go: they are not
-/// meant for this process, and a program would inherit what is ignored or blocked.
-fn become_worker() -> Result<(), Error> {
+/// meant for this process, and a program would inherit what is ignored or blocked. A worker dies
+/// with its caller: nobody would know of what it makes.
+fn become_worker(caller: Pid) -> Result<(), Error> {
+    die_with_parent()?;
+    // It may have died before: this process then has another parent already.
+    if rustix::process::getppid() != Some(caller) {
+        let outcome = "before its worker began".to_owned();
+        return Err(Error::Gone { what: "the caller".into(), outcome });
+    }
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(Error::setup("make the worker not dumpable"))?;
     berth_sys::signal::reset_to_default().map_err(Error::setup("reset signals"))
+}
+
+/// Has the kernel kill this process when its parent, the caller, dies.
+pub(crate) fn die_with_parent() -> Result<(), Error> {
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(Error::setup("ask to die with the caller"))
 }
 
 fn cgroup_error(path: &berth_cgroup::CgroupPath) -> impl FnOnce(berth_cgroup::Error) -> Error {

@@ -134,7 +134,6 @@ impl Container {
         let stopped = || Error::State { id: self.id.clone(), state: "stopped" };
         let init = self.init.pidfd().ok_or_else(stopped)?;
         let mut opened = Streams::open(&process.uris, false)?;
-        let making = reaper.making();
         let creating = exec(ExecRequest {
             id: &self.id,
             init: init.as_fd(),
@@ -144,7 +143,7 @@ impl Container {
             cgroup: self.cgroup.as_ref(),
         })?;
         drop(spec);
-        let made = make(creating, reaper, making, &mut opened.streams).await?;
+        let made = make(creating, reaper, &mut opened.streams).await?;
         process.made(made, opened.streams);
         Ok(())
     }
@@ -221,18 +220,8 @@ impl Container {
     /// Removes what is left of an ended container: stray processes and the cgroup.
     pub(crate) async fn remove(&self) -> Result<(), Error> {
         let outputs = self.init.streams().map(|streams| streams.take_outputs()).unwrap_or_default();
-        let Some(cgroup) = &self.cgroup else { return Ok(()) };
-        cgroup.kill_all()?;
-        let until = Instant::now() + GONE;
-        let mut pause = Duration::from_millis(1);
-        loop {
-            match cgroup.remove() {
-                Err(berth_cgroup::Error::Busy { .. }) if Instant::now() < until => {
-                    sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_millis(50));
-                }
-                result => break result?,
-            }
+        if let Some(cgroup) = &self.cgroup {
+            remove_cgroup(cgroup).await?;
         }
         delivered(outputs).await;
         Ok(())
@@ -243,6 +232,22 @@ impl Container {
         let streams = self.process(exec).ok().and_then(|process| process.streams());
         delivered(streams.map(|streams| streams.take_outputs()).unwrap_or_default()).await;
         self.inner().execs.remove(exec);
+    }
+}
+
+/// Kills what is in a cgroup and removes it.
+pub(crate) async fn remove_cgroup(cgroup: &Cgroup) -> Result<(), Error> {
+    let until = Instant::now() + GONE;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        cgroup.kill_all()?;
+        match cgroup.remove() {
+            Err(berth_cgroup::Error::Busy { .. }) if Instant::now() < until => {
+                sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(50));
+            }
+            result => return Ok(result?),
+        }
     }
 }
 

@@ -6,78 +6,93 @@
 //! descriptors, no user, no capabilities, not dumpable. It dies with the shim.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
 
 use berth_sys::descriptor::close_all_but;
-use berth_sys::process::{ForkOptions, Forked, InChild, fork};
+use berth_sys::process::{ForkOptions, InChild, fork};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Gid, Uid, chdir, pivot_root, setgroups, setresgid, setresuid};
 
+use tokio::io::Interest;
+use tokio::time::timeout;
+
 use crate::error::Error;
-use crate::reaper::Reaper;
+use crate::io::watch;
+use crate::reaper::{Child, Reaper};
 
 /// nobody.
 const NOBODY: u32 = 65534;
 
+/// How long the init may take to be ready: it does nothing that may block.
+const READY: Duration = Duration::from_secs(5);
+
 /// A pid namespace, for as long as its init lives.
 #[derive(Debug)]
 pub(crate) struct PidNamespace {
-    init: Forked,
+    pid: u32,
+    init: Child,
 }
 
 impl PidNamespace {
     /// Makes one; its descriptor is close-on-exec.
-    pub(crate) fn new() -> Result<(Self, OwnedFd), Error> {
-        let (ready, report) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
-            .map_err(|errno| Error::Syscall("make pipe", errno))?;
-        let namespaces = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
-        let options = ForkOptions { namespaces: Some(namespaces), ..ForkOptions::default() };
-        let init = fork(&options, |child| run(child, &report))?;
+    pub(crate) async fn new(reaper: &Arc<Reaper>) -> Result<(Self, OwnedFd), Error> {
+        let flags = OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let (ready, report) =
+            nix::unistd::pipe2(flags).map_err(|errno| Error::Syscall("make pipe", errno))?;
+        let namespaces = Some(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS);
+        let options = ForkOptions { namespaces, quiet: true, ..ForkOptions::default() };
+        let forked = fork(&options, |child| run(child, &report))?;
         drop(report);
-        let this = Self { init };
-        match this.prepared(&ready).and_then(|()| this.open()) {
+        let pid = forked.pid.as_raw().unsigned_abs();
+        let this = Self { pid, init: reaper.know(pid, forked.pidfd) };
+        match prepared(ready).await.and_then(|()| this.open()) {
             Ok(namespace) => Ok((this, namespace)),
             Err(error) => {
-                kill(this.init.pid, Signal::SIGKILL).ok();
-                waitpid(this.init.pid, None).ok();
+                let reaper = Arc::clone(reaper);
+                tokio::spawn(async move { this.end(&reaper).await });
                 Err(error)
             }
         }
     }
 
     fn open(&self) -> Result<OwnedFd, Error> {
-        let path = format!("/proc/{}/ns/pid", self.init.pid);
+        // It is not reaped yet, so its pid is its own.
+        let path = format!("/proc/{}/ns/pid", self.pid);
         open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| Error::Syscall("open pid namespace", errno))
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.init.pid.as_raw().unsigned_abs()
+        self.pid
     }
 
     /// Ends it, and with it every process of the namespace.
     pub(crate) async fn end(self, reaper: &Reaper) {
-        // It is not reaped yet, so its pid is its own; one that has ended is success.
-        kill(self.init.pid, Signal::SIGKILL).ok();
-        reaper.wait(self.pid(), self.init.pidfd).await;
+        self.init.kill();
+        reaper.wait(self.init).await;
     }
+}
 
-    /// Waits for the one byte that the child writes when it is ready. It does nothing that
-    /// may block before that, and its end closes the pipe.
-    fn prepared(&self, ready: &OwnedFd) -> Result<(), Error> {
-        let mut byte = [0];
-        match nix::unistd::read(ready, &mut byte) {
-            Ok(1) if byte[0] == 0 => Ok(()),
-            Ok(1) => Err(Error::Syscall("prepare the pod's init", Errno::from_raw(byte[0].into()))),
-            Ok(_) => Err(Error::Syscall("prepare the pod's init", Errno::ECHILD)),
-            Err(errno) => Err(Error::Syscall("read from the pod's init", errno)),
-        }
+/// Waits for the one byte that the child writes when it is ready. Its end closes the pipe.
+async fn prepared(ready: OwnedFd) -> Result<(), Error> {
+    let failed = |source| Error::Io("read from the pod's init", source);
+    let ready = watch(ready, Interest::READABLE).map_err(failed)?;
+    let mut byte = [0];
+    let read = ready.async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(&fd.0, &mut byte)?));
+    let late = Error::Timeout { what: "preparing the pod's init", seconds: READY.as_secs() };
+    let failed_with = |errno| Err(Error::Syscall("prepare the pod's init", errno));
+    match timeout(READY, read).await.map_err(|_| late)?.map_err(failed)? {
+        1 if byte[0] == 0 => Ok(()),
+        1 => failed_with(Errno::from_raw(byte[0].into())),
+        _ => failed_with(Errno::ECHILD),
     }
 }
 

@@ -3,16 +3,18 @@
 //! ```text
 //!  start ──fork──▶ shim ──fork──▶ worker ──clone3(CLONE_PARENT)──▶ container's init
 //!    │ address      │ ttrpc: service/*                                  ▲
-//!    ▼              │ reaper: a pidfd per process ─────────────────────┘
+//!    ▼              │ reaper: every child ───────────────────────────┘
 //!  berthd           └ io: CRI logs, FIFOs, terminals
 //! ```
 //!
 //! Invariants: one thread, whatever happens; a berthd or containerd that comes or goes
 //! changes nothing here; an exit code is kept until its process is deleted, or the shim was
-//! told to end by SIGTERM; no request waits for a container's mount or program. What may
-//! stop the thread all the same: freezing cgroups of v1 (2 s at most), and a log on a file
-//! system that hangs. Not here: what a container is made of (`oci-runtime`), networks,
-//! images, policy (berthd).
+//! told to end by SIGTERM; no request waits for a container's mount or program, and none for
+//! a log on a file system that others serve (FUSE, NFS): a process of its own writes that.
+//! What may stop the thread all the same: a log on a disk of the node that hangs, for as long
+//! as it does, and freezing cgroups of v1 (2 s at most). Whatever the shim forks dies with it
+//! or is in a cgroup that its caller kills. Not here: what a container is made of
+//! (`oci-runtime`), networks, images, policy (berthd).
 
 mod args;
 mod container;

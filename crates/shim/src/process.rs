@@ -9,11 +9,13 @@
 //! A first process is never `Pending`. A program that cannot be executed ends `Stopped`
 //! with code 128, whatever its process returned.
 
+use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use berth_oci_runtime::{Created, Creating, StartHandle};
+use berth_cgroup::Cgroup;
+use berth_oci_runtime::{Creating, Leftover, StartHandle};
 use berth_sys::spawn::send_signal;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -22,15 +24,18 @@ use tokio::io::Interest;
 use tokio::sync::watch::{self, Sender};
 use tokio::time::timeout;
 
+use crate::container::remove_cgroup;
 use crate::error::Error;
 use crate::io::{Streams, Uris, watch as watch_fd};
 use crate::log;
-use crate::reaper::{Exit, Making, Reaper};
+use crate::reaper::{Child, Exit, Reaper};
 
 /// How long a worker may take to make a process. Mounts of network file systems may be slow.
 const MAKE: Duration = Duration::from_secs(110);
 /// How long a process may take from its release to execve(2).
 const EXECUTE: Duration = Duration::from_secs(60);
+/// How long a process that failed to start may take to end, and then to be killed.
+const GRACE: Duration = Duration::from_secs(1);
 /// Code of a process whose program could not be executed (CRI `StartError`).
 pub(crate) const START_ERROR: u32 = 128;
 
@@ -50,6 +55,8 @@ pub(crate) struct Process {
 struct State {
     phase: Phase,
     pid: u32,
+    /// Until somebody waits for its end.
+    child: Option<Child>,
     pidfd: Option<Arc<OwnedFd>>,
     streams: Option<Arc<Streams>>,
     /// The input was closed before there were streams.
@@ -76,10 +83,11 @@ pub(crate) enum Status {
 
 impl Process {
     /// A process that was made and waits for its start.
-    pub(crate) fn created(id: &str, uris: Uris, made: Created, streams: Streams) -> Self {
+    pub(crate) fn created(id: &str, uris: Uris, made: Made, streams: Streams) -> Self {
         let state = State {
             phase: Phase::Created(made.start),
-            pid: made.pid.as_raw().unsigned_abs(),
+            pid: made.pid,
+            child: Some(made.child),
             pidfd: Some(Arc::new(made.pidfd)),
             streams: Some(Arc::new(streams)),
             input_closed: false,
@@ -91,8 +99,15 @@ impl Process {
     /// A process that will be made when it is started.
     pub(crate) fn pending(id: &str, uris: Uris, process: OciProcess) -> Self {
         let phase = Phase::Pending(Box::new(process));
-        let state =
-            State { phase, pid: 0, pidfd: None, streams: None, input_closed: false, failed: false };
+        let state = State {
+            phase,
+            pid: 0,
+            child: None,
+            pidfd: None,
+            streams: None,
+            input_closed: false,
+            failed: false,
+        };
         Self::new(id, uris, state)
     }
 
@@ -131,6 +146,11 @@ impl Process {
         self.state().pidfd.clone()
     }
 
+    /// Its entry with the reaper, for the one who waits for its end.
+    pub(crate) fn take_child(&self) -> Option<Child> {
+        self.state().child.take()
+    }
+
     pub(crate) fn streams(&self) -> Option<Arc<Streams>> {
         self.state().streams.clone()
     }
@@ -162,10 +182,11 @@ impl Process {
     }
 
     /// An added process was made.
-    pub(crate) fn made(&self, made: Created, streams: Streams) {
+    pub(crate) fn made(&self, made: Made, streams: Streams) {
         let mut state = self.state();
         state.phase = Phase::Created(made.start);
-        state.pid = made.pid.as_raw().unsigned_abs();
+        state.pid = made.pid;
+        state.child = Some(made.child);
         state.pidfd = Some(Arc::new(made.pidfd));
         if state.input_closed {
             streams.close_stdin();
@@ -211,9 +232,10 @@ impl Process {
             Err(error) => {
                 self.state().failed = true;
                 // It ends by itself; one that does not, because it hangs, is made to.
-                if timeout(Duration::from_secs(1), self.wait()).await.is_err() {
-                    self.kill(Signal::SIGKILL as i32)?;
-                    self.wait().await;
+                if timeout(GRACE, self.wait()).await.is_err() {
+                    self.kill(Signal::SIGKILL as i32).ok();
+                    // One that cannot die now has failed all the same, and ends some day.
+                    timeout(GRACE, self.wait()).await.ok();
                 }
                 self.fail_stopped();
                 Err(error)
@@ -296,17 +318,25 @@ impl Drop for Starting<'_> {
     }
 }
 
-/// Waits for the worker's answer without stopping the shim, and attaches `streams`. The
-/// process is known to `reaper` when this returns, and `making` held until then.
+/// A process that was made, and is known to the reaper.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) child: Child,
+    pub(crate) pid: u32,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) cgroup: Option<Cgroup>,
+    pub(crate) start: StartHandle,
+}
+
+/// Waits for the worker's answer without stopping the shim, and attaches `streams`.
 pub(crate) async fn make(
     creating: Creating,
-    reaper: &Reaper,
-    making: Making,
+    reaper: &Arc<Reaper>,
     streams: &mut Streams,
-) -> Result<Created, Error> {
+) -> Result<Made, Error> {
     let mut fd = watch_fd(creating, Interest::READABLE)
         .map_err(|source| Error::Io("watch a worker", source))?;
-    let made = timeout(MAKE, async {
+    let created = timeout(MAKE, async {
         loop {
             let mut ready =
                 fd.readable_mut().await.map_err(|source| Error::Io("wait for a worker", source))?;
@@ -315,26 +345,56 @@ pub(crate) async fn make(
                 None => ready.clear_ready(),
             }
         }
-    })
-    .await
-    .map_err(|_| Error::Timeout { what: "making the process", seconds: MAKE.as_secs() })??;
-    let mut made = made;
-    let pid = made.pid.as_raw().unsigned_abs();
-    reaper.know(pid);
-    drop(making);
-    if let Err(error) = streams.attach(made.console.take()) {
-        discard(pid, made, reaper).await;
-        return Err(error);
+    });
+    let late = |_| Error::Timeout { what: "making the process", seconds: MAKE.as_secs() };
+    let created = created.await.map_err(late).flatten();
+    bury(fd.into_inner().0.leftover(), reaper);
+    let created = created?;
+    let failed = |source| Error::Io("copy a pidfd", source);
+    let pid = created.pid.as_raw().unsigned_abs();
+    let copy = created.pidfd.try_clone().map_err(failed);
+    let child = reaper.know(pid, created.pidfd);
+    let attached = streams.attach(created.console, reaper).await;
+    match attached.and(copy) {
+        Ok(pidfd) => Ok(Made { child, pid, pidfd, cgroup: created.cgroup, start: created.start }),
+        Err(error) => {
+            // It exits when it cannot be started any more; one that hangs is made to.
+            drop(created.start);
+            child.kill();
+            let reaper = Arc::clone(reaper);
+            let ended = async move {
+                reaper.wait(child).await;
+            };
+            let removal = tokio::spawn(remove_after(ended, created.cgroup));
+            timeout(GRACE, removal).await.ok();
+            Err(error)
+        }
     }
-    Ok(made)
 }
 
-/// Undoes the making of a process that never started.
-async fn discard(pid: u32, made: Created, reaper: &Reaper) {
-    // It exits when it cannot be started any more.
-    drop(made.start);
-    reaper.wait(pid, made.pidfd).await;
-    if let Some(Err(error)) = made.cgroup.map(|cgroup| cgroup.remove()) {
+/// Reaps what a failed creation has left, whenever that dies, then removes its cgroup.
+fn bury(leftover: Leftover, reaper: &Arc<Reaper>) {
+    let Leftover { processes, cgroup } = leftover;
+    if processes.is_empty() && cgroup.is_none() {
+        return;
+    }
+    let children: Vec<Child> = processes
+        .into_iter()
+        .map(|(pid, pidfd)| reaper.know(pid.as_raw().unsigned_abs(), pidfd))
+        .collect();
+    let reaper = Arc::clone(reaper);
+    let ended = async move {
+        for child in children {
+            reaper.wait(child).await;
+        }
+    };
+    tokio::spawn(remove_after(ended, cgroup));
+}
+
+async fn remove_after(ended: impl Future<Output = ()>, cgroup: Option<Cgroup>) {
+    ended.await;
+    let Some(cgroup) = cgroup else { return };
+    if let Err(error) = remove_cgroup(&cgroup).await {
         log::warn(format_args!("remove the cgroup of a discarded process: {error}"));
     }
 }

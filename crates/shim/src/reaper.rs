@@ -1,21 +1,31 @@
-//! Reaps children: each process by its own pidfd, adopted orphans when nobody else does.
+//! Reaps children: each process that somebody waits for, and orphans.
 //!
 //! The shim is a subreaper (prctl(2)), so what daemonizes in a container without its own
-//! pid namespace becomes its child. `waitid(P_ALL)` would reap processes whose exit code
-//! somebody waits for; so every child that is waited for is known here, and an orphan is
-//! a child that is not. While a worker makes a process, that process is a child nobody
-//! knows of yet: orphans wait until it is known.
+//! pid namespace becomes its child. SIGCHLD tells of the end of orphans and of processes
+//! that have executed their program; all of them are reaped as they end, and the code of
+//! one that is known goes to who waits for it. A process that is still being made is quiet
+//! ([`berth_sys::process::ForkOptions::quiet`]), so its code cannot be lost before it is
+//! known; its end is seen by its pidfd.
+//!
+//! An entry of the table goes at the moment its process is reaped, and not before: the pid
+//! may be another's afterwards.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use berth_sys::spawn::send_signal;
+use nix::sys::signal::Signal;
+use rustix::process::WaitOptions;
 use tokio::io::Interest;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::io::watch;
+
+/// Children reaped before other work of the shim has its turn.
+const TURN: usize = 256;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -25,92 +35,110 @@ pub(crate) struct Exit {
     pub(crate) at: SystemTime,
 }
 
+impl Exit {
+    /// The end of a process that was reaped just now.
+    fn now(code: Option<i32>, signal: Option<i32>) -> Self {
+        let code = code.or(signal.map(|signal| 128 + signal));
+        let code = code.and_then(|code| u32::try_from(code).ok()).unwrap_or(255);
+        Self { code, at: berth_failpoint::now() }
+    }
+}
+
 /// Knows which children are waited for.
 #[derive(Debug, Default)]
 pub(crate) struct Reaper {
-    inner: Mutex<Inner>,
+    known: Mutex<HashMap<u32, oneshot::Sender<Exit>>>,
 }
 
-#[derive(Debug, Default)]
-struct Inner {
-    known: HashSet<u32>,
-    /// Workers under way.
-    making: usize,
-}
-
-/// Holds orphans back while it lives.
+/// A child whose end somebody waits for.
 #[derive(Debug)]
-pub(crate) struct Making(Arc<Reaper>);
+pub(crate) struct Child {
+    pid: u32,
+    pidfd: OwnedFd,
+    end: oneshot::Receiver<Exit>,
+}
 
-impl Drop for Making {
-    fn drop(&mut self) {
-        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner).making -= 1;
-        self.0.reap_orphans();
+impl Child {
+    /// To signal it while somebody waits.
+    pub(crate) fn pidfd(&self) -> std::io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
+    /// Kills it; one that has ended is what is wanted.
+    pub(crate) fn kill(&self) {
+        send_signal(self.pidfd.as_fd(), Signal::SIGKILL as i32).ok();
     }
 }
 
 impl Reaper {
-    /// To be called before a worker is forked.
-    pub(crate) fn making(self: &Arc<Self>) -> Making {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).making += 1;
-        Making(Arc::clone(self))
+    fn known(&self) -> MutexGuard<'_, HashMap<u32, oneshot::Sender<Exit>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From here on `pid` is [`Reaper::wait`]ed for; to be called while it is being made.
-    pub(crate) fn know(&self, pid: u32) {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).known.insert(pid);
+    /// From here on the end of `pid` is kept for who waits; to be called before it executes
+    /// a program.
+    pub(crate) fn know(&self, pid: u32, pidfd: OwnedFd) -> Child {
+        let (told, end) = oneshot::channel();
+        self.known().insert(pid, told);
+        Child { pid, pidfd, end }
     }
 
-    /// Waits for the end of a known child and reaps it.
-    pub(crate) async fn wait(&self, pid: u32, pidfd: OwnedFd) -> Exit {
-        let status = match watch(pidfd, Interest::READABLE) {
-            Ok(fd) => {
-                // An error means that the runtime is shutting down: then nobody asks.
-                if let Ok(mut ready) = fd.readable().await {
-                    ready.retain_ready();
-                }
-                let id = WaitId::PidFd(fd.get_ref().0.as_fd());
-                waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok().flatten()
-            }
-            Err(_) => None,
+    /// Waits for the end of a child and reaps it, unless that was done.
+    pub(crate) async fn wait(&self, child: Child) -> Exit {
+        let Child { pid, pidfd, mut end } = child;
+        // A descriptor that cannot be watched is no reason to lose the code.
+        let Ok(fd) = watch(pidfd, Interest::READABLE) else {
+            return end.await.unwrap_or_else(|_| Exit::now(None, None));
         };
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).known.remove(&pid);
-        let signalled = |status: &rustix::process::WaitIdStatus| {
-            status.terminating_signal().map(|signal| 128 + signal)
-        };
-        let code = status.as_ref().and_then(|status| status.exit_status().or(signalled(status)));
-        let code = code.and_then(|code| u32::try_from(code).ok()).unwrap_or(255);
-        Exit { code, at: berth_failpoint::now() }
+        tokio::select! {
+            biased;
+            Ok(exit) = &mut end => return exit,
+            // An error means that the runtime is shutting down: then nobody asks.
+            ready = fd.readable() => drop(ready.map(|mut ready| ready.retain_ready())),
+        }
+        // It has ended, and may have been reaped in the same moment.
+        if let Ok(exit) = end.try_recv() {
+            return exit;
+        }
+        let status = berth_sys::process::reap(fd.get_ref().0.as_fd()).ok().flatten();
+        self.known().remove(&pid);
+        status.map_or_else(
+            || Exit::now(None, None),
+            |status| Exit::now(status.exit_status(), status.terminating_signal()),
+        )
     }
 
-    /// Reaps orphans whenever a child ends, for as long as the shim lives.
+    /// Reaps a child whose end concerns nobody, whenever that is.
+    pub(crate) fn bury(self: &Arc<Self>, pid: u32, pidfd: OwnedFd) {
+        let (reaper, child) = (Arc::clone(self), self.know(pid, pidfd));
+        tokio::spawn(async move { reaper.wait(child).await });
+    }
+
+    /// Reaps whenever a child ends, for as long as the shim lives.
     pub(crate) async fn run(self: Arc<Self>) {
         let Ok(mut ended) = signal(SignalKind::child()) else { return };
-        while ended.recv().await.is_some() {
-            self.reap_orphans();
-        }
-    }
-
-    fn reap_orphans(&self) {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if inner.making > 0 {
-            return;
-        }
-        for pid in children() {
-            if inner.known.contains(&pid) {
-                continue;
+        loop {
+            while self.reap(TURN) {
+                tokio::task::yield_now().await;
             }
-            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                // One that still runs is left alone; an error means it is no child any more.
-                waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
+            if ended.recv().await.is_none() {
+                return;
             }
         }
     }
-}
 
-/// The children of this process's one thread (`proc_pid_task_children(5)`).
-fn children() -> Vec<u32> {
-    let path = format!("/proc/self/task/{}/children", std::process::id());
-    let list = std::fs::read_to_string(path).unwrap_or_default();
-    list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    /// Reaps at most `count` children; whether there may be more.
+    fn reap(&self, count: usize) -> bool {
+        for _ in 0..count {
+            let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) else {
+                return false;
+            };
+            let told = self.known().remove(&pid.as_raw_nonzero().get().unsigned_abs());
+            if let Some(told) = told {
+                // Whoever waited may have given up.
+                told.send(Exit::now(status.exit_status(), status.terminating_signal())).ok();
+            }
+        }
+        true
+    }
 }

@@ -14,11 +14,13 @@ use berth_oci_runtime::SharedMounts;
 use nix::errno::Errno;
 use rustix::io::DupFlags;
 use serde::Deserialize;
-use tokio::sync::watch;
+use tokio::io::Interest;
+use tokio::sync::watch::Sender;
 use tokio::time::timeout;
 
 use crate::error::Error;
 use crate::init::PidNamespace;
+use crate::io::watch;
 use crate::reaper::{Exit, Reaper};
 
 /// Where berthd puts the network, IPC and UTS namespaces; those it does not give are the
@@ -27,6 +29,8 @@ pub(crate) const NAMESPACE_FDS: [RawFd; 3] = [10, 11, 12];
 /// Where a shared pid namespace is put, for specs to name as `/proc/self/fd/13`.
 pub(crate) const PID_NAMESPACE_FD: RawFd = 13;
 
+/// How long making the shared mounts may take: it is some ten system calls.
+const SHARED: Duration = Duration::from_secs(10);
 /// How long the pid namespace's init may take to end once it was killed.
 const GONE: Duration = Duration::from_secs(5);
 
@@ -44,12 +48,14 @@ pub(crate) struct Options {
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     inner: Mutex<Inner>,
-    stopped: watch::Sender<Option<SystemTime>>,
+    stopped: Sender<Option<SystemTime>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     id: Option<String>,
+    /// The id of one that is being made.
+    taken: Option<String>,
     created_at: Option<SystemTime>,
     stopping: bool,
     shared: Arc<SharedMounts>,
@@ -78,7 +84,7 @@ pub(crate) fn reserve() -> Result<Option<OwnedFd>, Error> {
 
 impl Default for Sandbox {
     fn default() -> Self {
-        let (stopped, _) = watch::channel(None);
+        let (stopped, _) = tokio::sync::watch::channel(None);
         Self { inner: Mutex::default(), stopped }
     }
 }
@@ -94,32 +100,43 @@ impl Sandbox {
     }
 
     /// Makes what is shared.
-    pub(crate) fn create(
+    pub(crate) async fn create(
         &self,
         id: &str,
         options: Options,
         reaper: &Arc<Reaper>,
     ) -> Result<(), Error> {
-        let mut inner = self.inner();
-        if let Some(existing) = &inner.id {
-            return Err(Error::Exists { what: "sandbox", id: existing.clone() });
+        {
+            let mut inner = self.inner();
+            if let Some(existing) = inner.id.as_ref().or(inner.taken.as_ref()) {
+                return Err(Error::Exists { what: "sandbox", id: existing.clone() });
+            }
+            inner.taken = Some(id.to_owned());
         }
-        // Both fork a helper that is reaped before they return, or is known.
-        let making = reaper.making();
+        let made = self.make(options, reaper).await;
+        let mut inner = self.inner();
+        let id = inner.taken.take();
+        if made.is_ok() {
+            inner.id = id;
+        }
+        made
+    }
+
+    async fn make(&self, options: Options, reaper: &Arc<Reaper>) -> Result<(), Error> {
         if options.shm_size > 0 {
-            inner.shared = Arc::new(SharedMounts::new(options.shm_size)?);
+            let shared = shared_mounts(options.shm_size, reaper).await?;
+            self.inner().shared = Arc::new(shared);
         }
         if options.share_pid {
+            let (pids, namespace) = PidNamespace::new(reaper).await?;
+            let mut inner = self.inner();
+            // Kept first: whatever happens, it ends with the sandbox.
+            inner.pids = Some(pids);
             let busy = Error::Syscall("place the pid namespace", Errno::EBUSY);
             let place = inner.reserved.as_mut().ok_or(busy)?;
-            let (pids, namespace) = PidNamespace::new()?;
             rustix::io::dup3(&namespace, place, DupFlags::CLOEXEC)
                 .map_err(|errno| Error::Io("place the pid namespace", errno.into()))?;
-            reaper.know(pids.pid());
-            inner.pids = Some(pids);
         }
-        drop(making);
-        inner.id = Some(id.to_owned());
         Ok(())
     }
 
@@ -211,6 +228,26 @@ impl Sandbox {
     }
 }
 
+/// Has the shared mounts made, without stopping the shim.
+async fn shared_mounts(size: u64, reaper: &Arc<Reaper>) -> Result<SharedMounts, Error> {
+    let failed = |source| Error::Io("make shared mounts", source);
+    let mut fd = watch(SharedMounts::make(size)?, Interest::READABLE).map_err(failed)?;
+    let made = timeout(SHARED, async {
+        loop {
+            let mut ready = fd.readable_mut().await.map_err(failed)?;
+            match ready.get_inner().0.advance()? {
+                Some(made) => return Ok(made),
+                None => ready.clear_ready(),
+            }
+        }
+    });
+    let late = |_| Error::Timeout { what: "making shared mounts", seconds: SHARED.as_secs() };
+    let made = made.await.map_err(late).flatten();
+    let (pid, pidfd) = fd.into_inner().0.end();
+    reaper.bury(pid.as_raw().unsigned_abs(), pidfd);
+    made
+}
+
 /// Whether `number` is a namespace: the number may mean anything once that was closed.
 fn is_namespace(number: RawFd) -> bool {
     let link = std::fs::read_link(format!("/proc/self/fd/{number}"));
@@ -244,8 +281,8 @@ mod tests {
     async fn a_sandbox_is_stopped_once_and_known_by_its_id() {
         let (sandbox, reaper) = (Sandbox::default(), Arc::new(Reaper::default()));
         assert!(sandbox.status("a").is_err() && !sandbox.is_active());
-        sandbox.create("a", Options::default(), &reaper).unwrap();
-        assert!(sandbox.create("a", Options::default(), &reaper).is_err());
+        sandbox.create("a", Options::default(), &reaper).await.unwrap();
+        assert!(sandbox.create("a", Options::default(), &reaper).await.is_err());
         assert!(sandbox.is_active() && sandbox.start("b").is_err());
         assert_eq!(sandbox.start("a").unwrap().0, 0);
         sandbox.stop(&reaper).await.unwrap();

@@ -195,7 +195,6 @@ impl Shim {
         let spec = read_spec(bundle)?;
         let mut opened = Streams::open(&wanted.uris, true)?;
         let shared = self.sandbox.shared();
-        let making = self.reaper.making();
         let creating = create(CreateRequest {
             id: &wanted.id,
             bundle,
@@ -206,7 +205,7 @@ impl Shim {
             cgroups: self.cgroups()?,
         })?;
         drop(shared);
-        let mut made = make(creating, &self.reaper, making, &mut opened.streams).await?;
+        let mut made = make(creating, &self.reaper, &mut opened.streams).await?;
         let cgroup = made.cgroup.take();
         let init = Process::created(&wanted.id, wanted.uris, made, opened.streams);
         Ok(Arc::new(Container::new(&wanted.id, bundle, Arc::new(init), cgroup, &spec)))
@@ -220,7 +219,7 @@ impl Shim {
             let Some(exit) = shim.ended(init).await else { return };
             container.init_ended();
             if let Some(streams) = init.streams() {
-                streams.ended();
+                streams.ended().await;
             }
             let killed = container.cgroup.as_ref().map(berth_cgroup::Cgroup::oom_kills);
             if matches!(killed, Some(Ok(1..))) {
@@ -237,22 +236,16 @@ impl Shim {
         tokio::spawn(async move {
             let Some(exit) = shim.ended(&process).await else { return };
             if let Some(streams) = process.streams() {
-                streams.ended();
+                streams.ended().await;
             }
             let exit = process.finish(exit);
             shim.events.exited(&id, &process.id, process.pid(), exit);
         });
     }
 
-    /// Waits for the end of a process that was made, and reaps it.
+    /// Waits for the end of a process that was made; `None` if somebody else does already.
     async fn ended(&self, process: &Process) -> Option<Exit> {
-        let pidfd = process.pidfd()?.try_clone().ok();
-        let pid = process.pid();
-        match pidfd {
-            Some(pidfd) => Some(self.reaper.wait(pid, pidfd).await),
-            // No descriptor is left: the exit code cannot be known any more.
-            None => Some(Exit { code: 255, at: berth_failpoint::now() }),
-        }
+        Some(self.reaper.wait(process.take_child()?).await)
     }
 
     /// Notes a process to be added to a container.

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::sys::stat::stat;
 use nix::unistd::Pid;
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 
 /// Proof that the running code is a forked child that will end in `_exit` or `execve`.
 #[derive(Debug)]
@@ -25,6 +26,10 @@ pub struct ForkOptions<'a> {
     /// The child's parent is the caller's parent (`CLONE_PARENT`), which then gets the
     /// caller's own exit signal for it and has to reap it.
     pub sibling: bool,
+    /// The kernel tells nobody of its end by a signal, and `wait(2)` for any child does not
+    /// find it: only who asks with `__WALL` ([`reap`]). So it is until it executes a program
+    /// (execve(2) makes it an ordinary child), and so are siblings that it forks.
+    pub quiet: bool,
     /// The cgroup v2 directory it starts in (`CLONE_INTO_CGROUP`).
     pub cgroup: Option<BorrowedFd<'a>>,
 }
@@ -70,6 +75,18 @@ const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWUTS)
     .union(CloneFlags::CLONE_NEWUSER)
     .union(CloneFlags::CLONE_NEWCGROUP);
+
+/// Reaps a child that has ended, a quiet one too; `None` while it lives.
+///
+/// # Errors
+/// `ECHILD` if it is no child of the caller, or was reaped already.
+pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<WaitIdStatus>, Errno> {
+    // The C library's constant is a negative int; rustix has no name for it.
+    let any_signal = WaitIdOptions::from_bits_retain(libc::__WALL.cast_unsigned());
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | any_signal;
+    rustix::process::waitid(WaitId::PidFd(pidfd), options)
+        .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
+}
 
 /// How many threads this process has.
 ///
@@ -127,7 +144,8 @@ fn clone3(options: &ForkOptions<'_>, pidfd: &mut RawFd) -> Result<libc::pid_t, E
         cgroup = u64::try_from(fd.as_raw_fd()).map_err(|_| Errno::EBADF)?;
     }
     // With CLONE_PARENT the exit signal is the caller's own and must not be given (clone3(2)).
-    let exit_signal = if options.sibling { 0 } else { u64::from(libc::SIGCHLD.cast_unsigned()) };
+    let silent = options.sibling || options.quiet;
+    let exit_signal = if silent { 0 } else { u64::from(libc::SIGCHLD.cast_unsigned()) };
     let args = libc::clone_args {
         flags,
         pidfd: std::ptr::from_mut(pidfd).expose_provenance() as u64,

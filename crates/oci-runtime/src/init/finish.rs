@@ -31,6 +31,9 @@ pub(crate) fn execute_when_told(plan: &ProcessPlan, socket: BorrowedFd<'_>) -> O
 }
 
 fn execute(plan: &ProcessPlan) -> Result<Infallible, Error> {
+    // From here on it is a container's process, which ends when its cgroup is killed.
+    rustix::process::set_parent_process_death_signal(None)
+        .map_err(Error::setup("outlive the caller"))?;
     let mut environment = plan.environment.clone();
     if !environment.iter().any(|entry| entry.to_bytes().starts_with(b"HOME=")) {
         environment.push(home(plan.user.uid));

@@ -6,10 +6,11 @@ use berth_model::ErrorKind;
 use berth_oci_runtime::{CreateRequest, Error, create};
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, chain, pipes};
+use crate::fixture::{Fixture, chain, pipes, wait};
 
 crate::tests![
     a_program_that_cannot_be_executed_is_named,
+    a_program_that_cannot_be_executed_is_named_whatever_a_filter_forbids,
     a_failure_of_the_worker_is_undone,
     a_failure_of_init_is_undone,
     r16_oversized_input_is_refused,
@@ -173,6 +174,24 @@ fn what_is_not_supported_is_refused_before_anything_is_made() {
     ]);
 }
 
+/// A profile that admits no socket call; without no_new_privs it is in force early.
+fn a_program_that_cannot_be_executed_is_named_whatever_a_filter_forbids() {
+    for no_new_privileges in [true, false] {
+        let mut fixture = Fixture::new(&["/bin/nope"]);
+        fixture.spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        fixture.spec["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{
+                "names": ["sendmsg", "sendto", "sendmmsg", "socket", "connect"],
+                "action": "SCMP_ACT_ERRNO"
+            }]
+        });
+        let error = fixture.start().err().expect("there is no such program");
+        assert_eq!(chain(&error), "exec /bin/nope: no such file or directory");
+        fixture.assert_clean();
+    }
+}
+
 fn a_deadline_that_passes_undoes_everything() {
     let fixture = Fixture::new(&["true"]);
     let answer = begin(&fixture).wait(Duration::ZERO).err();
@@ -185,24 +204,18 @@ fn giving_up_at_any_moment_leaves_nothing() {
     for step in 0..150 {
         let mut creating = begin(&fixture);
         std::thread::sleep(Duration::from_micros(step * 40));
-        if step % 2 == 0 {
-            drop(creating.advance().unwrap().map(|created| {
-                let pidfd = created.pidfd.try_clone().unwrap();
-                drop(created);
-                pidfd
-            }))
-        }
+        let created = if step % 2 == 0 { creating.advance().unwrap() } else { None };
+        let left = creating.leftover();
+        assert!(left.processes.is_empty() && left.cgroup.is_none(), "{left:?}");
         drop(creating);
-        reap_all();
+        if let Some(created) = created {
+            // Completed by chance: it exits by itself, as nobody starts it.
+            drop(created.start);
+            wait(&created.pidfd);
+        }
         fixture.cgroup().remove().unwrap();
     }
     fixture.assert_undone();
-}
-
-/// Reaps what was completed by chance, and exits by itself as nobody starts it.
-fn reap_all() {
-    use rustix::process::{WaitOptions, wait};
-    while let Ok(Some(_)) = wait(WaitOptions::empty()) {}
 }
 
 fn begin(fixture: &Fixture) -> berth_oci_runtime::Creating {

@@ -14,7 +14,6 @@ use berth_oci_runtime::{
 };
 use oci_spec::runtime::{Process, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{WaitId, WaitIdOptions, waitid};
 use serde_json::{Value, json};
 
 use crate::environment::Host;
@@ -252,10 +251,23 @@ pub(crate) fn await_readable(fd: std::os::fd::BorrowedFd<'_>) {
     assert_eq!(ready, 1, "nothing came in time");
 }
 
+/// Makes a tmpfs of that size for containers to share.
+pub(crate) fn shared_mounts(size: u64) -> SharedMounts {
+    let making = SharedMounts::make(size).unwrap();
+    let made = loop {
+        await_readable(making.as_fd());
+        if let Some(made) = making.advance().unwrap() {
+            break made;
+        }
+    };
+    wait(&making.end().1);
+    made
+}
+
 /// Reaps a child.
 pub(crate) fn wait(pidfd: &OwnedFd) -> i32 {
     await_readable(pidfd.as_fd());
-    let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();
+    let status = berth_sys::process::reap(pidfd.as_fd()).unwrap().unwrap();
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => code,
         (None, Some(signal)) => 128 + signal,

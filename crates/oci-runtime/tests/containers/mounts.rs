@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use berth_model::mount::Mount;
-use berth_oci_runtime::SharedMounts;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, shared_mounts};
 
 crate::tests![
     bind_mounts_are_writable_or_not,
@@ -145,7 +144,7 @@ fn r6_a_destination_behind_a_link_stays_inside() {
 
 fn containers_of_a_sandbox_share_their_memory() {
     let mut fixture = Fixture::shell("echo shared > /dev/shm/file; df -k /dev/shm | tail -1");
-    fixture.shared = SharedMounts::new(8 * 1024 * 1024).unwrap();
+    fixture.shared = shared_mounts(8 * 1024 * 1024);
     fixture.mount("/dev/shm", "berth-shared", "shm", &["nosuid", "nodev", "noexec"]);
     let outcome = fixture.start().unwrap().finish();
     assert!(outcome.stdout.contains(" 8192 "), "{outcome:?}");

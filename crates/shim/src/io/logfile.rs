@@ -2,7 +2,8 @@
 //!
 //! A disk that is full must stop neither the workload nor the log for ever: what cannot
 //! be written is counted and dropped, the next write tries again, and a line that made
-//! it only in part is cut off the file, so that a reader never sees half of one.
+//! it only in part is cut off the file, so that a reader never sees half of one. What was
+//! lost is said in the shim's own log, when the log goes on or ends.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -30,6 +31,8 @@ struct Inner {
     file: File,
     /// Lines dropped since the last write that succeeded.
     dropped: u64,
+    /// Bytes of half a line at the file's end, which could not be cut off yet.
+    torn: usize,
 }
 
 impl LogFile {
@@ -38,7 +41,7 @@ impl LogFile {
         if let Some(directory) = path.parent() {
             DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
         }
-        let inner = Mutex::new(Inner { file: open(path)?, dropped: 0 });
+        let inner = Mutex::new(Inner { file: open(path)?, dropped: 0, torn: 0 });
         Ok(Self { path: path.to_owned(), inner })
     }
 
@@ -46,7 +49,13 @@ impl LogFile {
     /// an error the old file stays in use.
     pub(crate) fn reopen(&self) -> io::Result<()> {
         let file = open(&self.path)?;
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).file = file;
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        // The last chance for the old file.
+        if let Err(error) = inner.mend() {
+            let path = self.path.display();
+            log::warn(format_args!("half a line is left at the end of old log {path}: {error}"));
+        }
+        (inner.file, inner.torn) = (file, 0);
         Ok(())
     }
 
@@ -56,31 +65,70 @@ impl LogFile {
             return;
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let (written, error) = write_all(&inner.file, lines);
-        match error {
-            None if inner.dropped == 0 => {}
-            None => {
-                let (dropped, path) = (inner.dropped, self.path.display());
-                log::warn(format_args!("log {path} is written again, {dropped} lines are lost"));
-                inner.dropped = 0;
+        let lost = inner.dropped;
+        match inner.write(lines) {
+            Ok(()) if lost == 0 => {}
+            Ok(()) => {
+                let path = self.path.display();
+                log::warn(format_args!("log {path} is written again, {lost} lines are lost"));
             }
-            Some(errno) => {
-                let torn = torn(&lines[..written]);
-                if torn > 0
-                    && let Err(error) = cut(&inner.file, torn)
-                {
-                    let path = self.path.display();
-                    log::warn(format_args!("cut half a line off log {path}: {error}"));
-                }
-                if inner.dropped == 0 {
-                    let path = self.path.display();
-                    log::warn(format_args!("write log {path}: {errno}: dropping lines"));
-                }
-                let lost = lines[written - torn..].iter().filter(|byte| **byte == b'\n').count();
-                inner.dropped += u64::try_from(lost).unwrap_or(u64::MAX);
+            Err(error) if lost == 0 => {
+                let path = self.path.display();
+                log::warn(format_args!("write log {path}: {error}: dropping lines"));
             }
+            // Said already; how many there were is said when the log goes on.
+            Err(_) => {}
         }
     }
+}
+
+impl Drop for LogFile {
+    fn drop(&mut self) {
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if inner.dropped > 0 {
+            let (path, lost) = (self.path.display(), inner.dropped);
+            log::warn(format_args!("log {path} ends, {lost} lines are lost"));
+        }
+    }
+}
+
+impl Inner {
+    fn write(&mut self, lines: &[u8]) -> Result<(), Errno> {
+        let (written, stopped) = match self.mend() {
+            Ok(()) => write_all(&self.file, lines),
+            Err(errno) => (0, Some(errno)),
+        };
+        let Some(errno) = stopped else {
+            self.dropped = 0;
+            return Ok(());
+        };
+        let torn = torn(&lines[..written]);
+        self.torn += torn;
+        self.dropped += count_lines(&lines[written - torn..]);
+        // If this fails it is done before the next write.
+        self.mend().ok();
+        Err(errno)
+    }
+
+    /// Cuts half a line off the file, or ends it where nothing can be cut off: an
+    /// append-only file.
+    fn mend(&mut self) -> Result<(), Errno> {
+        if self.torn == 0 {
+            return Ok(());
+        }
+        if let Err(error) = cut(&self.file, self.torn) {
+            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            if nix::unistd::write(&self.file, b"\n") != Ok(1) {
+                return Err(errno);
+            }
+        }
+        self.torn = 0;
+        Ok(())
+    }
+}
+
+fn count_lines(lines: &[u8]) -> u64 {
+    u64::try_from(lines.iter().filter(|byte| **byte == b'\n').count()).unwrap_or(u64::MAX)
 }
 
 /// No symbolic link is followed at the path itself: whoever may write to a log directory
@@ -191,6 +239,64 @@ mod tests {
         log.write(&line);
         assert_eq!(std::fs::read(&path).unwrap(), line);
         assert_eq!(log.inner.lock().unwrap().dropped, 0);
+        drop(log);
+        nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+
+    #[test]
+    fn half_a_line_that_cannot_be_cut_off_at_once_is_cut_off_before_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let log = LogFile::open(&path).unwrap();
+        log.write(b"one\n");
+        // As a disk that was full, and failed the cut as well, leaves it.
+        std::fs::write(&path, b"one\ntw").unwrap();
+        log.inner.lock().unwrap().torn = 2;
+        log.write(b"three\n");
+        assert_eq!(std::fs::read(&path).unwrap(), b"one\nthree\n");
+        assert_eq!(log.inner.lock().unwrap().torn, 0);
+    }
+
+    #[test]
+    fn a_disk_that_fills_again_and_again_never_tears_a_line() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        unshared_mounts();
+        nix::mount::mount(Some("t"), dir.path(), Some("tmpfs"), flags, Some("size=64k")).unwrap();
+        let log = LogFile::open(&dir.path().join("0.log")).unwrap();
+        let filler = dir.path().join("filler");
+        let (mut said, mut lost) = (0, 0);
+        for round in 0..40_usize {
+            // The disk is full at another place of a line each time.
+            std::fs::write(&filler, vec![0; 64 << 10]).ok();
+            for n in 0..20 {
+                log.write(format!("{round:04} {n:04} {}\n", "x".repeat(round * 37)).as_bytes());
+                said += 1;
+            }
+            lost += log.inner.lock().unwrap().dropped;
+            std::fs::remove_file(&filler).unwrap();
+            log.write(b"space\n");
+            assert_eq!(log.inner.lock().unwrap().dropped, 0, "the log does not go on");
+            let text = std::fs::read_to_string(dir.path().join("0.log")).unwrap();
+            for line in text.lines().filter(|line| *line != "space") {
+                let (head, tail) = line.split_at(10);
+                let round: usize = head[..4].parse().unwrap();
+                assert_eq!(tail.len(), round * 37, "a torn line: {line}");
+            }
+            said -= text.lines().filter(|line| *line != "space").count() as u64;
+            std::fs::OpenOptions::new()
+                .write(true)
+                .open(dir.path().join("0.log"))
+                .unwrap()
+                .set_len(0)
+                .unwrap();
+        }
+        assert!(lost > 0);
+        assert_eq!(said, lost, "what is missing was counted");
         drop(log);
         nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
     }

@@ -2,12 +2,14 @@
 //!
 //! Nothing is held between two wake-ups but an unfinished line: an idle container costs
 //! no buffer. A chunk is read, framed and written in one step without a pause, so the
-//! lines of two streams never mix within a line. Writing to a log file is the one thing
-//! here that may block the shim's thread, when the kernel throttles dirty pages.
+//! lines of two streams never mix within a line. Writing to a log file may block the shim's
+//! thread for a moment, when the kernel throttles dirty pages; after a slow write other work
+//! has its turn.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use tokio::io::Interest;
@@ -20,68 +22,42 @@ use super::{Watched, set_nonblocking, watch};
 
 /// Bytes read at once: half of a pipe's default size.
 const CHUNK: usize = 32 << 10;
-/// Chunks read before other work of the shim has its turn.
+/// Chunks read before other work of the shim has its turn, and the time they may take.
 const TURN: usize = 8;
+const SLICE: Duration = Duration::from_millis(10);
+/// Chunks in a pipe of the largest size that an unprivileged process can give it (pipe(7)).
+pub(super) const MOST: usize = (1 << 20) / CHUNK;
 /// Bytes framed before they are written: a chunk of line feeds grows forty-fold.
 const BATCH: usize = 2 << 10;
 /// Bytes of lines that are written at once.
 const WRITE: usize = 32 << 10;
 
-/// One stream of a process on its way into a log.
+/// Makes log lines of a stream's bytes.
 #[derive(Debug)]
-pub(super) struct LogStream {
-    fd: AsyncFd<Watched<OwnedFd>>,
+pub(super) struct Feed {
     framer: Mutex<Framer>,
     file: Arc<LogFile>,
 }
 
+/// What came of reading once.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Progress {
+pub(super) enum Progress {
     More,
     Blocked,
     Ended,
 }
 
-impl LogStream {
-    /// Takes the reading end of a pipe, or a terminal's master.
-    pub(super) fn new(fd: OwnedFd, stream: Stream, file: Arc<LogFile>) -> io::Result<Self> {
-        set_nonblocking(&fd)?;
-        let fd = watch(fd, Interest::READABLE)?;
-        Ok(Self { fd, framer: Mutex::new(Framer::new(stream)), file })
+impl Feed {
+    pub(super) fn new(stream: Stream, file: Arc<LogFile>) -> Self {
+        Self { framer: Mutex::new(Framer::new(stream)), file }
     }
 
-    /// Writes the log until the last writer has closed the stream.
-    pub(super) async fn run(self: Arc<Self>) {
-        while let Ok(mut ready) = self.fd.readable().await {
-            match self.steps(TURN) {
-                Progress::More => tokio::task::yield_now().await,
-                Progress::Blocked => ready.clear_ready(),
-                Progress::Ended => return,
-            }
-        }
-    }
-
-    /// Writes what the stream holds now, at most what fits a pipe of the largest size
-    /// that an unprivileged process can give it (pipe(7)).
-    pub(super) fn drain(&self) {
-        self.steps((1 << 20) / CHUNK);
-    }
-
-    fn steps(&self, count: usize) -> Progress {
+    /// Reads one chunk, and writes its lines.
+    pub(super) fn step(&self, from: BorrowedFd<'_>) -> Progress {
         let mut chunk = vec![0; CHUNK];
-        for _ in 0..count {
-            match self.step(&mut chunk) {
-                Progress::More => {}
-                other => return other,
-            }
-        }
-        Progress::More
-    }
-
-    fn step(&self, chunk: &mut [u8]) -> Progress {
         let mut framer = self.framer.lock().unwrap_or_else(PoisonError::into_inner);
         let read = loop {
-            match nix::unistd::read(&self.fd.get_ref().0, chunk) {
+            match nix::unistd::read(from, &mut chunk) {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Progress::Blocked,
                 // EIO: no process has the terminal open any more (pty(7)).
@@ -103,6 +79,58 @@ impl LogStream {
         }
         self.file.write(&lines);
         if read == 0 { Progress::Ended } else { Progress::More }
+    }
+}
+
+/// One stream of a process on its way into a log that the shim writes.
+#[derive(Debug)]
+pub(super) struct LogStream {
+    fd: AsyncFd<Watched<OwnedFd>>,
+    feed: Feed,
+}
+
+impl LogStream {
+    /// Takes the reading end of a pipe, or a terminal's master.
+    pub(super) fn new(fd: OwnedFd, stream: Stream, file: Arc<LogFile>) -> io::Result<Self> {
+        set_nonblocking(&fd)?;
+        let fd = watch(fd, Interest::READABLE)?;
+        Ok(Self { fd, feed: Feed::new(stream, file) })
+    }
+
+    /// Writes the log until the last writer has closed the stream.
+    pub(super) async fn run(self: Arc<Self>) {
+        while let Ok(mut ready) = self.fd.readable().await {
+            match self.steps(TURN).1 {
+                Progress::More => tokio::task::yield_now().await,
+                Progress::Blocked => ready.clear_ready(),
+                Progress::Ended => return,
+            }
+        }
+    }
+
+    /// Writes what the stream holds now, at most what fits a pipe.
+    pub(super) async fn drain(&self) {
+        let mut left = MOST;
+        while left > 0 {
+            let (done, progress) = self.steps(TURN.min(left));
+            if progress != Progress::More {
+                return;
+            }
+            left -= done;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Reads at most `count` chunks, fewer if they take long: how many.
+    fn steps(&self, count: usize) -> (usize, Progress) {
+        let begun = Instant::now();
+        for done in 1..=count {
+            let progress = self.feed.step(self.fd.get_ref().0.as_fd());
+            if progress != Progress::More || begun.elapsed() > SLICE {
+                return (done, progress);
+            }
+        }
+        (count, Progress::More)
     }
 }
 
@@ -174,8 +202,6 @@ async fn write_all(to: &AsyncFd<Watched<OwnedFd>>, mut rest: &[u8]) -> io::Resul
 mod tests {
     use super::*;
 
-    use std::time::Duration;
-
     use nix::fcntl::OFlag;
 
     fn stream(dir: &std::path::Path) -> (Arc<LogStream>, OwnedFd) {
@@ -213,7 +239,7 @@ mod tests {
             nix::unistd::write(&write, format!("{n:05}\n").as_bytes()).unwrap();
             expected.push(format!("F {n:05}"));
         }
-        stream.drain();
+        stream.drain().await;
         assert_eq!(texts(dir.path()), expected);
         let task = tokio::spawn(Arc::clone(&stream).run());
         drop(write);
@@ -226,7 +252,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (stream, write) = stream(dir.path());
         nix::unistd::write(&write, &[b'\n'; 60_000]).unwrap();
-        stream.drain();
+        stream.drain().await;
         let texts = texts(dir.path());
         assert_eq!(texts.len(), 60_000);
         assert!(texts.iter().all(|text| text == "F "));

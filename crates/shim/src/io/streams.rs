@@ -17,10 +17,13 @@ use tokio::task::JoinHandle;
 
 use super::frame::Stream;
 use super::logfile::LogFile;
+use super::place::is_served_by_others;
 use super::pump::{LogStream, copy, copy_until};
 use super::uri::{Sink, Source, Uris};
+use super::writer::Writer;
 use super::{set_nonblocking, watch};
 use crate::error::Error;
+use crate::reaper::Reaper;
 
 /// Streams that were opened: one side goes to the process, one stays.
 #[derive(Debug)]
@@ -32,11 +35,20 @@ pub(crate) struct Opened {
 /// The shim's side of one process's streams.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
-    log: Option<Arc<LogFile>>,
+    log: Option<Log>,
     logged: Vec<Arc<LogStream>>,
     /// FIFOs between a terminal and the caller: input, then output.
     terminal: Option<(Option<OwnedFd>, Option<OwnedFd>)>,
     inner: Mutex<Inner>,
+}
+
+/// Who writes a log.
+#[derive(Clone, Debug)]
+enum Log {
+    /// The shim.
+    Own(Arc<LogFile>),
+    /// A process, since writing may hang.
+    Writer(Arc<Writer>),
 }
 
 #[derive(Debug, Default)]
@@ -76,10 +88,18 @@ impl Streams {
     }
 
     /// Begins to move bytes, once the process exists; `console` is its terminal's master.
-    pub(crate) fn attach(&mut self, console: Option<OwnedFd>) -> Result<(), Error> {
+    pub(crate) async fn attach(
+        &mut self,
+        console: Option<OwnedFd>,
+        reaper: &Arc<Reaper>,
+    ) -> Result<(), Error> {
         let failed = |source| Error::Io("watch a process's streams", source);
         if let Some(console) = console {
             self.attach_console(console).map_err(failed)?;
+        }
+        if let Some(Log::Writer(writer)) = &self.log {
+            let started = writer.start(reaper).await;
+            started.map_err(|source| unopened(writer.path(), source))?;
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         for stream in &self.logged {
@@ -90,9 +110,13 @@ impl Streams {
 
     fn attach_console(&mut self, console: OwnedFd) -> io::Result<()> {
         set_nonblocking(&console)?;
-        if let Some(file) = &self.log {
-            let stream = LogStream::new(console.try_clone()?, Stream::Stdout, Arc::clone(file))?;
-            self.logged.push(Arc::new(stream));
+        match &self.log {
+            Some(Log::Own(file)) => {
+                let (console, file) = (console.try_clone()?, Arc::clone(file));
+                self.logged.push(Arc::new(LogStream::new(console, Stream::Stdout, file)?));
+            }
+            Some(Log::Writer(writer)) => writer.add(console.try_clone()?, Stream::Stdout),
+            None => {}
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let (input, output) = self.terminal.take().unwrap_or_default();
@@ -135,10 +159,13 @@ impl Streams {
     }
 
     /// Opens the log anew after its file was renamed.
-    pub(crate) fn reopen_log(&self) -> Result<(), Error> {
-        let log = self.log.as_ref();
-        let log = log.ok_or_else(|| Error::invalid("container_id", "it has no CRI log"))?;
-        log.reopen().map_err(|source| Error::Io("open the log anew", source))
+    pub(crate) async fn reopen_log(&self) -> Result<(), Error> {
+        let opened = match &self.log {
+            None => return Err(Error::invalid("container_id", "it has no CRI log")),
+            Some(Log::Own(file)) => file.reopen(),
+            Some(Log::Writer(writer)) => writer.reopen().await,
+        };
+        opened.map_err(|source| Error::Io("open the log anew", source))
     }
 
     /// Ends the process's input, after what was written to it.
@@ -159,11 +186,14 @@ impl Streams {
             .map_err(|errno| Error::Io("resize terminal", errno.into()))
     }
 
-    /// After the process's end: what it has written is logged when this returns, and
-    /// nothing keeps its FIFOs open.
-    pub(crate) fn ended(&self) {
+    /// After the process's end: what it has written is logged when this returns, unless the
+    /// log hangs, and nothing keeps its FIFOs open.
+    pub(crate) async fn ended(&self) {
         for stream in &self.logged {
-            stream.drain();
+            stream.drain().await;
+        }
+        if let Some(Log::Writer(writer)) = &self.log {
+            writer.drain().await;
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.stdin = None;
@@ -237,29 +267,36 @@ impl Streams {
                 .map(OwnedFd::from)
                 .map_err(|source| Error::Path { what: "open", path, source }),
             Sink::CriLog(path) => {
-                let file = self.log(&path)?;
                 let (read, write) = pipe()?;
-                let stream = LogStream::new(read, stream, file)
-                    .map_err(|source| Error::Io("watch a pipe", source))?;
-                self.logged.push(Arc::new(stream));
+                let failed = |source| Error::Io("watch a pipe", source);
+                match self.log(&path)? {
+                    Log::Own(file) => {
+                        let stream = LogStream::new(read, stream, file).map_err(failed)?;
+                        self.logged.push(Arc::new(stream));
+                    }
+                    Log::Writer(writer) => {
+                        set_nonblocking(&read).map_err(failed)?;
+                        writer.add(read, stream);
+                    }
+                }
                 Ok(write)
             }
         }
     }
 
     /// The log at `path`: both streams share one, and its one file.
-    fn log(&mut self, path: &Path) -> Result<Arc<LogFile>, Error> {
-        if let Some(file) = &self.log {
-            return Ok(Arc::clone(file));
+    fn log(&mut self, path: &Path) -> Result<Log, Error> {
+        if let Some(log) = &self.log {
+            return Ok(log.clone());
         }
-        let file = LogFile::open(path).map_err(|source| Error::Path {
-            what: "open log",
-            path: path.to_owned(),
-            source,
-        })?;
-        let file = Arc::new(file);
-        self.log = Some(Arc::clone(&file));
-        Ok(file)
+        let log = if path.parent().is_some_and(is_served_by_others) {
+            Log::Writer(Writer::new(path))
+        } else {
+            let file = LogFile::open(path).map_err(|source| unopened(path, source))?;
+            Log::Own(Arc::new(file))
+        };
+        self.log = Some(log.clone());
+        Ok(log)
     }
 }
 
@@ -269,7 +306,14 @@ impl Drop for Streams {
         for task in inner.outputs.drain(..).chain(inner.input.take()) {
             task.abort();
         }
+        if let Some(Log::Writer(writer)) = &self.log {
+            writer.finish();
+        }
     }
+}
+
+fn unopened(path: &Path, source: io::Error) -> Error {
+    Error::Path { what: "open log", path: path.to_owned(), source }
 }
 
 fn null() -> Result<OwnedFd, Error> {
@@ -317,7 +361,7 @@ mod tests {
         let uris = Uris { terminal: true, ..Uris::default() };
         let Opened { mut streams, .. } = Streams::open(&uris, true).unwrap();
         let pair = openpty(None, None).unwrap();
-        streams.attach(Some(pair.master)).unwrap();
+        streams.attach(Some(pair.master), &Arc::default()).await.unwrap();
         // More than a terminal holds, in a thread of its own, for it blocks when it is full.
         let slave = pair.slave;
         let writer = tokio::task::spawn_blocking(move || {

@@ -22,7 +22,7 @@ pub(super) fn create(shim: &Arc<Shim>) -> HashMap<String, Service> {
 struct ReopenLog(Arc<Shim>);
 
 impl ReopenLog {
-    fn reopen(&self, payload: &[u8]) -> Result<(), Error> {
+    async fn reopen(&self, payload: &[u8]) -> Result<(), Error> {
         let request = ReopenLogRequest::decode(payload)
             .map_err(|error| Error::invalid("request", error.to_string()))?;
         let container = self.0.container(&request.container_id)?;
@@ -31,7 +31,7 @@ impl ReopenLog {
             return Err(Error::State { id: request.container_id, state: "stopped" });
         }
         let stopped = || Error::State { id: request.container_id.clone(), state: "not running" };
-        container.init.streams().ok_or_else(stopped)?.reopen_log()
+        container.init.streams().ok_or_else(stopped)?.reopen_log().await
     }
 }
 
@@ -39,7 +39,7 @@ impl ReopenLog {
 impl MethodHandler for ReopenLog {
     async fn handler(&self, _: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
         let mut response = Response::new();
-        match self.reopen(&request.payload) {
+        match self.reopen(&request.payload).await {
             Ok(()) => response.payload = ReopenLogResponse {}.encode_to_vec(),
             Err(error) => match ttrpc::Error::from(error) {
                 ttrpc::Error::RpcStatus(status) => response.set_status(status),

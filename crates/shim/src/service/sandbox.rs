@@ -35,7 +35,9 @@ impl Sandbox for SandboxService {
         request: api::CreateSandboxRequest,
     ) -> Result<api::CreateSandboxResponse> {
         let options = options(&request)?;
-        self.0.sandbox.create(&request.sandbox_id, options, &self.0.reaper)?;
+        let shim = Arc::clone(&self.0);
+        owned(async move { shim.sandbox.create(&request.sandbox_id, options, &shim.reaper).await })
+            .await?;
         Ok(api::CreateSandboxResponse::new())
     }
 

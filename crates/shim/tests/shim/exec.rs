@@ -139,8 +139,9 @@ async fn what_a_terminal_showed_reaches_a_slow_reader_after_the_end() {
     let container = pod.run("a", &["/bin/sleep", "100"]).await;
     let (path, id) = (pod.dir.path().join("tty"), ExecId::new("tty").unwrap());
     let mut output = fifo(&path);
-    // More than the FIFO holds, less than it, the shim and the terminal do.
-    let script = "head -c 68500 /dev/zero | tr '\\0' x";
+    // More than the FIFO holds, however it is filled, and less than the terminal does.
+    fcntl(&output, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    let script = "head -c 6000 /dev/zero | tr '\\0' x";
     let process = json!({
         "user": {"uid": 0, "gid": 0}, "args": ["sh", "-c", script], "env": ["PATH=/bin"],
         "cwd": "/tmp", "terminal": true
@@ -167,7 +168,7 @@ async fn what_a_terminal_showed_reaches_a_slow_reader_after_the_end() {
         text.len()
     });
     pod.shim.delete(process).await.unwrap();
-    assert_eq!(reader.await.unwrap(), 68_500);
+    assert_eq!(reader.await.unwrap(), 6000);
     pod.shim.kill(&container, 9, true, LONG).await.unwrap();
     pod.wait(&container).await;
     pod.shim.delete(&container).await.unwrap();

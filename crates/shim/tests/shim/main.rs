@@ -5,6 +5,8 @@
 
 mod death;
 mod exec;
+mod fuse;
+mod hung;
 mod logs;
 mod run;
 mod sandbox;
