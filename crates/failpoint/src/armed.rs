@@ -23,7 +23,11 @@ enum Action {
     Kill,
     Fail(Errno),
     Delay(Duration),
+    Hold,
 }
+
+/// How often a point that is held looks whether it still is.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// One armed point.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,6 +50,7 @@ pub(crate) fn pass(point: Point) -> io::Result<Option<Duration>> {
     }
     match armed.action {
         Action::Delay(delay) => Ok(Some(delay)),
+        Action::Hold => Ok(Some(LOOK)),
         Action::Fail(errno) => Err(io::Error::from_raw_os_error(errno as i32)),
         Action::Kill => loop {
             raise(Signal::SIGKILL).ok();
@@ -58,6 +63,12 @@ pub(crate) fn pass(point: Point) -> io::Result<Option<Duration>> {
 pub(crate) fn passed(point: Point) -> Option<Duration> {
     assert!(!point.fails, "{} is passed as a point where nothing can fail", point.name);
     pass(point).unwrap_or_else(|error| panic!("{} cannot fail: {error}", point.name))
+}
+
+/// Whether the file says that what waits at `point` waits on.
+pub(crate) fn is_held(point: Point) -> bool {
+    let Some(file) = FILE.as_deref() else { return false };
+    lookup(file, point.name).is_some_and(|(_, armed)| armed.action == Action::Hold)
 }
 
 /// The wall clock as the test has set it.
@@ -98,6 +109,7 @@ fn parse(line: &str) -> Option<Armed> {
     let mut words = line.split_whitespace().skip(1).peekable();
     let action = match words.next()? {
         "kill" => Action::Kill,
+        "hold" => Action::Hold,
         "error" => Action::Fail(errno(words.next()?)?),
         delay => Action::Delay(Duration::from_millis(delay.strip_prefix("delay=")?.parse().ok()?)),
     };
@@ -134,6 +146,7 @@ mod tests {
         assert_eq!(parse("pull.row error ENOSPC after=2"), Some(full));
         let slow = Armed { times: 1, ..all(Action::Delay(Duration::from_millis(500))) };
         assert_eq!(parse("stop.entered delay=500 times=1"), Some(slow));
+        assert_eq!(parse("start.executed hold"), Some(all(Action::Hold)));
         for wrong in
             ["a.b", "a.b die", "a.b error", "a.b error EWHAT", "a.b kill soon", "a.b kill at=1"]
         {

@@ -5,6 +5,7 @@
 //! FILE:   run.stored kill                      SIGKILL to itself, there and then
 //!         pull.row error ENOSPC after=2        fails from the third pass on
 //!         stop.entered delay=500 times=1       waits 500 ms, once
+//!         start.executed hold                  waits until FILE does not say so any more
 //!         clock +31536000                      the wall clock is a year ahead
 //! FILE.passed                 the daemon appends the name of each point it passes
 //! ```
@@ -38,6 +39,9 @@ pub fn pass(point: Point) -> io::Result<()> {
     #[cfg(feature = "enabled")]
     if let Some(delay) = armed::pass(point)? {
         std::thread::sleep(delay);
+        while armed::is_held(point) {
+            std::thread::sleep(delay);
+        }
     }
     let _ = point;
     Ok(())
@@ -53,6 +57,9 @@ pub async fn reach(point: Point) -> io::Result<()> {
     #[cfg(feature = "enabled")]
     if let Some(delay) = armed::pass(point)? {
         tokio::time::sleep(delay).await;
+        while armed::is_held(point) {
+            tokio::time::sleep(delay).await;
+        }
     }
     let _ = point;
     Ok(())
@@ -64,6 +71,9 @@ pub fn passed(point: Point) {
     #[cfg(feature = "enabled")]
     if let Some(delay) = armed::passed(point) {
         std::thread::sleep(delay);
+        while armed::is_held(point) {
+            std::thread::sleep(delay);
+        }
     }
     let _ = point;
 }
@@ -75,6 +85,9 @@ pub async fn reached(point: Point) {
     #[cfg(feature = "enabled")]
     if let Some(delay) = armed::passed(point) {
         tokio::time::sleep(delay).await;
+        while armed::is_held(point) {
+            tokio::time::sleep(delay).await;
+        }
     }
     let _ = point;
 }

@@ -42,6 +42,11 @@ const PACKAGES: &[Package] = &[
         why: "xfs_io, which shuts a file system down as a power cut does",
         present: || on_path("xfs_io"),
     },
+    Package {
+        name: "strace",
+        why: "has single system calls of a store fail, and ends it there",
+        present: || on_path("strace"),
+    },
 ];
 
 pub(crate) fn is_root() -> bool {

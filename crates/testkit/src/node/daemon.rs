@@ -17,6 +17,8 @@ use crate::machine::Machine;
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// The file beside the configuration through which failpoints are armed.
 const FAILPOINTS: &str = "failpoints";
+/// How long work may take until it comes to a point.
+const PASS_DEADLINE: Duration = Duration::from_secs(30);
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 
 /// The folder with `berthd` and the static shim.
@@ -174,6 +176,34 @@ impl Daemon {
         let new = self.config.with_file_name(new);
         fs::write(&new, lines)?;
         fs::rename(&new, file).context("arm failpoints")
+    }
+
+    /// Has whatever comes to one of `points` wait there until [`Daemon::release`].
+    pub fn hold(&self, points: &[&str]) -> Result<()> {
+        self.passed()?;
+        self.arm(&points.iter().map(|point| format!("{point} hold\n")).collect::<String>())
+    }
+
+    /// Waits until `point` was passed `times` times since [`Daemon::hold`], and leaves the
+    /// list to [`Daemon::passed`].
+    pub async fn wait_passed(&self, point: &str, times: usize) -> Result<()> {
+        let file = self.config.with_file_name(format!("{FAILPOINTS}.passed"));
+        let deadline = Instant::now() + PASS_DEADLINE;
+        loop {
+            let text = fs::read_to_string(&file).unwrap_or_default();
+            if text.lines().filter(|line| *line == point).count() >= times {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{point} was not passed {times} times in {PASS_DEADLINE:?}: {text}");
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Lets go of what is held; nothing is armed from now on.
+    pub fn release(&self) -> Result<()> {
+        self.arm("")
     }
 
     /// The names of the points passed since the last call, in order.

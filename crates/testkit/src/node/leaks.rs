@@ -87,6 +87,13 @@ impl Node {
         Ok(left)
     }
 
+    /// Ids of the sandboxes in the daemon's store, those in the making too.
+    pub fn stored_sandboxes(&self) -> Result<Vec<String>> {
+        let pods = PodStore::open(&self.dir().join("root/pods.db")).context("open pods.db")?;
+        let sandboxes = pods.sandboxes().context("list sandboxes")?;
+        Ok(sandboxes.into_iter().map(|sandbox| sandbox.id.to_string()).collect())
+    }
+
     /// What the daemon's store still holds; anyone may read it while the daemon runs.
     fn records(&self, known: &Known) -> Result<Vec<String>> {
         let mut left = Vec::new();
