@@ -184,7 +184,7 @@ impl Pending {
             });
             tried.collect()
         };
-        let tried = concerned.into_iter().map(async |mut tried: watch::Receiver<u32>| {
+        let tried = concerned.into_iter().map(|mut tried| async move {
             tried.mark_unchanged();
             // An error means that all is done.
             let _done = tried.changed().await;

@@ -5,9 +5,10 @@
 //! runs, whatever the others did. What fails is left to [`Pending`], which tries again for
 //! as long as the daemon lives; what it leaves then is swept at the next start.
 //!
-//! The name that failed work had is free at once: a step takes back what an id names, and
-//! the next try has another id. Only ports of the node are named by the request, which is
-//! why the next try of a pod lets the undo of the last one go first ([`Pending::hasten`]).
+//! The name that failed work had is free at once, whatever is still to be taken back: that
+//! is named by an id, and the next try has another. Only the row of a sandbox and ports of
+//! the node are named by the request: the next try of a pod first has what is left of the
+//! last one tried again ([`Pending::hasten`]).
 
 use std::fmt;
 use std::future::Future;
@@ -59,44 +60,30 @@ impl fmt::Debug for Step {
 /// A step that failed, and why.
 pub(crate) type Failure = (&'static str, Error);
 
-/// Steps that are still to be done.
+/// Steps that are still to be done, oldest first.
 #[derive(Debug, Default)]
-pub(crate) struct Remaining {
-    /// Oldest first.
-    steps: Vec<Step>,
-    /// Forgets the record, by which a restart would find the rest: only when all else is
-    /// done.
-    record: Option<Step>,
-}
+pub(crate) struct Remaining(Vec<Step>);
 
 impl Remaining {
     /// Runs every step, newest first; what succeeded does not remain.
     pub(crate) async fn run(&mut self) -> Vec<Failure> {
         let mut failures = Vec::new();
         let mut left = Vec::new();
-        while let Some(step) = self.steps.pop() {
+        while let Some(step) = self.0.pop() {
             if let Err(error) = step.run().await {
                 failures.push((step.what, error));
                 left.push(step);
             }
         }
         left.reverse();
-        self.steps = left;
-        if failures.is_empty()
-            && let Some(record) = &self.record
-        {
-            match record.run().await {
-                Ok(()) => self.record = None,
-                Err(error) => failures.push((record.what, error)),
-            }
-        }
+        self.0 = left;
         failures
     }
 }
 
 impl From<Step> for Remaining {
     fn from(step: Step) -> Self {
-        Self { steps: vec![step], record: None }
+        Self(vec![step])
     }
 }
 
@@ -105,11 +92,6 @@ impl From<Step> for Remaining {
 pub(crate) struct Undo(Mutex<Remaining>);
 
 impl Undo {
-    /// Of something that has a record from the start: `forget` runs when all else is done.
-    pub(crate) fn with_record(forget: Step) -> Self {
-        Self(Mutex::new(Remaining { steps: Vec::new(), record: Some(forget) }))
-    }
-
     /// Adds a step; it does nothing until [`Undo::run`].
     pub(crate) fn push<F>(
         &self,
@@ -119,7 +101,7 @@ impl Undo {
         F: Future<Output = Result<(), Error>> + Send + 'static,
     {
         let mut remaining = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        remaining.steps.push(Step::new(what, attempt));
+        remaining.0.push(Step::new(what, attempt));
     }
 
     /// Takes everything back that can be, and leaves the rest to `pending`.
@@ -143,7 +125,7 @@ mod tests {
 
     type Log = Arc<Mutex<Vec<u32>>>;
 
-    /// Four steps of which `fails` fails as often as `times` says, and a record, which is 9.
+    /// Four steps of which `fails` fails as often as `times` says.
     fn stack(log: &Log, fails: u32, times: u32) -> Undo {
         let left = Arc::new(AtomicU32::new(times));
         let step = |n: u32| {
@@ -157,7 +139,7 @@ mod tests {
                 std::future::ready(if refused { Err(Error::ShuttingDown) } else { Ok(()) })
             }
         };
-        let undo = Undo::with_record(Step::new("record", step(9)));
+        let undo = Undo::default();
         for n in 0..4 {
             undo.push("step", step(n));
         }
@@ -173,24 +155,14 @@ mod tests {
         let log = Log::default();
         let mut remaining = remaining(stack(&log, 2, 2));
         let failures = remaining.run().await;
-        assert_eq!(*log.lock().unwrap(), [3, 2, 1, 0], "the record stays until all is done");
+        assert_eq!(*log.lock().unwrap(), [3, 2, 1, 0]);
         assert!(matches!(failures[..], [("step", Error::ShuttingDown)]), "{failures:?}");
 
         log.lock().unwrap().clear();
         assert_eq!(remaining.run().await.len(), 1);
         assert!(remaining.run().await.is_empty());
-        assert_eq!(*log.lock().unwrap(), [2, 2, 9], "only what failed is repeated");
-        assert!(remaining.steps.is_empty() && remaining.record.is_none());
-    }
-
-    #[tokio::test]
-    async fn a_record_that_cannot_be_forgotten_is_tried_again() {
-        let log = Log::default();
-        let mut remaining = remaining(stack(&log, 9, 1));
-        let failures = remaining.run().await;
-        assert!(matches!(failures[..], [("record", _)]), "{failures:?}");
-        assert!(remaining.run().await.is_empty());
-        assert_eq!(*log.lock().unwrap(), [3, 2, 1, 0, 9, 9]);
+        assert_eq!(*log.lock().unwrap(), [2, 2], "only what failed is repeated");
+        assert!(remaining.0.is_empty());
     }
 
     #[tokio::test]

@@ -71,7 +71,11 @@ async fn make(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
     if let Some(pod) = &object.pod {
         core.pending.hasten(pod).await;
     }
-    let undo = Undo::with_record(teardown::forget(core, &id));
+    let undo = Undo::default();
+    undo.push("forget sandbox", {
+        let (core, id) = (Arc::clone(core), id.clone());
+        move || teardown::forget(&core, id.clone())
+    });
     let made = async {
         step(Point::RUN_CLAIMED).await?;
         core.save_sandbox(&plan.record).instrument(debug_span!("store")).await?;

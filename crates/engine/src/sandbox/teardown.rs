@@ -32,12 +32,12 @@ const LEAVE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// Forgets the record of a sandbox.
-pub(super) fn forget(core: &Arc<Core>, id: &SandboxId) -> Step {
-    let (core, id) = (Arc::clone(core), id.clone());
-    Step::new("forget sandbox", move || {
-        let (core, id) = (Arc::clone(&core), id.clone());
-        async move { core.forget_sandbox(&id).await }
-    })
+pub(super) fn forget(
+    core: &Arc<Core>,
+    id: SandboxId,
+) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+    let core = Arc::clone(core);
+    async move { core.forget_sandbox(&id).await }
 }
 
 /// Removes a directory of ours and all in it.
@@ -225,13 +225,11 @@ pub(crate) fn process(record: &ShimRecord) -> Option<ProcessId> {
 /// that no record names.
 pub(crate) async fn undo_interrupted(core: &Arc<Core>, record: &SandboxRecord) {
     let id = &record.id;
-    let undo = Undo::with_record(Step::new("forget sandbox", {
+    let undo = Undo::default();
+    undo.push("forget sandbox", {
         let (core, id) = (Arc::clone(core), id.clone());
-        move || {
-            let (core, id) = (Arc::clone(&core), id.clone());
-            and_step(async move { core.forget_sandbox(&id).await }, Point::RECOVER_UNDONE)
-        }
-    }));
+        move || and_step(forget(&core, id.clone()), Point::RECOVER_UNDONE)
+    });
     let dir = core.config.sandboxes().join(id);
     undo.push("remove sandbox directory", {
         let core = Arc::clone(core);
