@@ -208,7 +208,7 @@ async fn kubelets_retry_of_a_container_joins_and_another_configuration_does_not(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_asked_for_at_once_or_again_is_pulled_once() -> Result<()> {
-    let mut node = Node::start().await?;
+    let node = Node::start().await?;
     let reference = node.push("busybox", "latest", &berth_testkit::image::busybox()?)?;
     let pull = |reference: &str| {
         let reference = reference.to_owned();

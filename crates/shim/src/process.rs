@@ -163,6 +163,11 @@ impl Process {
         }
     }
 
+    /// Whether it is an added process that nobody has begun to start.
+    pub(crate) fn is_pending(&self) -> bool {
+        matches!(self.state().phase, Phase::Pending(_))
+    }
+
     /// What an added process shall be; it is being started from here on.
     pub(crate) fn take_pending(&self) -> Result<Box<OciProcess>, Error> {
         let mut state = self.state();

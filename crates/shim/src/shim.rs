@@ -299,6 +299,10 @@ impl Shim {
                 container.ended().await?;
                 process.wait().await
             }
+            // It would run on with nobody to know it.
+            Status::Created if !process.is_pending() => {
+                return Err(Error::State { id: process.id.clone(), state: "being started" });
+            }
             Status::Created => Exit { code: 0, at: berth_failpoint::now() },
         };
         if exec.is_empty() {

@@ -130,6 +130,56 @@ async fn many_execs_at_once_mix_up_neither_output_nor_codes() {
     std::sync::Arc::into_inner(pod).unwrap().finish().await;
 }
 
+/// teeth: crates/shim/src/shim.rs: `!process.is_pending()` → `false`
+#[tokio::test]
+async fn a_process_is_forgotten_before_its_start_or_after_its_end_never_between() {
+    if !is_root() {
+        return;
+    }
+    let pod = Pod::start().await;
+    let container = pod.run("a", &["/bin/sleep", "100"]).await;
+    let mut refused = 0;
+    for n in 0..10 {
+        let exec = ExecId::new(format!("e{n}")).unwrap();
+        let process = json!({
+            "user": {"uid": 0, "gid": 0}, "args": ["/bin/sleep", "100"], "env": [], "cwd": "/"
+        });
+        let request = ExecRequest {
+            container: container.clone(),
+            id: exec.clone(),
+            process: process.to_string().into_bytes(),
+            terminal: false,
+            stdin: Input::Null,
+            stdout: Output::Null,
+            stderr: Output::Null,
+        };
+        pod.shim.exec(&request).await.unwrap();
+        let process = Process { container: &container, exec: Some(&exec) };
+        if n == 0 {
+            pod.shim.delete(process).await.unwrap();
+            assert_eq!(pod.shim.start(process).await.unwrap_err().kind(), ErrorKind::NotFound);
+            continue;
+        }
+        let (started, deleted) = tokio::join!(pod.shim.start(process), pod.shim.delete(process));
+        match deleted {
+            Ok(_) => assert!(started.is_err(), "it runs, and nobody can end it"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
+                refused += 1;
+                started.unwrap();
+                pod.shim.kill(process, 9, false, LONG).await.unwrap();
+                timeout(LONG, pod.shim.wait(process)).await.unwrap().unwrap();
+                pod.shim.delete(process).await.unwrap();
+            }
+        }
+    }
+    assert!(refused > 0, "no start was met");
+    pod.shim.kill(&container, 9, true, LONG).await.unwrap();
+    pod.wait(&container).await;
+    pod.shim.delete(&container).await.unwrap();
+    pod.finish().await;
+}
+
 #[tokio::test]
 async fn what_a_terminal_showed_reaches_a_slow_reader_after_the_end() {
     if !is_root() {
