@@ -25,6 +25,10 @@ pub mod shim {
     pub const SERVICE: &str = "berth.shim.v1.Extension";
     /// ttrpc name of the method that opens a container's log file again.
     pub const REOPEN_LOG: &str = "ReopenLog";
+    /// ttrpc name of the method that says which protocol a shim speaks.
+    pub const INFO: &str = "Info";
+    /// The protocol of this release; `shim.proto` says what each number has.
+    pub const PROTOCOL: u32 = 2;
 }
 
 #[cfg(feature = "cri")]

@@ -1,8 +1,5 @@
 //! What a cgroup uses.
 
-use std::time::SystemTime;
-
-use berth_model::container::Timestamp;
 use berth_model::stats::CgroupUsage;
 
 use crate::files::{Directory, keyed};
@@ -14,7 +11,7 @@ const UNLIMITED: u64 = 1 << 62;
 
 /// Reads everything.
 pub(crate) fn usage(mounts: &Mounts, path: &CgroupPath) -> Result<CgroupUsage, Error> {
-    let mut usage = CgroupUsage { at: now(), ..CgroupUsage::default() };
+    let mut usage = CgroupUsage { at: berth_failpoint::now().into(), ..CgroupUsage::default() };
     match mounts.place(Controller::Memory, path) {
         Some(Place::V1(directory)) => memory_v1(&directory, &mut usage)?,
         Some(Place::V2(directory)) => memory_v2(&directory, &mut usage)?,
@@ -74,9 +71,4 @@ fn memory_v2(directory: &Directory, usage: &mut CgroupUsage) -> Result<(), Error
     usage.swap_bytes = swap.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
     usage.memory_limit_bytes = directory.number("memory.max")?;
     Ok(())
-}
-
-fn now() -> Timestamp {
-    let since = berth_failpoint::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }

@@ -1,9 +1,8 @@
 //! Run, stop, remove and describe sandboxes.
 
-use std::time::UNIX_EPOCH;
-
 use berth_api::v1::*;
 use berth_engine::Engine;
+use berth_model::container::Timestamp;
 use serde_json::json;
 use tracing::Span;
 
@@ -55,9 +54,12 @@ pub(crate) async fn status(
     let mut containers = engine.containers();
     containers.retain(|container| container.sandbox == id);
     containers.sort_by_key(|container| container.created_at);
+    let shim = if request.verbose { engine.shim_info(&id).await? } else { None };
     let info = request.verbose.then(|| {
         node::info(&json!({
             "pid": status.shim_pid,
+            "shimProtocol": shim.as_ref().map(|shim| shim.protocol),
+            "shimVersion": shim.as_ref().map(|shim| &shim.version),
             "runtime": status.runtime.as_ref(),
             "networkNamespace": status.netns,
             "request": *status.spec,
@@ -73,6 +75,5 @@ pub(crate) async fn status(
 
 /// Nanoseconds since the epoch.
 pub(crate) fn now() -> i64 {
-    let since = berth_failpoint::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    Timestamp::from(berth_failpoint::now()).0
 }

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::time::UNIX_EPOCH;
 
 use berth_model::container::Timestamp;
 
@@ -10,8 +9,19 @@ use crate::Error;
 
 /// Nanoseconds since the Unix epoch; only for records, never for deadlines.
 pub(crate) fn now() -> Timestamp {
-    let since = berth_failpoint::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+    berth_failpoint::now().into()
+}
+
+/// The present, as a time later than all `earlier` ones: kubelet takes the order of these
+/// times for the order of a pod's sandboxes and of a container's attempts, and the clock may
+/// have been set back.
+pub(crate) fn now_after(earlier: impl IntoIterator<Item = Timestamp>) -> Timestamp {
+    later(now(), earlier)
+}
+
+fn later(now: Timestamp, earlier: impl IntoIterator<Item = Timestamp>) -> Timestamp {
+    let next = earlier.into_iter().max().map(|Timestamp(last)| Timestamp(last.saturating_add(1)));
+    next.map_or(now, |next| now.max(next))
 }
 
 /// 32 bytes nobody can guess.
@@ -28,4 +38,20 @@ pub(crate) fn boot_id() -> Result<String, Error> {
     let path = "/proc/sys/kernel/random/boot_id";
     let id = crate::files::read_bounded(path.as_ref(), 128)?;
     Ok(String::from_utf8_lossy(&id).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_new_is_later_whatever_the_clock_says() {
+        let later =
+            |now, earlier: &[i64]| later(Timestamp(now), earlier.iter().copied().map(Timestamp)).0;
+        assert_eq!(later(10, &[]), 10);
+        assert_eq!(later(10, &[3, 9]), 10);
+        assert_eq!(later(10, &[3, 10]), 11);
+        assert_eq!(later(10, &[500, 3]), 501);
+        assert_eq!(later(10, &[i64::MAX]), i64::MAX);
+    }
 }

@@ -13,16 +13,20 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, debug_span, info_span};
 
 use crate::container::Command as ContainerCommand;
-use crate::core::{Core, step};
+use crate::core::{Core, step, warn_failure};
 use crate::sandbox::Command as SandboxCommand;
 use crate::status::{
     Condition, ContainerStats, ContainerStatus, ExecOutput, NodeStatus, SandboxStats,
     SandboxStatus, UndoStatus,
 };
-use crate::{Auth, Config, Error, FsInfo, container, exec, open, recovery, sandbox, stats};
+use crate::{
+    Auth, Config, Error, FsInfo, ShimInfo, container, exec, open, recovery, sandbox, stats,
+};
 
 /// How long work in flight may hold up a shutdown.
 const SHUTDOWN: Duration = Duration::from_secs(10);
+/// How long a shim may hold up a status that describes it.
+const SHIM_INFO: Duration = Duration::from_secs(1);
 
 /// The engine; clones share everything.
 #[derive(Clone, Debug)]
@@ -178,6 +182,20 @@ impl Engine {
             id: id.to_string(),
             source,
         })
+    }
+
+    /// What the shim of a sandbox is, for people; `None` if there is none, or it does not
+    /// say so at once.
+    pub async fn shim_info(&self, id: &SandboxId) -> Result<Option<ShimInfo>, Error> {
+        let Ok(shim) = self.core.sandbox(id)?.live_shim("describe shim") else { return Ok(None) };
+        match shim.info(SHIM_INFO).await {
+            Ok(info) => Ok(Some(info)),
+            Err(source) => {
+                let (action, id) = ("describe shim of sandbox", id.to_string());
+                warn_failure("status", &Error::Shim { action, id, source });
+                Ok(None)
+            }
+        }
     }
 
     /// Usage of one container.

@@ -38,6 +38,7 @@ mod undo;
 mod worker;
 
 pub use berth_image::{Auth, FsInfo};
+pub use berth_shim_client::ShimInfo;
 pub use config::{Config, RuntimeConfig};
 pub use engine::Engine;
 pub use error::Error;

@@ -422,6 +422,5 @@ pub(crate) fn store(action: &'static str) -> impl FnOnce(berth_metadata::Error) 
 }
 
 pub(crate) fn now() -> Timestamp {
-    let since = berth_failpoint::now().duration_since(std::time::UNIX_EPOCH);
-    Timestamp(since.ok().and_then(|since| i64::try_from(since.as_nanos()).ok()).unwrap_or(0))
+    berth_failpoint::now().into()
 }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -225,6 +226,14 @@ impl ContainerSpec {
 #[serde(transparent)]
 pub struct Timestamp(pub i64);
 
+/// A time before the epoch is the epoch, and one that does not fit is the last that does.
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+    }
+}
+
 /// How a container ended.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct Exit {
@@ -324,7 +333,9 @@ impl ContainerState {
                 Ok(Self::Exited { started_at: Timestamp::default(), exit })
             }
             (Self::Running { started_at, .. }, ContainerEvent::Exited(exit)) => {
-                Ok(Self::Exited { started_at, exit })
+                // The clock may have been set back in between.
+                let at = exit.at.max(started_at);
+                Ok(Self::Exited { started_at, exit: Exit { at, ..exit } })
             }
             (state, event) => Err(InvalidTransition { state, event }),
         }

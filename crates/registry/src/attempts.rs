@@ -1,10 +1,10 @@
 //! When to try again, and after how long.
 
 use std::hash::{BuildHasher as _, RandomState};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::HeaderMap;
-use http::header::RETRY_AFTER;
+use http::header::{DATE, RETRY_AFTER};
 
 use crate::{Config, Error};
 
@@ -35,8 +35,7 @@ impl Failure {
 
     /// As [`Failure::passing`], but not before the time that the headers name, if any.
     pub(crate) fn deferred(error: Error, headers: &HeaderMap) -> Self {
-        let retry =
-            retry_after(headers, berth_failpoint::now()).map_or(Retry::Backoff, Retry::After);
+        let retry = retry_after(headers).map_or(Retry::Backoff, Retry::After);
         Self { error, retry }
     }
 }
@@ -108,13 +107,15 @@ fn jitter(pause: Duration) -> Duration {
     pause.mul_f64(f64::from(part) / f64::from(1 << 21))
 }
 
-/// RFC 9110, section 10.2.3: seconds, or a date.
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+/// RFC 9110, section 10.2.3: seconds, or a date, which is of the registry's clock. What that
+/// says now is in the same headers; what ours says may be wrong.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));
     }
     let date = httpdate::parse_http_date(value).ok()?;
+    let now = httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?.trim()).ok()?;
     Some(date.duration_since(now).unwrap_or_default())
 }
 
@@ -153,7 +154,7 @@ mod tests {
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {
-        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let now = "Sun, 06 Nov 1994 08:49:37 GMT";
         for (value, expected) in [
             ("3", Some(3)),
             (" 3 ", Some(3)),
@@ -164,8 +165,13 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(RETRY_AFTER, value.parse().unwrap());
-            let found = retry_after(&headers, now);
+            headers.insert(DATE, now.parse().unwrap());
+            let found = retry_after(&headers);
             assert_eq!(found, expected.map(Duration::from_secs), "{value}");
         }
+        // A date of an unknown clock says nothing.
+        let mut headers = HeaderMap::new();
+        headers.insert(RETRY_AFTER, now.parse().unwrap());
+        assert_eq!(retry_after(&headers), None);
     }
 }

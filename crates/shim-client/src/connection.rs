@@ -16,14 +16,14 @@ use std::time::Duration;
 use protobuf::Message;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::proto::Request;
 use ttrpc::{Code, asynchronous::Client};
 
 use crate::bootstrap::{ApiVersion, Bootstrap};
-use crate::{Error, ProcessId};
+use crate::{Error, ProcessId, ShimInfo};
 
 /// How long one connect(2) may take, a listening shim's full backlog included.
 const DIAL: Duration = Duration::from_secs(5);
@@ -41,6 +41,8 @@ struct Inner {
     address: String,
     /// Set once the shim said that it does not have v3 of the Task API.
     old: AtomicBool,
+    /// What the shim said it is, once it was asked.
+    info: OnceCell<ShimInfo>,
     link: Mutex<Option<Link>>,
 }
 
@@ -79,6 +81,7 @@ impl Shim {
         let inner = Inner {
             address: bootstrap.address.clone(),
             old: AtomicBool::new(bootstrap.version == ApiVersion::V2),
+            info: OnceCell::new(),
             link: Mutex::new(Some(link)),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -113,6 +116,10 @@ impl Shim {
             while link.lost.changed().await.is_ok() {}
             sleep(REDIAL_PAUSE).await;
         }
+    }
+
+    pub(crate) fn known(&self) -> &OnceCell<ShimInfo> {
+        &self.inner.info
     }
 
     pub(crate) fn version(&self) -> ApiVersion {

@@ -107,6 +107,28 @@ pub enum Error {
         /// The shim's words.
         message: String,
     },
+    /// The shim is of a release without that verb, or not ours.
+    #[error(
+        "shim at {address} speaks protocol {protocol}, which cannot {verb} (protocol {needed} can)"
+    )]
+    Unsupported {
+        /// The address.
+        address: String,
+        /// What it speaks beside containerd's protocol; 0 if it is not ours.
+        protocol: u32,
+        /// What it cannot do.
+        verb: &'static str,
+        /// The protocol that brought it.
+        needed: u32,
+    },
+    /// The answer of our extension is not what its protocol says.
+    #[error("answer of {method}")]
+    Extension {
+        /// The request.
+        method: &'static str,
+        /// What is wrong.
+        source: prost::DecodeError,
+    },
     /// The shim's answer, or our request, is not what the protocol says.
     #[error("message of {method}")]
     Message {
@@ -135,13 +157,14 @@ impl Error {
             Self::Unanswered { .. } | Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::Connect { .. } | Self::Lost { .. } => ErrorKind::Unavailable,
             Self::Peer { .. } => ErrorKind::PermissionDenied,
-            Self::Protocol { .. } => ErrorKind::Unimplemented,
+            Self::Protocol { .. } | Self::Unsupported { .. } => ErrorKind::Unimplemented,
             Self::Process { source: Errno::ESRCH, .. } => ErrorKind::NotFound,
             Self::Rpc { code, .. } => kind_of(*code),
             Self::Spawn { .. }
             | Self::Io { .. }
             | Self::Refused { .. }
             | Self::Bootstrap(_)
+            | Self::Extension { .. }
             | Self::Message { .. }
             | Self::Process { .. } => ErrorKind::Internal,
         }

@@ -11,6 +11,8 @@
 //!   └────────────────────────┘        Shim ──────────────────┘
 //! ```
 //!
+//! A shim may be older or younger than this daemon: `extension` says how that is told.
+//!
 //! Invariants: every call has a deadline, except [`Shim::wait`], which ends with the
 //! connection; a request is never sent twice, save where the shim said that it does
 //! not have the service at all (v3 to v2 of the Task API). Not here: what a sandbox
@@ -20,6 +22,7 @@ mod bootstrap;
 mod connection;
 mod error;
 mod events;
+mod extension;
 mod process;
 mod sandbox;
 mod start;
@@ -29,6 +32,7 @@ pub use bootstrap::{ApiVersion, Bootstrap};
 pub use connection::Shim;
 pub use error::Error;
 pub use events::{Event, EventKind, EventServer};
+pub use extension::ShimInfo;
 pub use process::ProcessId;
 pub use sandbox::{SandboxOptions, SandboxStatus};
 pub use start::{Runtime, StartRequest, Started, delete, start};

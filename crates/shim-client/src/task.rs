@@ -3,13 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use berth_api::shim::{self, ReopenLogRequest};
 use berth_model::container::Timestamp;
 use berth_model::mount::Mount;
 use berth_model::{ContainerId, ExecId};
 use containerd_shim_protos::api;
 use nix::sys::signal::Signal;
-use prost::Message;
 use protobuf::well_known_types::any::Any;
 
 use crate::{Error, Shim};
@@ -321,15 +319,6 @@ impl Shim {
         let mut message = api::ShutdownRequest::new();
         message.id = id.to_owned();
         self.task::<_, api::Empty>("Shutdown", &message, Some(QUICK)).await?;
-        Ok(())
-    }
-
-    /// In-tree shim: opens the container's log anew, after it was renamed. The file
-    /// exists at its path when this returns.
-    pub async fn reopen_log(&self, container: &ContainerId) -> Result<(), Error> {
-        let message = ReopenLogRequest { container_id: container.to_string() };
-        let payload = message.encode_to_vec();
-        self.raw(shim::SERVICE, shim::REOPEN_LOG, payload, Some(QUICK)).await?;
         Ok(())
     }
 }

@@ -57,7 +57,9 @@ fn run(args: &Args) -> Result<(), Error> {
         Action::Start => return start::run(args),
         Action::Delete => return delete::run(args),
         Action::Version => {
-            format!("containerd-shim-berth-v1:\n  Version:  {version}\n").into_bytes()
+            let protocol = berth_api::shim::PROTOCOL;
+            format!("containerd-shim-berth-v1:\n  Version:  {version}\n  Protocol: {protocol}\n")
+                .into_bytes()
         }
         Action::Info => {
             let mut info = RuntimeInfo::new();

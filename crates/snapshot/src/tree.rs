@@ -12,7 +12,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
-use berth_model::container::Timestamp;
 use berth_model::stats::DiskUsage;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
@@ -208,12 +207,7 @@ pub fn usage(root: BorrowedFd<'_>) -> Result<DiskUsage, Error> {
     count.add(&fstat(root).map_err(failed("read metadata of", c""))?)?;
     let own = openat(root, c".", DIRECTORY, Mode::empty()).map_err(failed("open", c""))?;
     walk(own, &mut count)?;
-    Ok(DiskUsage { at: now(), bytes: count.bytes, inodes: count.inodes })
-}
-
-fn now() -> Timestamp {
-    let since = berth_failpoint::now().duration_since(std::time::UNIX_EPOCH);
-    Timestamp(since.ok().and_then(|since| i64::try_from(since.as_nanos()).ok()).unwrap_or(0))
+    Ok(DiskUsage { at: berth_failpoint::now().into(), bytes: count.bytes, inodes: count.inodes })
 }
 
 fn failed<E: crate::error::IntoErrno>(

@@ -20,7 +20,7 @@ pub use cri::{
 };
 pub use machine::Machine;
 pub use node::{
-    Daemon, Failpoint, Finished, Known, Node, NodeOptions, Pod, binaries, failpoints,
+    Daemon, Failpoint, Finished, Known, Node, NodeOptions, Pod, binaries, failpoints, previous,
     remove_cgroups,
 };
 

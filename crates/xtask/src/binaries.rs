@@ -16,7 +16,11 @@ use crate::run;
 /// nothing is built twice.
 pub(crate) const TEST_FEATURES: &str = "berth-daemon/failpoints,berth-shim/failpoints";
 
-const SHIM: &str = "containerd-shim-berth-v1";
+pub(crate) const SHIM: &str = "containerd-shim-berth-v1";
+
+/// What makes the shim static and non-PIE, after `cargo rustc`.
+pub(crate) const STATIC: [&str; 5] =
+    ["--", "-C", "target-feature=+crt-static", "-C", "relocation-model=static"];
 
 /// How to build.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +69,7 @@ pub(crate) fn build(profile: Profile) -> Result<Built> {
 
     let mut shim = run::cargo(["rustc", "--package", "berth-shim", "--bin", SHIM]);
     shim.arg(profile.flag("berth-shim"));
-    shim.args(["--", "-C", "target-feature=+crt-static", "-C", "relocation-model=static"]);
+    shim.args(STATIC);
     run::check(shim)?;
 
     let from = run::target().join(profile.folder());
@@ -83,7 +87,7 @@ pub(crate) fn build(profile: Profile) -> Result<Built> {
 }
 
 /// Copies through a temporary name: a program that runs may not be overwritten.
-fn install(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn install(from: &Path, to: &Path) -> Result<()> {
     let partial = to.with_extension("partial");
     fs::copy(from, &partial)
         .and_then(|_| fs::rename(&partial, to))

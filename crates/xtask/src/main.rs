@@ -6,6 +6,7 @@
 //! | `test` | format, tidy, clippy, unit and crate tests, then the e2e suite |
 //! | `tidy` | crate arrows, licences, doubled versions, file lengths, layout |
 //! | `build [--release]` | `berthd`, the static shim and the demo client, in one folder |
+//! | `build --previous` | the release before this tree, for the tests of upgrade |
 //!
 //! Invariants: nothing here is linked into the product; a task that installs
 //! something says what and why first; a check that cannot run says so.
@@ -13,6 +14,7 @@
 mod binaries;
 mod demo;
 mod host;
+mod previous;
 mod report;
 mod run;
 mod test;
@@ -29,6 +31,7 @@ tasks:
   test                 run every check and test
   tidy                 check crate arrows, licences, doubled versions, lengths, layout
   build [--release]    build berthd, the static shim and the demo client
+  build --previous     build the release before this tree, for the tests of upgrade
 ";
 
 fn main() -> ExitCode {
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         ["build", "--release"] => {
             binaries::build(binaries::Profile::Release).map(|built| built.announce())
         }
+        ["build", "--previous"] => previous::announce(),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);

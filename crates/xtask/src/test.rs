@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 
+use crate::previous::Previous;
 use crate::report::Report;
-use crate::{binaries, host, run, tidy};
+use crate::{binaries, host, previous, run, tidy};
 
 pub(crate) fn test() -> Result<()> {
     if !host::is_root() {
@@ -31,6 +32,8 @@ fn steps(report: &mut Report) -> Result<()> {
     let units = ["test", "--workspace", "--exclude", "berth-e2e", "--locked", "--no-fail-fast"];
     let mut command = run::cargo(units);
     command.arg(&features);
+    // First: what both build is then of this tree.
+    let previous = previous::build()?;
     let built = binaries::build(binaries::Profile::Dev)?;
     command.args(["--", "--show-output"]).env("BERTH_BIN_DIR", &built.folder);
     report.step("unit tests", command)?;
@@ -39,5 +42,9 @@ fn steps(report: &mut Report) -> Result<()> {
     }
     let mut command = run::cargo(["test", "--package", "berth-e2e", "--locked", "--no-fail-fast"]);
     command.args(["--", "--show-output"]).env("BERTH_BIN_DIR", &built.folder);
+    match &previous {
+        Previous::Built(folder) => command.env(previous::FOLDER, folder),
+        Previous::Unknown(reason) => command.env(previous::MISSING, reason),
+    };
     report.step("e2e", command)
 }

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use berth_metadata::ContainerRecord;
+use berth_model::container::Timestamp;
 use berth_model::image::ImageRecord;
 use berth_model::sandbox::NamespaceMode;
 use berth_model::{ContainerId, ContainerSpec, ContainerState};
@@ -88,7 +89,7 @@ impl Plan {
             id,
             sandbox: sandbox.id.clone(),
             state: ContainerState::Created,
-            created_at: clock::now(),
+            created_at: created_at(core, sandbox),
             image: image.record.id,
             image_ref: image_ref(&image.record),
             cgroup: cgroup.to_string(),
@@ -101,6 +102,14 @@ impl Plan {
         };
         Ok(Self { record, oci })
     }
+}
+
+/// Later than whatever else was made for the sandbox.
+fn created_at(core: &Core, sandbox: &Sandbox) -> Timestamp {
+    let containers = core.containers.all();
+    let members = containers.iter().filter(|container| container.sandbox.id == sandbox.id);
+    let earlier = members.map(|container| container.status.get().created_at);
+    clock::now_after(earlier.chain([sandbox.status.get().created_at]))
 }
 
 /// A digest says what runs, whatever becomes of the tag.

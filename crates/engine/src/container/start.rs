@@ -57,7 +57,7 @@ impl Driver {
         let request = self.request(rootfs);
         shim.create(&request).instrument(debug_span!("task_create")).await.map_err(failed)?;
         step(Point::START_TASK_CREATED).await?;
-        let at = clock::now();
+        let at = clock::now().max(self.record.created_at);
         let pid = shim.start(id).instrument(debug_span!("task_start")).await.map_err(failed)?;
         step(Point::START_EXECUTED).await?;
         Ok((pid, at))

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use berth_metadata::{SandboxPhase, SandboxRecord};
-use berth_model::sandbox::NamespaceMode;
+use berth_model::container::Timestamp;
+use berth_model::sandbox::{NamespaceMode, SandboxName};
 use berth_model::{SandboxId, SandboxSpec};
 use berth_shim_client::SandboxOptions;
 
@@ -23,6 +24,25 @@ pub(super) struct Plan {
     /// `/etc/resolv.conf`.
     pub(super) resolv_conf: Vec<u8>,
     pub(super) options: SandboxOptions,
+}
+
+/// Later than whatever else was made for the same pod.
+fn created_at(core: &Core, name: &SandboxName) -> Timestamp {
+    let of_pod = |other: &SandboxName| {
+        (&other.namespace, &other.name, &other.uid) == (&name.namespace, &name.name, &name.uid)
+    };
+    let sandboxes = core.sandboxes.all();
+    let sandboxes: Vec<_> = sandboxes.iter().filter(|sandbox| of_pod(&sandbox.spec.name)).collect();
+    let containers = match sandboxes.is_empty() {
+        true => Vec::new(),
+        false => core.containers.all(),
+    };
+    let members = containers
+        .iter()
+        .filter(|container| sandboxes.iter().any(|sandbox| sandbox.id == container.sandbox.id));
+    let containers = members.map(|container| container.status.get().created_at);
+    let sandboxes = sandboxes.iter().map(|sandbox| sandbox.status.get().created_at);
+    clock::now_after(sandboxes.chain(containers))
 }
 
 impl Plan {
@@ -56,9 +76,9 @@ impl Plan {
             record: SandboxRecord {
                 id,
                 runtime: handler.to_owned(),
-                spec,
                 phase: SandboxPhase::Creating,
-                created_at: clock::now(),
+                created_at: created_at(core, &spec.name),
+                spec,
                 boot_id: core.boot_id.clone(),
                 cgroup,
                 owns_cgroup,

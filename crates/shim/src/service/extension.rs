@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use berth_api::shim::{REOPEN_LOG, ReopenLogRequest, ReopenLogResponse, SERVICE};
+use berth_api::shim::{
+    INFO, InfoResponse, PROTOCOL, REOPEN_LOG, ReopenLogRequest, ReopenLogResponse, SERVICE,
+};
 use prost::Message;
 use ttrpc::asynchronous::{MethodHandler, Service, TtrpcContext};
 use ttrpc::{Request, Response};
@@ -14,8 +16,11 @@ use crate::process::Status;
 use crate::shim::Shim;
 
 pub(super) fn create(shim: &Arc<Shim>) -> HashMap<String, Service> {
-    let handler: Box<dyn MethodHandler + Send + Sync> = Box::new(ReopenLog(Arc::clone(shim)));
-    let methods = HashMap::from([(REOPEN_LOG.to_owned(), handler)]);
+    let reopen_log: Box<dyn MethodHandler + Send + Sync> = Box::new(ReopenLog(Arc::clone(shim)));
+    let methods = HashMap::from([
+        (REOPEN_LOG.to_owned(), reopen_log),
+        (INFO.to_owned(), Box::new(Info) as Box<dyn MethodHandler + Send + Sync>),
+    ]);
     HashMap::from([(SERVICE.to_owned(), Service { methods, streams: HashMap::new() })])
 }
 
@@ -46,6 +51,20 @@ impl MethodHandler for ReopenLog {
                 other => return Err(other),
             },
         }
+        Ok(response)
+    }
+}
+
+/// Says which protocol this shim speaks. What a later request adds to the question is of
+/// no interest to this release.
+struct Info;
+
+#[async_trait]
+impl MethodHandler for Info {
+    async fn handler(&self, _: TtrpcContext, _: Request) -> ttrpc::Result<Response> {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let mut response = Response::new();
+        response.payload = InfoResponse { protocol: PROTOCOL, version }.encode_to_vec();
         Ok(response)
     }
 }

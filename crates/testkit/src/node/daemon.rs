@@ -51,10 +51,25 @@ pub fn failpoints() -> Result<Vec<Failpoint>> {
     text.lines().map(|line| point(line).context("a failpoint without its name")).collect()
 }
 
+/// The folder with `berthd` and the shim of the release before this tree, which
+/// `cargo xtask test` builds; without it `test` is reported as skipped.
+#[must_use]
+pub fn previous(test: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("BERTH_PREVIOUS_DIR").map(PathBuf::from);
+    if folder.is_none() {
+        let reason = std::env::var("BERTH_PREVIOUS_MISSING")
+            .unwrap_or_else(|_| "BERTH_PREVIOUS_DIR is not set: cargo xtask test sets it".into());
+        crate::skip(test, &reason);
+    }
+    folder
+}
+
 /// A `berthd` of a node's own.
 #[derive(Debug)]
 pub struct Daemon {
     process: Option<Child>,
+    options: NodeOptions,
+    cgroup_base: String,
     config: PathBuf,
     socket: PathBuf,
     log: PathBuf,
@@ -68,10 +83,25 @@ impl Daemon {
         options: &NodeOptions,
     ) -> Result<Self> {
         let (config, socket) = (dir.join("berthd.toml"), dir.join("run/berth.sock"));
-        fs::write(&config, configuration(dir, cgroup_base, options)?)?;
-        let mut daemon = Self { process: None, config, socket, log: dir.join("berthd.log") };
+        let (options, cgroup_base) = (options.clone(), cgroup_base.to_owned());
+        let log = dir.join("berthd.log");
+        let mut daemon = Self { process: None, options, cgroup_base, config, socket, log };
+        daemon.configure()?;
         daemon.start_again(machine)?;
         Ok(daemon)
+    }
+
+    /// From the next start on, the daemon and its shims are those in `folder`; `None` is
+    /// this tree's. What runs goes on with the shim it has.
+    pub(super) fn install(&mut self, folder: Option<&Path>) -> Result<()> {
+        self.options.binaries = folder.map(Path::to_owned);
+        self.configure()
+    }
+
+    fn configure(&self) -> Result<()> {
+        let dir = self.config.parent().context("the configuration lies in the node's directory")?;
+        fs::write(&self.config, configuration(dir, &self.cgroup_base, &self.options)?)?;
+        Ok(())
     }
 
     /// The CRI socket.
@@ -121,7 +151,7 @@ impl Daemon {
     /// Starts the process.
     pub(super) fn launch(&mut self, machine: &Machine) -> Result<()> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let program = binaries()?.join("berthd");
+        let program = self.options.folder()?.join("berthd");
         let config = self.config.clone();
         self.process = Some(machine.run(move || spawn(&program, &config, log))?);
         Ok(())
@@ -246,7 +276,7 @@ fn signal(process: &Child, signal: Signal) -> Result<()> {
 fn configuration(dir: &Path, cgroup_base: &str, options: &NodeOptions) -> Result<String> {
     let filter = if options.quiet { "info" } else { "debug,h2=warn,hyper=warn,tower=warn" };
     let format = if options.log_format.is_empty() { "human" } else { &options.log_format };
-    let shim = binaries()?.join("containerd-shim-berth-v1");
+    let shim = options.folder()?.join("containerd-shim-berth-v1");
     Ok(format!(
         "root = '{dir}/root'\nstate = '{dir}/run'\n\n\
          [cri]\nsocket = '{dir}/run/berth.sock'\n\n\

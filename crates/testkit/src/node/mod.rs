@@ -19,7 +19,7 @@ use crate::machine::Machine;
 use crate::registry::Registry;
 use crate::{image, log};
 
-pub use daemon::{Daemon, Failpoint, binaries, failpoints};
+pub use daemon::{Daemon, Failpoint, binaries, failpoints, previous};
 pub use leaks::{Known, remove_cgroups};
 pub use pods::{Finished, Pod};
 
@@ -37,6 +37,14 @@ pub struct NodeOptions {
     pub log_format: String,
     /// Whether the daemon logs no more than a user's would by default.
     pub quiet: bool,
+    /// The folder of daemon and shim; `None` means this tree's.
+    pub binaries: Option<PathBuf>,
+}
+
+impl NodeOptions {
+    fn folder(&self) -> Result<PathBuf> {
+        self.binaries.clone().map_or_else(binaries, Ok)
+    }
 }
 
 /// A disposable node.
@@ -206,6 +214,12 @@ impl Node {
         self.daemon.start_again(&self.machine)?;
         self.cri = Cri::connect(self.daemon.socket()).await?;
         Ok(())
+    }
+
+    /// From the next start of the daemon on, it and its shims are those in `folder`; `None`
+    /// means this tree's. What runs keeps the shim it has.
+    pub fn install(&mut self, folder: Option<&Path>) -> Result<()> {
+        self.daemon.install(folder)
     }
 
     /// Lets everything run on after this process; returns the node's directory, where the
