@@ -11,9 +11,10 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use berth_sys::process::{ForkOptions, fork};
+use berth_sys::process::{ForkOptions, Forked, fork};
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, kill};
 use protobuf::Message;
 use sha2::{Digest, Sha256};
 
@@ -34,6 +35,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Error> {
         Some(path) => path.clone(),
         None => containerd_socket(args, params.as_ref()),
     };
+    let mut forked = None;
     if let Some(listener) = bind(&socket)? {
         let events = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty());
         let told = || params.map(|params| params.containerd_ttrpc_address);
@@ -44,7 +46,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Error> {
             socket: socket.clone(),
             log: if own.is_some() { daemon::Log::Inherited } else { daemon::Log::Fifo },
         };
-        fork_shim(daemon, listener).inspect_err(|_| drop(std::fs::remove_file(&socket)))?;
+        let shim = fork_shim(daemon, listener);
+        forked = Some(shim.inspect_err(|_| drop(std::fs::remove_file(&socket)))?);
     }
     let address = format!("unix://{}", socket.display());
     if own.is_none() {
@@ -55,6 +58,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Error> {
     let answer = answer(&address, std::env::var("MAX_SHIM_VERSION").ok().as_deref());
     let mut stdout = io::stdout();
     let told = stdout.write_all(answer.as_bytes()).and_then(|()| stdout.flush());
+    if told.is_err()
+        && let Some(shim) = forked
+    {
+        // Who asked for it is gone, and perhaps no successor looks for it any more.
+        kill(shim.pid, Signal::SIGKILL).ok();
+        std::fs::remove_file(&socket).ok();
+    }
     told.map_err(|source| Error::Io("answer", source))
 }
 
@@ -112,16 +122,16 @@ fn bind(path: &Path) -> Result<Option<UnixListener>, Error> {
 }
 
 /// Forks the shim, and waits until it answers or says why it does not.
-fn fork_shim(daemon: Daemon, listener: UnixListener) -> Result<(), Error> {
+fn fork_shim(daemon: Daemon, listener: UnixListener) -> Result<Forked, Error> {
     let (ready, report) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::Syscall("make pipe", errno))?;
     let parents = ready.as_raw_fd();
-    fork(&ForkOptions::default(), move |_| {
+    let forked = fork(&ForkOptions::default(), move |_| {
         // This copy of the parent's end is nobody's: the parent's destructors never run here.
         nix::unistd::close(parents).ok();
         daemon.run(listener, report)
     })?;
-    outcome(&ready)
+    outcome(&ready).map(|()| forked)
 }
 
 /// The shim closes the pipe when it is ready; before that it writes what went wrong.

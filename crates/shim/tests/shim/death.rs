@@ -178,3 +178,33 @@ async fn a_shim_that_cannot_start_says_why() {
     let words = std::fs::read_to_string(dir.path().join("shim.log")).unwrap();
     assert!(words.contains("bind socket"), "{words}");
 }
+
+#[tokio::test]
+async fn a_shim_whose_daemon_died_before_it_was_told_ends_by_itself() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("shim.sock");
+    let (read, write) = nix::unistd::pipe().unwrap();
+    drop(read);
+    let started = std::process::Command::new(runtime().path)
+        .args(["-namespace", "k8s.io", "-address", "/events", "-id", "orphan", "start"])
+        .env("BERTH_SOCKET", &socket)
+        .current_dir(dir.path())
+        .stdin(std::process::Stdio::null())
+        .stdout(write)
+        .output()
+        .unwrap();
+    assert!(!started.status.success(), "{started:?}");
+    assert!(!socket.exists());
+    let orphan = |entry: &std::fs::DirEntry| {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&command).contains("-id\0orphan\0")
+    };
+    let deadline = std::time::Instant::now() + LONG;
+    while std::fs::read_dir("/proc").unwrap().flatten().any(|entry| orphan(&entry)) {
+        assert!(std::time::Instant::now() < deadline, "the shim lives");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
