@@ -256,7 +256,7 @@ impl Error {
             Self::ShuttingDown => ErrorKind::Cancelled,
             Self::Io { source, .. } | Self::Namespaces { source, .. } => io_kind(source),
             Self::Metadata { source, .. } => source.kind(),
-            Self::Network { source, .. } | Self::NetworkBase { source } => source.kind(),
+            Self::Network { source, .. } | Self::NetworkBase { source } => network_kind(source),
             Self::Cgroup { source, .. } => source.kind(),
             Self::Snapshot { source, .. } => source.kind(),
             Self::Image { source, .. } => source.kind(),
@@ -307,5 +307,38 @@ fn io_kind(error: &std::io::Error) -> ErrorKind {
         | std::io::ErrorKind::QuotaExceeded
         | std::io::ErrorKind::FileTooLarge => ErrorKind::ResourceExhausted,
         _ => ErrorKind::Internal,
+    }
+}
+
+/// The store of leases is ours: to the network its failures are all alike.
+fn network_kind(error: &berth_network::Error) -> ErrorKind {
+    let (berth_network::Error::Lease { source, .. } | berth_network::Error::ListLeases(source)) =
+        error
+    else {
+        return error.kind();
+    };
+    let stored = source.downcast_ref::<berth_metadata::Error>();
+    stored.map_or_else(|| error.kind(), berth_metadata::Error::kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_seen_through_the_network() {
+        let full = berth_metadata::Error::File {
+            action: "write",
+            path: "/pods.db".into(),
+            source: std::io::ErrorKind::StorageFull.into(),
+        };
+        let sandbox = SandboxId::new("pod").unwrap();
+        let source = berth_network::Error::Lease {
+            operation: "lease address",
+            sandbox: sandbox.clone(),
+            source: Box::new(full),
+        };
+        let error = Error::Network { action: "attach network", sandbox, source };
+        assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error}");
     }
 }

@@ -133,10 +133,14 @@ impl Network {
         })
     }
 
-    /// Gives back an address that no link ever had.
+    /// Gives back an address that no link has; the reclaimer does when the store does not
+    /// take it now.
     fn undo_lease(&self, sandbox: &SandboxId, address: Ipv4Addr) {
         if let Err(error) = self.leases.release(sandbox, address) {
-            tracing::warn!(sandbox.id = %sandbox, %address, error, "release address");
+            tracing::warn!(sandbox.id = %sandbox, %address, error, "release address; tried again");
+            let lease = Some((sandbox.clone(), address));
+            let delete_at = Instant::now();
+            self.reclaimer.drain(Draining { name: None, index: None, lease, delete_at });
         }
     }
 
@@ -154,7 +158,7 @@ impl Network {
             }
         }
         self.reclaimer.drain(Draining {
-            name,
+            name: Some(name),
             index: None,
             lease: Some((sandbox.clone(), address)),
             delete_at: Instant::now(),
@@ -248,7 +252,7 @@ impl Network {
         let unmapped = self.remove_ports(sandbox, attachment);
         let unmapped = unmapped.and_then(|()| step(Point::STOP_PORTS_REMOVED));
         self.reclaimer.drain(Draining {
-            name: attachment.host_interface.clone(),
+            name: Some(attachment.host_interface.clone()),
             index: Some(attachment.host_index),
             lease: Some((sandbox.clone(), attachment.address)),
             delete_at: Instant::now() + LINK_GRACE,

@@ -31,7 +31,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// A host link that is to go, and the lease that goes with it.
 #[derive(Debug)]
 pub(crate) struct Draining {
-    pub(crate) name: String,
+    /// `None` if there never was a link, and only the lease could not be given back yet.
+    pub(crate) name: Option<String>,
     /// Its index, if known; a link of that name and another index is another link.
     pub(crate) index: Option<u32>,
     pub(crate) lease: Option<(SandboxId, Ipv4Addr)>,
@@ -41,7 +42,8 @@ pub(crate) struct Draining {
 
 impl Draining {
     fn gone(&self) -> bool {
-        match (if_nametoindex(self.name.as_str()), self.index) {
+        let Some(name) = &self.name else { return true };
+        match (if_nametoindex(name.as_str()), self.index) {
             (Ok(found), Some(index)) => found != index,
             (Ok(_), None) => false,
             // Any other error, such as no descriptor being left, says nothing of the link.
@@ -146,7 +148,7 @@ impl Worker {
         let now = Instant::now();
         let overdue = self.draining.iter_mut().filter(|link| link.delete_at <= now);
         let mut names: Vec<String> = overdue
-            .map(|link| {
+            .filter_map(|link| {
                 link.delete_at = now + LINK_GRACE;
                 link.name.clone()
             })

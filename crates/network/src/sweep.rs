@@ -47,7 +47,7 @@ impl Network {
         stale.retain(|port| link::is_host_name(&port.name) && !named.contains(&port.name));
         let count = stale.len();
         for port in stale {
-            let (name, index) = (port.name, Some(port.index));
+            let (name, index) = (Some(port.name), Some(port.index));
             self.reclaimer.drain(Draining { name, index, lease: None, delete_at: Instant::now() });
         }
         Ok(count)
@@ -65,7 +65,7 @@ impl Network {
         let count = leases.len();
         for lease in leases {
             self.reclaimer.drain(Draining {
-                name: link::host_name(&lease.0),
+                name: Some(link::host_name(&lease.0)),
                 index: None,
                 lease: Some(lease),
                 delete_at: Instant::now(),

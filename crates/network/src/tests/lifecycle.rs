@@ -39,7 +39,7 @@ fn a_link_that_outlives_its_grace_is_deleted_and_its_address_released() {
     on_default_node(|node| {
         let pod = node.attach("pod", &[]);
         node.network.reclaimer.drain(Draining {
-            name: pod.attachment.host_interface.clone(),
+            name: Some(pod.attachment.host_interface.clone()),
             index: Some(pod.attachment.host_index),
             lease: Some((pod.id.clone(), pod.address())),
             delete_at: Instant::now() + Duration::from_millis(100),
@@ -90,6 +90,21 @@ fn a_namespace_with_an_eth0_is_refused_in_the_words_of_the_kernel() {
         assert_eq!(error.errno(), Some(nix::errno::Errno::EEXIST));
         assert!(node.network.wait_drained(LIMIT));
         assert_eq!(node.leased(), [id("pod")]);
+    });
+}
+
+#[test]
+fn an_address_that_cannot_be_given_back_at_once_is_given_back_later() {
+    on_default_node(|node| {
+        let pod = node.attach("pod", &[]);
+        node.leases.0.lock().unwrap().refusals = 3;
+        // The one has an `eth0` that is not its own, the other has a link already.
+        for other in ["other", "pod"] {
+            node.network.attach(&id(other), pod.netns.fd(), &[]).unwrap_err();
+        }
+        assert!(node.network.wait_drained(LIMIT));
+        assert_eq!(node.leased(), [id("pod")]);
+        assert_eq!(node.links().len(), 1, "the first is untouched");
     });
 }
 

@@ -105,6 +105,8 @@ struct MemoryLeases(Mutex<Leased>);
 #[derive(Default)]
 struct Leased {
     last: Option<Ipv4Addr>,
+    /// How often a release is still refused.
+    refusals: u32,
     held: BTreeMap<Ipv4Addr, SandboxId>,
 }
 
@@ -120,6 +122,10 @@ impl Leases for MemoryLeases {
 
     fn release(&self, sandbox: &SandboxId, address: Ipv4Addr) -> Result<(), StoreError> {
         let mut leased = self.0.lock().unwrap();
+        if let Some(left) = leased.refusals.checked_sub(1) {
+            leased.refusals = left;
+            return Err("the store is away".into());
+        }
         if leased.held.get(&address) == Some(sandbox) {
             leased.held.remove(&address);
         }
