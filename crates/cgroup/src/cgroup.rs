@@ -81,20 +81,14 @@ impl Cgroup {
         processes::signal_all(&self.mounts, &self.path, signal)
     }
 
-    /// Stops every process in it and below, and waits until they are stopped, 2 s at most.
+    /// Asks for every process in it and below to be stopped, or to run again; whether that is
+    /// so. Does not wait: until it is, the caller asks again, as a v1 freezer needs when a
+    /// process forked meanwhile. A cgroup thaws at once.
     ///
     /// # Errors
-    /// [`Error::NoFreezer`], [`Error::FreezeTimeout`] (it is thawed again), [`Error::Write`].
-    pub fn freeze(&self) -> Result<(), Error> {
-        processes::freeze(&self.mounts, &self.path)
-    }
-
-    /// Lets them run again.
-    ///
-    /// # Errors
-    /// As [`Cgroup::freeze`].
-    pub fn thaw(&self) -> Result<(), Error> {
-        processes::thaw(&self.mounts, &self.path)
+    /// [`Error::NoFreezer`], [`Error::Write`], [`Error::Read`].
+    pub fn set_frozen(&self, frozen: bool) -> Result<bool, Error> {
+        processes::set_frozen(&self.mounts, &self.path, frozen)
     }
 
     /// What it uses now. Values of a controller that the host lacks are zero.

@@ -119,14 +119,6 @@ pub enum Error {
         /// Why not.
         source: Errno,
     },
-    /// The cgroup did not become frozen (or thawed) in time.
-    #[error("cgroup {cgroup} did not become {wanted} in time")]
-    FreezeTimeout {
-        /// The cgroup.
-        cgroup: String,
-        /// `frozen` or `thawed`.
-        wanted: &'static str,
-    },
     /// This host can neither freeze nor thaw.
     #[error("this host has no cgroup freezer")]
     NoFreezer,
@@ -159,7 +151,6 @@ impl Error {
             | Self::NoHierarchy
             | Self::NoFreezer
             | Self::Busy { .. } => ErrorKind::FailedPrecondition,
-            Self::FreezeTimeout { .. } => ErrorKind::DeadlineExceeded,
             Self::Write { source: Errno::EINVAL | Errno::ERANGE, .. }
             | Self::Kill { source: Errno::EINVAL, .. } => ErrorKind::InvalidArgument,
             Self::Create { source: Errno::ENOSPC, .. } => ErrorKind::ResourceExhausted,

@@ -15,8 +15,9 @@ use crate::files::Directory;
 use crate::hierarchy::{Controller, Mounts, Place};
 use crate::{CgroupPath, Error};
 
-/// How long a cgroup may take to freeze.
-const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a cgroup may take to freeze for its processes to be killed: without it a few more
+/// rounds are needed.
+const FREEZE_DEADLINE: Duration = Duration::from_millis(20);
 /// Rounds of killing where the kernel cannot kill a cgroup at once; a frozen one needs one.
 const ROUNDS: usize = 20;
 /// Processes held by descriptor at a time.
@@ -93,9 +94,9 @@ pub(crate) fn signal_all(mounts: &Mounts, path: &CgroupPath, signal: i32) -> Res
 /// Kills one by one, frozen where that is possible so that nothing forks meanwhile.
 fn kill_legacy(mounts: &Mounts, path: &CgroupPath) -> Result<(), Error> {
     let list = || pids(mounts, path);
-    let frozen = match freeze(mounts, path) {
-        Ok(()) => true,
-        Err(Error::NoFreezer | Error::FreezeTimeout { .. }) => false,
+    let frozen = match freeze_soon(mounts, path) {
+        Ok(frozen) => frozen,
+        Err(Error::NoFreezer) => false,
         Err(error) => return Err(error),
     };
     let mut result = Ok(());
@@ -110,9 +111,24 @@ fn kill_legacy(mounts: &Mounts, path: &CgroupPath) -> Result<(), Error> {
         }
     }
     if frozen {
-        thaw(mounts, path)?;
+        set_frozen(mounts, path, false)?;
     }
     result
+}
+
+/// Freezes what can be in a short time; whether all is. If not, it is thawed again.
+fn freeze_soon(mounts: &Mounts, path: &CgroupPath) -> Result<bool, Error> {
+    let deadline = Instant::now() + FREEZE_DEADLINE;
+    let mut pause = Duration::from_micros(100);
+    while !set_frozen(mounts, path, true)? {
+        if Instant::now() >= deadline {
+            set_frozen(mounts, path, false)?;
+            return Ok(false);
+        }
+        std::thread::sleep(pause);
+        pause *= 2;
+    }
+    Ok(true)
 }
 
 /// Signals what `list` names; returns how many. Each is held by descriptor and looked up again
@@ -148,35 +164,9 @@ fn signal_listed(
     Ok(signalled)
 }
 
-/// Stops all, and waits until they are.
-pub(crate) fn freeze(mounts: &Mounts, path: &CgroupPath) -> Result<(), Error> {
-    let frozen = set_frozen(mounts, path, true);
-    if matches!(frozen, Err(Error::FreezeTimeout { .. })) {
-        set_frozen(mounts, path, false)?;
-    }
-    frozen
-}
-
-/// Lets all run, and waits until they do.
-pub(crate) fn thaw(mounts: &Mounts, path: &CgroupPath) -> Result<(), Error> {
-    set_frozen(mounts, path, false)
-}
-
-fn set_frozen(mounts: &Mounts, path: &CgroupPath, wanted: bool) -> Result<(), Error> {
-    let deadline = Instant::now() + FREEZE_DEADLINE;
-    let mut pause = Duration::from_micros(100);
-    let state = Freezer::of(mounts, path).ok_or(Error::NoFreezer)?;
-    loop {
-        if state.set(wanted)? {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            let wanted = if wanted { "frozen" } else { "thawed" };
-            return Err(Error::FreezeTimeout { cgroup: path.to_string(), wanted });
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(20));
-    }
+/// Asks for all to be stopped, or to run; whether that is so.
+pub(crate) fn set_frozen(mounts: &Mounts, path: &CgroupPath, wanted: bool) -> Result<bool, Error> {
+    Freezer::of(mounts, path).ok_or(Error::NoFreezer)?.set(wanted)
 }
 
 /// Where a cgroup is frozen. On a hybrid host in v2: there a frozen process can still be killed.
@@ -250,8 +240,10 @@ mod tests {
         while pids(&mounts, &path).unwrap().len() < 3 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
-        freeze(&mounts, &path).unwrap();
-        thaw(&mounts, &path).unwrap();
+        while !set_frozen(&mounts, &path, true).unwrap() {
+            assert!(Instant::now() < deadline, "it does not freeze");
+        }
+        assert!(set_frozen(&mounts, &path, false).unwrap());
         kill_all(&mounts, &path).unwrap();
         let status = child.wait().unwrap();
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));

@@ -173,16 +173,16 @@ fn a_frozen_cgroup_stands_still_and_can_be_killed() {
     let Some(scratch) = Scratch::new() else { return };
     let mut child = scratch.run("while :; do :; done");
     until(|| Some(()).filter(|()| scratch.cgroup.usage().unwrap().cpu_ns > 0));
-    scratch.cgroup.freeze().unwrap();
+    until(|| scratch.cgroup.set_frozen(true).unwrap().then_some(()));
     let before = scratch.cgroup.usage().unwrap().cpu_ns;
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(scratch.cgroup.usage().unwrap().cpu_ns, before);
-    scratch.cgroup.thaw().unwrap();
+    until(|| scratch.cgroup.set_frozen(false).unwrap().then_some(()));
     until(|| Some(()).filter(|()| scratch.cgroup.usage().unwrap().cpu_ns > before));
-    scratch.cgroup.freeze().unwrap();
+    until(|| scratch.cgroup.set_frozen(true).unwrap().then_some(()));
     scratch.cgroup.kill_all().unwrap();
     if scratch.cgroup.unified().is_none() {
-        scratch.cgroup.thaw().unwrap();
+        scratch.cgroup.set_frozen(false).unwrap();
     }
     assert_eq!(child.wait().unwrap().signal(), Some(9));
 }

@@ -14,6 +14,7 @@ pub mod mount;
 pub mod reference;
 pub mod sandbox;
 pub mod stats;
+pub mod task;
 
 pub use container::{ContainerSpec, ContainerState};
 pub use digest::{ChainId, DiffId, Digest};

@@ -25,6 +25,8 @@ use crate::reaper::Reaper;
 const MAX_SPEC: u64 = 4 << 20;
 /// How long a killed container's processes may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
+/// How long a container may take to freeze.
+const FREEZE: Duration = Duration::from_secs(2);
 /// How long copies to slow readers may go on after a container's end.
 const OUTPUT: Duration = Duration::from_secs(1);
 
@@ -153,9 +155,19 @@ impl Container {
     }
 
     /// Freezes or thaws every process.
-    pub(crate) fn set_paused(&self, paused: bool) -> Result<(), Error> {
+    pub(crate) async fn set_paused(&self, paused: bool) -> Result<(), Error> {
         let cgroup = self.cgroup.as_ref().ok_or(Error::Unimplemented("pause without a cgroup"))?;
-        if paused { cgroup.freeze() } else { cgroup.thaw() }?;
+        let until = Instant::now() + FREEZE;
+        let mut pause = Duration::from_millis(1);
+        while !cgroup.set_frozen(paused)? {
+            if Instant::now() >= until {
+                cgroup.set_frozen(false)?;
+                let what = "freezing a container";
+                return Err(Error::Timeout { what, seconds: FREEZE.as_secs() });
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
         self.inner().paused = paused;
         Ok(())
     }
@@ -192,8 +204,12 @@ impl Container {
     /// v1 dies only once it is thawed.
     pub(crate) fn kill(&self, process: &Process, signal: i32) -> Result<(), Error> {
         process.kill(signal)?;
-        if signal == Signal::SIGKILL as i32 && self.paused() {
-            self.set_paused(false)?;
+        if signal == Signal::SIGKILL as i32
+            && self.paused()
+            && let Some(cgroup) = &self.cgroup
+        {
+            cgroup.set_frozen(false)?;
+            self.inner().paused = false;
         }
         Ok(())
     }

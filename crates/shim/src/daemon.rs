@@ -27,6 +27,10 @@ use crate::shim::Shim;
 
 /// Time for the answer to the request that ended the shim to be written.
 const FAREWELL: Duration = Duration::from_millis(20);
+/// How long a shim waits for its first sandbox or container: much longer than whoever started
+/// it waits for the answers. A test may say how many seconds.
+const UNUSED: Duration = Duration::from_secs(60);
+const UNUSED_SECONDS: &str = "BERTH_SHIM_UNUSED";
 /// Killed after every workload, before berthd (-999).
 const OOM_SCORE: &str = "-998";
 
@@ -159,19 +163,33 @@ fn join_cgroups() -> Result<(), Error> {
 
 /// Waits for the request to end, or for SIGTERM and then for the last container's end: a
 /// node that shuts down signals everybody, and who waits is told the exit codes of those
-/// that obey.
+/// that obey. Who does not wait finds them in the bundles ([`crate::end`]). A shim that
+/// nobody has used in time ends too: whoever started it has died.
 async fn until_done(shim: &Shim) {
     let Ok(mut terminate) = signal(SignalKind::terminate()) else {
         return shim.finished.notified().await;
     };
     tokio::select! {
         () = shim.finished.notified() => return,
+        () = unused(shim) => {
+            return log::warn(format_args!("nobody has used shim {}: it ends", shim.id));
+        }
         _ = terminate.recv() => {}
     }
     if shim.is_busy() {
         log::warn(format_args!("asked to end, waiting for the containers of {}", shim.id));
     }
-    for container in shim.containers() {
-        container.init.wait().await;
+    tokio::select! {
+        () = shim.finished.notified() => {}
+        () = shim.idle() => {}
+    }
+}
+
+/// Waits until it is clear that nobody wants this shim; for ever if somebody does.
+async fn unused(shim: &Shim) {
+    let told = std::env::var(UNUSED_SECONDS).ok().and_then(|seconds| seconds.parse().ok());
+    sleep(told.map_or(UNUSED, Duration::from_secs)).await;
+    if shim.is_used() {
+        std::future::pending::<()>().await;
     }
 }

@@ -12,11 +12,13 @@ use protobuf::Message;
 
 use crate::args::Args;
 use crate::container::read_spec;
+use crate::end;
 use crate::error::Error;
 use crate::events::timestamp;
+use crate::reaper::Exit;
 use crate::start::containerd_socket;
 
-/// Killed, with its shim: 128 and SIGKILL.
+/// Killed, with its shim: 128 and SIGKILL. One that had ended before has its own code.
 const KILLED: u32 = 137;
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(5);
@@ -27,6 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Error> {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().map_err(|source| Error::Io("find bundle", source))?,
     };
+    let exit = end::of(&bundle);
     remove_cgroup(&args.id, &bundle)?;
     let socket = std::env::var_os("BERTH_SOCKET").map(PathBuf::from);
     match std::fs::remove_file(socket.unwrap_or_else(|| containerd_socket(args, None))) {
@@ -36,8 +39,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Error> {
         _ => {}
     }
     let mut response = DeleteResponse::new();
-    response.exit_status = KILLED;
-    response.exited_at = Some(timestamp(berth_failpoint::now())).into();
+    let killed = || Exit { code: KILLED, at: berth_failpoint::now() };
+    let exit = exit.unwrap_or_else(killed);
+    response.exit_status = exit.code;
+    response.exited_at = Some(timestamp(exit.at)).into();
     let failed = |source| Error::Io("answer", source);
     let answer = response.write_to_bytes().map_err(|error| failed(io::Error::other(error)))?;
     let mut stdout = io::stdout();

@@ -153,3 +153,30 @@ async fn connect(path: &str) -> Option<EventsClient> {
     let stream = timeout(PATIENCE, UnixStream::connect(path)).await.ok()?.ok()?;
     Some(EventsClient::new(Client::new(Socket::new(stream))))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A daemon that is stopped: it takes the connection, and answers nothing.
+    #[tokio::test]
+    async fn events_that_nobody_takes_are_dropped_and_cost_neither_time_nor_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let publisher = Publisher::new(path.to_str().unwrap(), "k8s.io");
+        let begun = std::time::Instant::now();
+        for n in 0..100_000 {
+            publisher.started("a", n);
+        }
+        let queue = publisher.queue.as_ref().unwrap();
+        assert_eq!((queue.max_capacity(), queue.capacity()), (QUEUE, 0));
+        tokio::task::yield_now().await;
+        for n in 0..1000 {
+            publisher.started("a", n);
+        }
+        // The one on its way has left the queue.
+        assert!(queue.capacity() <= 1);
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    }
+}

@@ -164,6 +164,12 @@ impl Sandbox {
         self.inner().stopping
     }
 
+    /// Whether there ever was one, or is to be.
+    pub(crate) fn is_used(&self) -> bool {
+        let inner = self.inner();
+        inner.id.is_some() || inner.taken.is_some()
+    }
+
     /// Whether there is one that was not stopped.
     pub(crate) fn is_active(&self) -> bool {
         self.inner().id.is_some() && self.stopped.borrow().is_none()

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use crate::container::{Container, read_spec};
+use crate::end;
 use crate::error::Error;
 use crate::events::Publisher;
 use crate::io::{Streams, Uris};
@@ -27,6 +29,9 @@ use crate::sandbox::Sandbox;
 
 /// How long after the last work memory is given back: nothing that is in a hurry is left.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// Pause between looks whether a container that is being made is there.
+const MADE: Duration = Duration::from_millis(20);
 
 /// The shim's state.
 #[derive(Debug)]
@@ -40,6 +45,8 @@ pub(crate) struct Shim {
     cgroups: OnceLock<Hierarchy>,
     /// Set when the shim shall end once it has no containers.
     pub(crate) finished: Notify,
+    /// Whether a container was ever asked for.
+    used: AtomicBool,
     /// Told after work that leaves freed memory behind.
     worked: Arc<Notify>,
 }
@@ -95,6 +102,7 @@ impl Shim {
             events,
             cgroups: OnceLock::new(),
             finished: Notify::new(),
+            used: AtomicBool::new(false),
             worked,
         })
     }
@@ -124,11 +132,30 @@ impl Shim {
         self.slots().is_empty()
     }
 
-    /// Whether a process of some container is alive.
+    /// Whether a process of some container is alive, or a container is being made.
     pub(crate) fn is_busy(&self) -> bool {
-        let alive =
-            |container: &Arc<Container>| !matches!(container.init.status(), Status::Stopped(_));
-        self.containers().iter().any(alive)
+        self.slots().values().any(|slot| match slot {
+            Slot::Container(container) => !matches!(container.init.status(), Status::Stopped(_)),
+            Slot::Taken => true,
+        })
+    }
+
+    /// Waits until none is.
+    pub(crate) async fn idle(&self) {
+        while self.is_busy() {
+            for container in self.containers() {
+                container.init.wait().await;
+            }
+            if self.is_busy() {
+                // One is being made, and will be there or not; or one was made meanwhile.
+                sleep(MADE).await;
+            }
+        }
+    }
+
+    /// Whether anything was ever made here, or is being.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed) || self.sandbox.is_used()
     }
 
     fn cgroups(&self) -> Result<&Hierarchy, Error> {
@@ -151,6 +178,7 @@ impl Shim {
                 return Err(Error::Exists { what: "container", id: wanted.id });
             }
             slots.insert(wanted.id.clone(), Slot::Taken);
+            self.used.store(true, Ordering::Relaxed);
         }
         let id = wanted.id.clone();
         match self.make_unless_stopped(wanted).await {
@@ -193,6 +221,12 @@ impl Shim {
             return Err(Error::invalid("bundle", "it is not an absolute path"));
         }
         let spec = read_spec(bundle)?;
+        let path = || bundle.to_owned();
+        end::forget(bundle).map_err(|source| Error::Path {
+            what: "clear bundle",
+            path: path(),
+            source,
+        })?;
         let mut opened = Streams::open(&wanted.uris, true)?;
         let shared = self.sandbox.shared();
         let creating = create(CreateRequest {
@@ -217,12 +251,14 @@ impl Shim {
         tokio::spawn(async move {
             let init = &container.init;
             let Some(exit) = shim.ended(init).await else { return };
+            let killed = container.cgroup.as_ref().map(berth_cgroup::Cgroup::oom_kills);
+            let killed = killed.and_then(Result::ok).unwrap_or_default();
+            end::keep(&container.bundle, exit, killed);
             container.init_ended();
             if let Some(streams) = init.streams() {
                 streams.ended().await;
             }
-            let killed = container.cgroup.as_ref().map(berth_cgroup::Cgroup::oom_kills);
-            if matches!(killed, Some(Ok(1..))) {
+            if killed > 0 {
                 shim.events.out_of_memory(&container.id);
             }
             let exit = init.told(init.finish(exit)).await;

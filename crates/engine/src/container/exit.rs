@@ -5,6 +5,7 @@ use std::time::Duration;
 use berth_failpoint::Point;
 use berth_model::container::ContainerEvent;
 use berth_model::sandbox::NamespaceMode;
+use berth_model::task::TaskEnd;
 use berth_model::{ContainerId, ContainerState, ErrorKind};
 use berth_shim_client::{Exited, Shim, TaskStatus};
 use tokio::time::timeout;
@@ -14,7 +15,7 @@ use super::decide;
 use super::driver::{Driver, Ending};
 use crate::core::{cgroup_error, step, warn_failure};
 use crate::sandbox::remove_cgroup;
-use crate::{Error, clock};
+use crate::{Error, clock, files};
 
 /// Pause before the shim, or the store, is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -79,16 +80,29 @@ impl Driver {
             None => {
                 tracing::warn!("shim is gone: killing container by its cgroup");
                 self.task = false;
+                let left = self.left_by_shim().await;
+                let kills = self.oom_kills().await;
                 let removed = remove_cgroup(&self.core, self.container.cgroup.clone()).await;
                 if let Err(error) = removed {
                     warn_failure("remove cgroup of lost container", &error);
                 }
-                decide::lost(clock::now())
+                left.map_or_else(
+                    || decide::lost(clock::now()),
+                    |end| decide::exit(end.code, end.at, end.oom_kills.max(kills)),
+                )
             }
         };
         step(Point::STOP_ENDED).await?;
         tracing::info!(code = exit.code, reason = exit.reason.as_str(), "container ended");
         self.enter(ContainerEvent::Exited(exit)).await
+    }
+
+    /// What a shim that is gone has left in the bundle, if the container had ended before.
+    async fn left_by_shim(&mut self) -> Option<TaskEnd> {
+        let path = self.container.bundle.join(TaskEnd::FILE);
+        let read = move || files::read_bounded(&path, TaskEnd::MAX_BYTES);
+        let json = self.core.disk.run(read).await.ok()?.ok()?;
+        serde_json::from_slice(&json).ok()
     }
 
     /// How many of its processes the kernel killed for the memory limit; none if the

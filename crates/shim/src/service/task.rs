@@ -91,12 +91,14 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, r: api::PauseRequest) -> Result<api::Empty> {
-        self.0.container(&r.id)?.set_paused(true)?;
+        let container = self.0.container(&r.id)?;
+        owned(async move { container.set_paused(true).await }).await?;
         Ok(api::Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, r: api::ResumeRequest) -> Result<api::Empty> {
-        self.0.container(&r.id)?.set_paused(false)?;
+        let container = self.0.container(&r.id)?;
+        owned(async move { container.set_paused(false).await }).await?;
         Ok(api::Empty::new())
     }
 

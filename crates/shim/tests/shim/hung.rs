@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use tokio::time::{sleep, timeout};
 
 use crate::fuse::Served;
-use crate::support::{LONG, Pod, is_alive, is_root};
+use crate::support::{LONG, Pod, is_alive, is_root, wait_for};
 
 /// What the shim promises its caller while a log hangs.
 const PROMPT: Duration = Duration::from_secs(3);
@@ -30,14 +30,6 @@ async fn serves(pod: &Pod, other: &ContainerId) {
         pod.shim.kill(other, Signal::SIGCONT as i32, true, LONG).await.unwrap();
         assert!(begun.elapsed() < PROMPT, "the shim took {:?} to answer", begun.elapsed());
         sleep(Duration::from_millis(10)).await;
-    }
-}
-
-async fn wait_for(what: &str, done: impl Fn() -> bool) {
-    let until = Instant::now() + LONG;
-    while !done() {
-        assert!(Instant::now() < until, "{what}");
-        sleep(Duration::from_millis(5)).await;
     }
 }
 

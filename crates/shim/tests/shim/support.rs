@@ -52,13 +52,20 @@ impl Pod {
 
     /// Starts a shim that inherits `fds`.
     pub(crate) async fn start_with(fds: Vec<(OwnedFd, i32)>) -> Self {
+        Self::start_as(|request| request.fds = fds).await
+    }
+
+    /// Starts a shim by a request that `change` may alter.
+    pub(crate) async fn start_as(change: impl FnOnce(&mut StartRequest)) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::Builder::new().prefix("berth-shim-").tempdir().unwrap();
         let (server, events) = EventServer::listen(&dir.path().join("events"), 64).await.unwrap();
         let runtime = runtime();
         let id = SandboxId::new(format!("pod-{name}")).unwrap();
-        let started = start(&runtime, request(dir.path(), &id, fds)).await.unwrap();
+        let mut wanted = request(dir.path(), &id, Vec::new());
+        change(&mut wanted);
+        let started = start(&runtime, wanted).await.unwrap();
         let shim = started.shim.clone();
         let process = shim.peer().expect("the shim listens itself");
         assert_eq!(shim.shim_pid("").await.unwrap(), process.pid);
@@ -170,7 +177,8 @@ impl Pod {
     pub(crate) async fn finished(self) {
         timeout(LONG, self.shim.closed()).await.expect("the shim goes on");
         let until = tokio::time::Instant::now() + LONG;
-        while self.process.exists() {
+        // Its zombie is the machine's business, which may be busy.
+        while is_alive(self.process) {
             assert!(tokio::time::Instant::now() < until, "the shim's process goes on");
             sleep(Duration::from_millis(5)).await;
         }
@@ -263,6 +271,22 @@ fn spec(args: &[&str], cgroup: &str) -> Value {
             ]
         }
     })
+}
+
+/// How often a test does something: less than its row of the failures table asks for, unless
+/// the environment says so.
+pub(crate) fn count(variable: &str, default: usize) -> usize {
+    let told = std::env::var(variable).ok();
+    told.map_or(default, |told| told.parse().unwrap_or_else(|_| panic!("{variable}={told}")))
+}
+
+/// Waits until it is so.
+pub(crate) async fn wait_for(what: &str, done: impl Fn() -> bool) {
+    let until = tokio::time::Instant::now() + LONG;
+    while !done() {
+        assert!(tokio::time::Instant::now() < until, "{what}");
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Whether a process lives. A zombie whose parent is gone is the machine's business.
