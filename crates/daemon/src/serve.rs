@@ -108,7 +108,7 @@ async fn run(plan: Plan) -> Result<()> {
 
 async fn open_engine(plan: Plan) -> Result<Engine> {
     let Plan { config, client, engine } = plan;
-    let store = ImageStore::open(&config.root.join("images.db"))?;
+    let store = ImageStore::recover(&config.root.join("images.db"))?;
     let content = Content::open(config.root.join("content"))?;
     let snapshots = Snapshots::open(&config.root.join("snapshots"))?;
     let images = Images::new(store, content, snapshots, client, settings::images(&config));

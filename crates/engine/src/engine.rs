@@ -41,15 +41,17 @@ impl Engine {
     /// One engine per root: the caller keeps a second daemon away.
     pub async fn open(config: Config, images: Images) -> Result<Self, Error> {
         let opening = tokio::task::spawn_blocking(move || open::open(config, images));
-        let core = opening.await.map_err(|_| Error::TaskDied("the thread that opens"))??;
+        let opened = opening.await.map_err(|_| Error::TaskDied("the thread that opens"))??;
+        let (core, stored) = opened;
         let core = Arc::new(core);
         step(Point::RECOVER_OPENED).await?;
+        recovery::rebuild_images(&core, &stored).await?;
         let pods = Arc::clone(&core.pods);
         let recovered = core.images.recover(move || chains_in_use(&pods)).await;
         let recovered = recovered.map_err(Error::image("recover images of", "this node"))?;
         tracing::debug!(?recovered, "images recovered");
         step(Point::RECOVER_IMAGES).await?;
-        recovery::recover(&core).instrument(info_span!("recover")).await?;
+        recovery::recover(&core, stored).instrument(info_span!("recover")).await?;
         berth_failpoint::reached(Point::RECOVER_RECOVERED).await;
         Ok(Self { core })
     }

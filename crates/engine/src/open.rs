@@ -1,10 +1,11 @@
 //! Opening: stores, network, hierarchy; everything an engine needs before it recovers.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use berth_cgroup::Hierarchy;
 use berth_image::Images;
-use berth_metadata::PodStore;
+use berth_metadata::{Copies, PodStore, Pods};
 use berth_network::Network;
 use berth_stats::Sampler;
 use tokio_util::sync::CancellationToken;
@@ -29,15 +30,18 @@ const LINK_THREADS: usize = 2;
 /// Longest state directory, bytes: a socket's path has 107 (unix(7)).
 const MAX_STATE: usize = 80;
 
-/// Makes what all drivers share. Blocks.
-pub(crate) fn open(config: Config, images: Images) -> Result<Core, Error> {
+/// Makes what all drivers share, and reads what is stored. Blocks.
+pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error> {
     check(&config)?;
     files::make_dir(&config.root, 0o700)?;
     files::make_dir(&config.state, 0o711)?;
     for dir in [config.sandboxes(), config.containers(), config.execs(), config.sockets()] {
         files::make_dir(&dir, 0o700)?;
+        own(&dir)?;
     }
-    let pods = PodStore::open(&config.root.join("pods.db")).map_err(|source| Error::Metadata {
+    let copies = Copies { sandboxes: config.sandboxes(), containers: config.containers() };
+    let recovered = PodStore::recover(&config.root.join("pods.db"), &copies);
+    let (pods, stored) = recovered.map_err(|source| Error::Metadata {
         action: "open store of sandboxes",
         source: Box::new(source),
     })?;
@@ -53,7 +57,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<Core, Error> {
     let network_fault = base(&network);
     let defaults = defaults(&config, &hierarchy)?;
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-    Ok(Core {
+    let core = Core {
         snapshots: images.snapshots().clone(),
         sampler: Arc::new(Sampler::new(config.stats_age)),
         store: Worker::start("berth-store", STORE_QUEUE)?,
@@ -76,7 +80,20 @@ pub(crate) fn open(config: Config, images: Images) -> Result<Core, Error> {
         images,
         hierarchy,
         defaults,
-    })
+    };
+    Ok((core, stored))
+}
+
+/// What no record names is removed from our directories, so they must be ours: a link
+/// would lead to what is somebody else's.
+fn own(dir: &std::path::Path) -> Result<(), Error> {
+    let found = std::fs::symlink_metadata(dir).map_err(Error::io("inspect", dir))?;
+    let problem = match (found.is_dir(), found.uid() == nix::unistd::geteuid().as_raw()) {
+        (true, true) => return Ok(()),
+        (true, false) => "belongs to another user",
+        (false, _) => "is a link",
+    };
+    Err(Error::invalid("state directory", format!("{} {problem}: move it away", dir.display())))
 }
 
 fn check(config: &Config) -> Result<(), Error> {

@@ -24,12 +24,14 @@ mod error;
 mod images;
 mod pins;
 mod pull;
+mod rebuild;
 mod tar;
 
 pub use berth_registry::Auth;
 pub use config::{Config, Limits, Platform};
 pub use error::{BadArchive, BadDocument, BadEntry, Error, LayerError};
 pub use images::{FsInfo, Hold, Images, Recovered};
+pub use rebuild::InUse;
 
 /// Passes a point at which a test may stop the work; nothing in what ships.
 async fn step(point: berth_failpoint::Point) -> Result<(), Error> {

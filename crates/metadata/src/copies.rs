@@ -171,7 +171,8 @@ impl Copies {
         let path = self.path::<R>(key);
         match fs::remove_file(&path) {
             Ok(()) => Ok(()),
-            Err(error) if absent(&error) => Ok(()),
+            // Another thing of that name is no copy.
+            Err(error) if absent(&error) || error.kind() == ErrorKind::IsADirectory => Ok(()),
             Err(source) => Err(Error::File { action: "remove", path, source }),
         }
     }

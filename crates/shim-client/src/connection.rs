@@ -78,13 +78,23 @@ impl Shim {
                 other => break other?,
             }
         };
+        Ok(Self::with(bootstrap, Some(link)))
+    }
+
+    /// A shim that is known to run and cannot be connected to now: the first call dials.
+    #[must_use]
+    pub fn at(bootstrap: &Bootstrap) -> Self {
+        Self::with(bootstrap, None)
+    }
+
+    fn with(bootstrap: &Bootstrap, link: Option<Link>) -> Self {
         let inner = Inner {
             address: bootstrap.address.clone(),
             old: AtomicBool::new(bootstrap.version == ApiVersion::V2),
             info: OnceCell::new(),
-            link: Mutex::new(Some(link)),
+            link: Mutex::new(link),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Self { inner: Arc::new(inner) }
     }
 
     /// `unix://` and the path of its socket.

@@ -135,7 +135,8 @@ impl Snapshots {
         let mut last = 0;
         for place in [LAYERS, INGEST, TRASH] {
             let numbers = inner.names(place)?.into_iter().filter_map(|name| name.parse().ok());
-            last = numbers.fold(last, u64::max);
+            // What is larger was never given.
+            last = numbers.filter(|number| *number < u64::MAX / 2).fold(last, u64::max);
         }
         inner.next = AtomicU64::new(last + 1);
         inner.volatile = inner.probe()?;

@@ -1,5 +1,6 @@
 //! One sandbox and its containers, as they are found.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,23 +11,24 @@ use berth_model::{ContainerState, ErrorKind};
 use berth_shim_client::{Shim, TaskState, TaskStatus};
 use tokio::time::timeout;
 
+use super::stranger;
 use crate::container::{Adoption, Container};
 use crate::core::{Core, step, warn_failure};
-use crate::sandbox::{Sandbox, bootstrap, end_shim, process, undo_interrupted};
+use crate::sandbox::{Sandbox, bootstrap, process, undo_interrupted};
 use crate::{Error, clock, container, sandbox};
 
 /// How long a shim may take to answer; one that hangs does not hold up the others.
-const ANSWER: Duration = Duration::from_secs(2);
+const ANSWER: Duration = Duration::from_secs(1);
 
-/// Adopts a sandbox of the store.
+/// Adopts a sandbox of the store; says whether it has a network still.
 pub(super) async fn sandbox(
     core: &Arc<Core>,
     mut record: SandboxRecord,
     members: Vec<ContainerRecord>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     if record.phase == SandboxPhase::Creating {
         undo_interrupted(core, &record).await;
-        return Ok(());
+        return Ok(false);
     }
     let found = record.clone();
     let shim = find_shim(core, &mut record).await;
@@ -34,21 +36,24 @@ pub(super) async fn sandbox(
         tracing::warn!(sandbox.id = %record.id, "shim is gone");
         record.phase = SandboxPhase::NotReady;
     }
-    if record != found {
-        core.save_sandbox(&record).await?;
-        step(Point::RECOVER_LOSS_STORED).await?;
+    if record != found
+        && let Err(error) = store_loss(core, &record).await
+    {
+        // It is true all the same; the next change, or the next start, stores it.
+        warn_failure("store what is lost of a sandbox", &error);
     }
     if record.shim.is_none() && core.config.socket(&record.id).exists() {
         // The daemon died while a shim was ending.
-        if let Err(error) = end_shim(core, record.id.clone(), None).await {
-            warn_failure("end the shim of a stopped sandbox", &error);
-        }
+        let name = record.id.as_str().chars().take(20).collect();
+        stranger::end(core, name).await;
     }
     let (handle, commands) = Sandbox::new(core, &record, shim.clone())?;
     core.names.restore(record.spec.name.clone(), record.id.clone());
+    let mut silent = false;
     for member in members {
         let id = member.id.clone();
-        if let Err(error) = adopt_container(core, &handle, member, shim.as_ref()).await {
+        let adopted = adopt_container(core, &handle, member, shim.as_ref(), &mut silent).await;
+        if let Err(error) = adopted {
             tracing::error!(
                 container.id = %id,
                 error = &error as &dyn std::error::Error,
@@ -59,9 +64,15 @@ pub(super) async fn sandbox(
     if record.phase == SandboxPhase::NotReady {
         handle.members.close().await;
     }
+    let attached = record.network.is_some();
     sandbox::spawn(core, handle, record, commands);
     berth_failpoint::reached(Point::RECOVER_SANDBOX_ADOPTED).await;
-    Ok(())
+    Ok(attached)
+}
+
+async fn store_loss(core: &Core, record: &SandboxRecord) -> Result<(), Error> {
+    core.save_sandbox(record).await?;
+    step(Point::RECOVER_LOSS_STORED).await
 }
 
 /// The connection to a shim that runs. After a reboot nothing of the record is there.
@@ -72,20 +83,33 @@ async fn find_shim(core: &Core, record: &mut SandboxRecord) -> Option<Shim> {
         return None;
     }
     let known = record.shim.as_ref()?;
-    if process(known).is_some_and(|process| !process.exists()) {
+    let bootstrap = bootstrap(known);
+    if Path::new(bootstrap.address.trim_start_matches("unix://")) != core.config.socket(&record.id)
+    {
+        tracing::warn!(sandbox.id = %record.id, address = known.address, "not the shim's address");
         return None;
     }
-    match Shim::connect(&bootstrap(known), ANSWER, false).await {
-        Ok(shim) => Some(shim),
-        Err(error) => {
-            tracing::warn!(
-                sandbox.id = %record.id,
-                error = &error as &dyn std::error::Error,
-                "connect to shim"
-            );
-            None
-        }
+    let process = process(known);
+    if process.is_some_and(|process| !process.exists()) {
+        return None;
     }
+    let error = match Shim::connect(&bootstrap, ANSWER, false).await {
+        Ok(shim) => return Some(shim),
+        Err(error) => error,
+    };
+    tracing::warn!(
+        sandbox.id = %record.id,
+        error = &error as &dyn std::error::Error,
+        "connect to shim"
+    );
+    // One that hangs has a full queue in the end, and is there all the same.
+    (process.is_some() && !nobody_listens(&error)).then(|| Shim::at(&bootstrap))
+}
+
+fn nobody_listens(error: &berth_shim_client::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    let berth_shim_client::Error::Connect { source, .. } = error else { return false };
+    matches!(source.kind(), ConnectionRefused | NotFound)
 }
 
 async fn adopt_container(
@@ -93,19 +117,22 @@ async fn adopt_container(
     sandbox: &Arc<Sandbox>,
     mut record: ContainerRecord,
     shim: Option<&Shim>,
+    silent: &mut bool,
 ) -> Result<(), Error> {
     let found = match shim {
         None => without_shim(&record.state),
         Some(shim) => {
-            let found = ask(shim, &record).await;
+            let found = ask(shim, &record, silent).await;
             if let Some((pid, at)) = found.started {
                 // The daemon died between the start and its record.
                 let event = ContainerEvent::Started { pid, at };
                 record.state = record.state.clone().apply(event).map_err(|refused| {
                     Error::Transition { id: record.id.clone(), source: Box::new(refused) }
                 })?;
-                core.save_container(&record).await?;
-                step(Point::RECOVER_START_STORED).await?;
+                if let Err(error) = store_start(core, &record).await {
+                    // As above; what it ends with is stored again.
+                    warn_failure("store the start of a container", &error);
+                }
             }
             found.adoption
         }
@@ -115,6 +142,11 @@ async fn adopt_container(
     container::spawn(core, handle, record, commands, found);
     berth_failpoint::reached(Point::RECOVER_CONTAINER_ADOPTED).await;
     Ok(())
+}
+
+async fn store_start(core: &Core, record: &ContainerRecord) -> Result<(), Error> {
+    core.save_container(record).await?;
+    step(Point::RECOVER_START_STORED).await
 }
 
 /// What ran under a shim that is gone is lost; the rest needs no shim.
@@ -130,12 +162,14 @@ struct Found {
     adoption: Adoption,
 }
 
-async fn ask(shim: &Shim, record: &ContainerRecord) -> Found {
-    let answer = timeout(ANSWER, shim.state(&record.id)).await;
+/// Asks the shim once; who was silent about one container is not asked about the next.
+async fn ask(shim: &Shim, record: &ContainerRecord, silent: &mut bool) -> Found {
+    let answer = if *silent { None } else { timeout(ANSWER, shim.state(&record.id)).await.ok() };
+    *silent |= answer.is_none();
     let known = match answer {
-        Ok(Ok(state)) => Known::Task(state),
-        Ok(Err(error)) if error.kind() == ErrorKind::NotFound => Known::Nothing,
-        Ok(Err(_)) | Err(_) => Known::Silent,
+        Some(Ok(state)) => Known::Task(state),
+        Some(Err(error)) if error.kind() == ErrorKind::NotFound => Known::Nothing,
+        Some(Err(_)) | None => Known::Silent,
     };
     decide(&record.state, known, shim)
 }

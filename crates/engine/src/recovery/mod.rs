@@ -9,6 +9,7 @@
 //! When this returns, the board shows what is true.
 
 mod adopt;
+mod stranger;
 mod sweep;
 
 use std::collections::{HashMap, HashSet};
@@ -16,24 +17,59 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_failpoint::Point;
-use berth_metadata::{ContainerRecord, SandboxPhase};
+use berth_image::InUse;
+use berth_metadata::{ContainerRecord, Pods, SandboxPhase};
 use berth_model::SandboxId;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 
-use crate::Error;
 use crate::container::Command;
 use crate::core::{Core, step, warn_failure};
+use crate::{Error, files};
 
-/// Sandboxes adopted at one time.
-const PARALLEL: usize = 32;
+/// Sandboxes adopted at one time: shims that do not answer must not keep others waiting.
+const PARALLEL: usize = 256;
 /// How long the recording of what ended meanwhile may hold up the start.
 const SETTLE: Duration = Duration::from_secs(3);
 
+/// Names the boot in which a start brought images and disk in line last.
+const BOOT: &str = "boot";
+
+/// Records images again whose records were lost. What a power cut may have torn is left
+/// to be swept: only a node that was up all the time has on its disk what it shows.
+pub(crate) async fn rebuild_images(core: &Arc<Core>, stored: &Pods) -> Result<(), Error> {
+    let path = core.config.state.join(BOOT);
+    let booted = core.disk.run(move || files::read_bounded(&path, 128)).await?;
+    if !booted.is_ok_and(|booted| booted == core.boot_id.as_bytes()) {
+        return Ok(());
+    }
+    let in_use = |container: &ContainerRecord| InUse {
+        image: container.image,
+        name: container.image_ref.clone(),
+        chain: container.chain.clone(),
+    };
+    let in_use = stored.containers.iter().map(in_use).collect();
+    let rebuilt = core.images.rebuild(in_use).await;
+    rebuilt.map(drop).map_err(Error::image("rebuild images of", "this node"))
+}
+
+/// From now on what is on the disk is what was recorded.
+async fn note_boot(core: &Arc<Core>) {
+    let (path, boot) = (core.config.state.join(BOOT), core.boot_id.clone());
+    let noted = core.disk.run(move || {
+        if std::fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+            files::remove_dir(&path)?;
+        }
+        files::write_file(&path, boot.as_bytes())
+    });
+    if let Err(error) = noted.await.flatten() {
+        warn_failure("note the boot", &error);
+    }
+}
+
 /// Brings the board up to date, then the node.
-pub(crate) async fn recover(core: &Arc<Core>) -> Result<(), Error> {
-    let sandboxes = core.stored("list sandboxes", |pods| pods.sandboxes()).await?;
-    let containers = core.stored("list containers", |pods| pods.containers()).await?;
+pub(crate) async fn recover(core: &Arc<Core>, stored: Pods) -> Result<(), Error> {
+    let Pods { sandboxes, containers } = stored;
     let mut members: HashMap<SandboxId, Vec<ContainerRecord>> = HashMap::new();
     let live_containers: HashSet<_> =
         containers.iter().map(|container| container.id.clone()).collect();
@@ -50,23 +86,26 @@ pub(crate) async fn recover(core: &Arc<Core>) -> Result<(), Error> {
         let members = members.remove(&sandbox.id).unwrap_or_default();
         async move {
             let id = sandbox.id.clone();
-            if let Err(error) = adopt::sandbox(core, sandbox, members).await {
+            let attached = sandbox.network.is_some();
+            let adopted = adopt::sandbox(core, sandbox, members).await;
+            let attached = adopted.unwrap_or_else(|error| {
                 tracing::error!(
                     sandbox.id = %id,
                     error = &error as &dyn std::error::Error,
                     "adopt sandbox"
                 );
-            }
+                attached
+            });
+            attached.then_some(id)
         }
     });
-    futures_util::stream::iter(adoptions).for_each_concurrent(PARALLEL, |adoption| adoption).await;
+    let adopted = futures_util::stream::iter(adoptions).buffer_unordered(PARALLEL);
+    let attached = adopted.filter_map(std::future::ready).collect().await;
     step(Point::RECOVER_ADOPTED).await?;
     settle(core).await;
     step(Point::RECOVER_SETTLED).await?;
-    let attached = core.stored("list sandboxes", |pods| pods.sandboxes()).await?;
-    let attached = attached.into_iter().filter(|sandbox| sandbox.network.is_some());
-    let attached = attached.map(|sandbox| sandbox.id).collect();
     sweep::sweep(core, live_sandboxes, live_containers, attached).await;
+    note_boot(core).await;
     Ok(())
 }
 

@@ -4,20 +4,27 @@
 //! goes on: a node with a leftover is better than no node.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_cgroup::CgroupPath;
 use berth_failpoint::Point;
 use berth_model::{ContainerId, SandboxId};
 use berth_snapshot::SnapshotKey;
+use futures_util::future::join_all;
+use tracing::Instrument as _;
 
+use super::stranger;
 use crate::core::{Core, cgroup_path, step, step_blocking, warn_failure};
-use crate::sandbox::{clear_cgroup, end_shim};
+use crate::sandbox::clear_cgroup;
 use crate::{Error, files};
 
 /// Most entries of one directory that are looked at.
 const MAX_ENTRIES: usize = 100_000;
+/// How long the ending of shims that no record names may hold up the start.
+const STRANGERS: Duration = Duration::from_secs(2);
 
 pub(super) async fn sweep(
     core: &Arc<Core>,
@@ -52,13 +59,19 @@ async fn shims(core: &Arc<Core>, live: &HashSet<SandboxId>) {
     let dir = core.config.sockets();
     let Ok(Ok(names)) = core.disk.run(move || names(&dir)).await else { return };
     let known = sockets(core, live);
-    // A socket is named by the start of its sandbox's id, which is an id as well.
-    let strangers = names.into_iter().filter(|name| !known.contains(name));
-    for id in strangers.filter_map(|name| SandboxId::new(name).ok()) {
-        tracing::warn!(socket = %id, "sweep: shim of no record");
-        if let Err(error) = end_shim(core, id, None).await {
-            warn_failure("sweep shim", &error);
-        }
+    let ending: Vec<_> = names
+        .into_iter()
+        .filter_map(|name| name.into_string().ok())
+        .filter(|name| !known.contains(name))
+        .map(|name| {
+            let core = Arc::clone(core);
+            let tasks = core.tasks.clone();
+            tasks.spawn(async move { stranger::end(&core, name).await }.in_current_span())
+        })
+        .collect();
+    // Those that hang are ended while others are served.
+    if tokio::time::timeout(STRANGERS, join_all(ending)).await.is_err() {
+        tracing::warn!("sweep: shims of no record do not end by themselves");
     }
     if let Err(error) = step(Point::RECOVER_SHIMS_SWEPT).await {
         warn_failure("sweep shims", &error);
@@ -96,12 +109,17 @@ fn directories(
         (config.execs(), &|_: &str| false),
         (config.sockets(), &|name: &str| sockets.contains(name)),
     ] {
-        for name in names(&dir)?.iter().filter(|name| !keep(name)) {
+        for name in names(&dir)? {
+            if name.to_str().is_some_and(keep) {
+                continue;
+            }
             let path = dir.join(name);
-            tracing::warn!(path = %path.display(), "sweep: directory of no record");
-            let removed = match path.is_dir() {
+            tracing::warn!(path = %path.display(), "sweep: of no record");
+            let found = std::fs::symlink_metadata(&path);
+            let removed = match found.is_ok_and(|found| found.is_dir()) {
                 true => files::remove_dir(&path),
-                false => std::fs::remove_file(&path).map_err(Error::io("remove", path)),
+                // Of a link only the link.
+                false => remove_file(path),
             };
             if let Err(error) = removed {
                 warn_failure("sweep", &error);
@@ -109,6 +127,16 @@ fn directories(
         }
     }
     Ok(())
+}
+
+/// A shim that is ending removes its socket itself.
+fn remove_file(path: PathBuf) -> Result<(), Error> {
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn is_sandbox(live: &HashSet<SandboxId>, name: &str) -> bool {
@@ -173,7 +201,7 @@ fn children(core: &Core, path: &CgroupPath) -> Result<HashSet<String>, Error> {
     for directory in cgroup.paths() {
         for name in names(&directory)? {
             if directory.join(&name).is_dir() {
-                children.insert(name);
+                children.extend(name.into_string());
             }
         }
     }
@@ -181,15 +209,14 @@ fn children(core: &Core, path: &CgroupPath) -> Result<HashSet<String>, Error> {
 }
 
 /// Names in a directory; none if it is not there.
-fn names(dir: &Path) -> Result<Vec<String>, Error> {
+fn names(dir: &Path) -> Result<Vec<OsString>, Error> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(Error::io("list", dir))?,
     };
     let mut names = Vec::new();
     for entry in entries.take(MAX_ENTRIES) {
-        let entry = entry.map_err(Error::io("list", dir))?;
-        names.extend(entry.file_name().into_string().ok());
+        names.push(entry.map_err(Error::io("list", dir))?.file_name());
     }
     Ok(names)
 }

@@ -1,10 +1,11 @@
 //! Removal, what keeps things, and recovery.
 
+use std::collections::HashSet;
 use std::fs;
 
 use super::registry::{Image, Layer};
 use super::{Node, is_root};
-use crate::{Error, Recovered};
+use crate::{Error, InUse, Recovered};
 
 /// Two images that share their lowest layer.
 async fn node_with_two() -> (Node, [berth_model::image::ImageRecord; 2]) {
@@ -206,4 +207,64 @@ async fn an_image_that_gets_a_name_while_it_is_removed_is_pulled_again() {
     assert_eq!(two.tags, [node.reference(":two").to_string()]);
     assert_eq!(node.read(&two, "a").as_deref(), Some("1"));
     assert_eq!(node.images.list().await.unwrap(), [two]);
+}
+
+#[tokio::test]
+async fn lost_records_are_made_anew_from_what_is_on_disk() {
+    if !is_root() {
+        return;
+    }
+    let (mut node, [one, two]) = node_with_two().await;
+    let root = node.directory.path().to_owned();
+    for suffix in ["", "-wal", "-shm"] {
+        fs::remove_file(root.join(format!("images.db{suffix}"))).ok();
+    }
+    node.restart();
+    let name = one.digests[0].clone();
+    let used = InUse { image: one.id, name: name.clone(), chain: one.chain.clone() };
+    assert_eq!(node.images.rebuild(vec![used]).await.unwrap(), 2);
+    let recovered = node.images.recover(|| Ok([].into())).await.unwrap();
+    assert_eq!(recovered, Recovered::default());
+    node.assert_settled();
+    let found = node.images.status(&name).await.unwrap().unwrap();
+    assert_eq!((found.id, &found.chain, found.size), (one.id, &one.chain, one.size));
+    assert!(found.tags.is_empty() && found.digests == [name]);
+    let found = node.images.status(&two.id.to_string()).await.unwrap().unwrap();
+    assert!(found.tags.is_empty() && found.digests.is_empty());
+
+    // The next pull gives the names back, and fetches no blob.
+    node.registry.asked();
+    for (suffix, before) in [(":one", &one), (":two", &two)] {
+        let again = node.pull(suffix).await.unwrap();
+        assert_eq!(
+            (again.id, &again.tags, &again.digests),
+            (before.id, &before.tags, &before.digests)
+        );
+        assert_eq!(again.blobs.len(), before.blobs.len());
+    }
+    assert_eq!(node.registry.asked().0, 0, "a blob was fetched again");
+}
+
+#[tokio::test]
+async fn a_layer_in_use_outlives_the_loss_of_its_row() {
+    if !is_root() {
+        return;
+    }
+    let (mut node, [one, two]) = node_with_two().await;
+    let root = node.directory.path().to_owned();
+    node.restart();
+    let store = berth_metadata::ImageStore::open(&root.join("images.db")).unwrap();
+    for image in [&one, &two] {
+        store.remove_image(&image.id).unwrap();
+        for chain in &image.chain {
+            store.remove_snapshot(chain).unwrap();
+        }
+    }
+    drop(store);
+    let used = InUse { image: one.id, name: String::new(), chain: one.chain.clone() };
+    assert_eq!(node.images.rebuild(vec![used]).await.unwrap(), 0, "records of blobs are left");
+    let chain: HashSet<_> = one.chain.iter().copied().collect();
+    node.images.recover(move || Ok(chain)).await.unwrap();
+    assert_eq!(node.read(&one, "own").as_deref(), Some("one"));
+    assert_eq!(node.entries("snapshots/l"), one.chain.len());
 }
