@@ -93,15 +93,17 @@ impl Pending {
         remaining: Remaining,
         failures: Vec<Failure>,
     ) {
-        if failures.is_empty() {
-            return;
-        }
+        let ending = self.shutdown.is_cancelled();
         for (what, error) in &failures {
             tracing::warn!(
                 object = object.name,
                 error = error as &dyn std::error::Error,
-                "{what}; it is tried again"
+                "{what}; {}",
+                if ending { "it is left to the next start" } else { "it is tried again" }
             );
+        }
+        if failures.is_empty() || ending {
+            return;
         }
         let hurry = Arc::new(Notify::new());
         let (tries, tried) = watch::channel(1);

@@ -87,11 +87,21 @@ impl From<Step> for Remaining {
     }
 }
 
-/// Steps in the order in which they were pushed.
-#[derive(Debug, Default)]
-pub(crate) struct Undo(Mutex<Remaining>);
+/// Steps of one object, in the order in which they were pushed.
+///
+/// Dropped with its work, as by a panic, it leaves all of them to [`Pending`].
+#[derive(Debug)]
+pub(crate) struct Undo {
+    remaining: Mutex<Remaining>,
+    object: Object,
+    pending: Arc<Pending>,
+}
 
 impl Undo {
+    pub(crate) fn new(pending: &Arc<Pending>, object: Object) -> Self {
+        Self { remaining: Mutex::default(), object, pending: Arc::clone(pending) }
+    }
+
     /// Adds a step; it does nothing until [`Undo::run`].
     pub(crate) fn push<F>(
         &self,
@@ -100,20 +110,34 @@ impl Undo {
     ) where
         F: Future<Output = Result<(), Error>> + Send + 'static,
     {
-        let mut remaining = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut remaining = self.remaining.lock().unwrap_or_else(PoisonError::into_inner);
         remaining.0.push(Step::new(what, attempt));
     }
 
-    /// Takes everything back that can be, and leaves the rest to `pending`.
-    pub(crate) async fn run(self, pending: &Arc<Pending>, object: Object) {
-        let mut remaining = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+    /// Takes everything back that can be, and leaves the rest to [`Pending`].
+    pub(crate) async fn run(self) {
+        let mut remaining = self.take();
         let failures = remaining.run().await;
-        pending.take(object, remaining, failures);
+        self.pending.take(self.object.clone(), remaining, failures);
     }
 
     /// The work succeeded: what was made stays.
     pub(crate) fn disarm(self) {
-        drop(self);
+        drop(self.take());
+    }
+
+    fn take(&self) -> Remaining {
+        std::mem::take(&mut *self.remaining.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        let remaining = self.take();
+        if !remaining.0.is_empty() {
+            let died = Error::TaskDied("the task that did the work");
+            self.pending.take(self.object.clone(), remaining, vec![("take everything back", died)]);
+        }
     }
 }
 
@@ -139,21 +163,17 @@ mod tests {
                 std::future::ready(if refused { Err(Error::ShuttingDown) } else { Ok(()) })
             }
         };
-        let undo = Undo::default();
+        let undo = Undo::new(&Arc::default(), Object::new("sandbox", "a"));
         for n in 0..4 {
             undo.push("step", step(n));
         }
         undo
     }
 
-    fn remaining(undo: Undo) -> Remaining {
-        undo.0.into_inner().unwrap()
-    }
-
     #[tokio::test]
     async fn every_step_runs_newest_first_and_every_failure_is_reported() {
         let log = Log::default();
-        let mut remaining = remaining(stack(&log, 2, 2));
+        let mut remaining = stack(&log, 2, 2).take();
         let failures = remaining.run().await;
         assert_eq!(*log.lock().unwrap(), [3, 2, 1, 0]);
         assert!(matches!(failures[..], [("step", Error::ShuttingDown)]), "{failures:?}");
@@ -173,11 +193,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_died_with_its_work_is_taken_back_all_the_same() {
+        let log = Log::default();
+        let undo = stack(&log, 9, 0);
+        let pending = Arc::clone(&undo.pending);
+        let died = tokio::spawn(async move {
+            let _undo = undo;
+            panic!("on purpose");
+        });
+        died.await.unwrap_err();
+        assert_eq!(pending.status().unfinished.len(), 1);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(*log.lock().unwrap(), [3, 2, 1, 0]);
+        assert!(pending.status().unfinished.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_step_that_hangs_does_not_stop_the_others() {
         let log = Log::default();
         let undo = stack(&log, 8, 0);
         undo.push("hangs", std::future::pending);
-        let failures = remaining(undo).run().await;
+        let failures = undo.take().run().await;
         assert!(matches!(failures[..], [("hangs", Error::Deadline { .. })]), "{failures:?}");
         assert_eq!(log.lock().unwrap().len(), 4);
     }

@@ -73,8 +73,8 @@ async fn make(
     sandbox: Arc<Sandbox>,
     spec: ContainerSpec,
 ) -> Result<ContainerId, Error> {
-    let undo = Undo::default();
     let id = ContainerId::from_random(clock::random()?);
+    let undo = Undo::new(&core.pending, Object::new("container", &id));
     tracing::Span::current().record("container.id", id.as_str());
     let built = async {
         let plan = build(core, &sandbox, id.clone(), spec, &undo).await?;
@@ -89,7 +89,7 @@ async fn make(
             Ok(id)
         }
         Err(error) => {
-            undo.run(&core.pending, Object::new("container", &id)).await;
+            undo.run().await;
             Err(error)
         }
     }

@@ -71,7 +71,7 @@ async fn make(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
     if let Some(pod) = &object.pod {
         core.pending.hasten(pod).await;
     }
-    let undo = Undo::default();
+    let undo = Undo::new(&core.pending, object);
     undo.push("forget sandbox", {
         let (core, id) = (Arc::clone(core), id.clone());
         move || teardown::forget(&core, id.clone())
@@ -95,7 +95,7 @@ async fn make(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
             Ok(id)
         }
         Err(error) => {
-            undo.run(&core.pending, object).await;
+            undo.run().await;
             Err(error)
         }
     }

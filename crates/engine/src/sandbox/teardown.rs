@@ -225,7 +225,7 @@ pub(crate) fn process(record: &ShimRecord) -> Option<ProcessId> {
 /// that no record names.
 pub(crate) async fn undo_interrupted(core: &Arc<Core>, record: &SandboxRecord) {
     let id = &record.id;
-    let undo = Undo::default();
+    let undo = Undo::new(&core.pending, Object::of_pod(id, &record.spec.name));
     undo.push("forget sandbox", {
         let (core, id) = (Arc::clone(core), id.clone());
         move || and_step(forget(&core, id.clone()), Point::RECOVER_UNDONE)
@@ -246,7 +246,7 @@ pub(crate) async fn undo_interrupted(core: &Arc<Core>, record: &SandboxRecord) {
         let (core, id, shim) = (Arc::clone(core), id.clone(), record.shim.clone());
         move || and_step(end_shim(&core, id.clone(), shim.clone()), Point::RECOVER_UNDO_SHIM)
     });
-    undo.run(&core.pending, Object::of_pod(id, &record.spec.name)).await;
+    undo.run().await;
 }
 
 /// Passes `point` if what comes before it succeeded.
