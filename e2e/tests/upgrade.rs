@@ -5,12 +5,16 @@
 //! is reported as skipped.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use berth_api::v1;
-use berth_testkit::{Node, NodeOptions, Pod, bind, container_config, log, previous, script};
+use berth_testkit::{
+    Node, NodeOptions, Pod, bind, container_config, log, previous, sandbox_security, script,
+    security,
+};
 
 /// Writes numbered lines for ever, and ends with 7 when asked to.
 const COUNTING: &str = "trap 'exit 7' TERM; i=0; \
@@ -25,6 +29,8 @@ struct Cast {
     created: String,
     ended: String,
     stopped: Pod,
+    /// With one process namespace for all containers.
+    shared: Pod,
     known: Vec<v1::ContainerStatus>,
     sandboxes: Vec<v1::PodSandboxStatus>,
 }
@@ -32,7 +38,10 @@ struct Cast {
 impl Cast {
     async fn new(node: &mut Node) -> Result<Self> {
         let image = node.busybox().await?;
-        let pod = node.pod("pod").await?;
+        let mut config = node.sandbox_config("pod");
+        config.port_mappings =
+            vec![v1::PortMapping { container_port: 8080, host_port: 12_000, ..Default::default() }];
+        let pod = node.pod_with(config).await?;
         let counting = container_config("counting", &image, &["sh", "-c", COUNTING]);
         let counting = node.run(&pod, &counting).await?;
         let dir = node.dir().join("volume");
@@ -45,30 +54,36 @@ impl Cast {
         let created = node.cri.create_container(&pod.id, &pod.config, &created).await?;
         let ended = node.run(&pod, &script(&image, "exit 3")).await?;
         node.wait_exit(&ended).await?;
+        let mut config = node.sandbox_config("shared");
+        let options = sandbox_security(&mut config).namespace_options.get_or_insert_default();
+        options.pid = v1::NamespaceMode::Pod.into();
+        let shared = node.pod_with(config).await?;
+        let sleeping = of_shared(container_config("sleeping", &image, &["sleep", "1000"]));
+        let sleeping = node.run(&shared, &sleeping).await?;
         let stopped = node.pod("stopped").await?;
         node.cri.stop_sandbox(&stopped.id).await?;
         node.wait_for_line("pod", "counting", "line 10").await?;
         let mut known = Vec::new();
-        for id in [&counting, &created, &ended] {
+        for id in [&counting, &created, &ended, &sleeping] {
             known.push(node.cri.container_status(id).await?);
         }
         let mut sandboxes = Vec::new();
-        for id in [&pod.id, &stopped.id] {
+        for id in [&pod.id, &stopped.id, &shared.id] {
             sandboxes.push(node.cri.sandbox_status(id).await?);
         }
-        Ok(Self { image, pod, counting, brief, created, ended, stopped, known, sandboxes })
+        Ok(Self { image, pod, counting, brief, created, ended, stopped, shared, known, sandboxes })
     }
 
     fn has(&self, sandbox: &str) -> bool {
-        [&self.pod.id, &self.stopped.id].iter().any(|id| *id == sandbox)
+        [&self.pod.id, &self.stopped.id, &self.shared.id].iter().any(|id| *id == sandbox)
     }
 
     /// Has `brief` end; call it while no daemon runs.
     fn end_brief(&self, node: &Node) -> Result<()> {
         fs::write(node.dir().join("volume/go"), "")?;
-        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(20);
         while log::text(&node.read_log("pod", "brief").unwrap_or_default(), "stdout") != "brief\n" {
-            ensure!(std::time::Instant::now() < deadline, "brief never ended");
+            ensure!(Instant::now() < deadline, "brief never ended");
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
@@ -85,6 +100,11 @@ impl Cast {
         assert!(cpu.usage_core_nano_seconds.is_some_and(|used| used.value > 0), "{cpu:?}");
 
         self.logs_are_rotated(node).await?;
+        self.is_reached(node).await?;
+        let see = ["sh", "-c", "ps | grep '[s]leep 1000'"];
+        let find = of_shared(container_config("finding", &self.image, &see));
+        let found = node.finish(&self.shared, &find).await?;
+        assert!(found.status.exit_code == 0 && !found.stdout.is_empty(), "{found:?}");
         node.cri.start_container(&self.created).await?;
         assert_eq!(node.wait_exit(&self.created).await?.exit_code, 0);
         assert_eq!(log::text(&node.read_log("pod", "created")?, "stdout"), "late\n");
@@ -97,7 +117,7 @@ impl Cast {
         for id in [&self.counting, &self.brief, &self.created, &self.ended] {
             node.cri.remove_container(id).await?;
         }
-        for pod in [&self.pod, &self.stopped, &second] {
+        for pod in [&self.pod, &self.stopped, &self.shared, &second] {
             node.cri.remove_sandbox(&pod.id).await?;
         }
         Ok(())
@@ -124,6 +144,31 @@ impl Cast {
         Ok(())
     }
 
+    /// By its own address and by the node's port.
+    async fn is_reached(&self, node: &mut Node) -> Result<()> {
+        let serve = "while true; do echo mapped | nc -l -p 8080; done";
+        let serve = container_config("serve", &self.image, &["sh", "-c", serve]);
+        let serve = node.run(&self.pod, &serve).await?;
+        let direct = format!("{}:8080", node.address(&self.pod).await?);
+        for address in [direct, "127.0.0.1:12000".to_owned()] {
+            let heard = node.machine.run(move || {
+                let deadline = Instant::now() + Duration::from_secs(20);
+                let mut heard = String::new();
+                while heard != "mapped\n" && Instant::now() < deadline {
+                    heard.clear();
+                    if let Ok(mut stream) = std::net::TcpStream::connect(&address) {
+                        stream.read_to_string(&mut heard).ok();
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Ok(heard)
+            })?;
+            assert_eq!(heard, "mapped\n");
+        }
+        node.cri.stop_container(&serve, 0).await?;
+        Ok(node.cri.remove_container(&serve).await?)
+    }
+
     /// No line is lost or doubled over the rotation.
     async fn logs_are_rotated(&self, node: &mut Node) -> Result<()> {
         let current = node.log_directory("pod").join("counting.log");
@@ -140,6 +185,13 @@ impl Cast {
         assert!(numbers.iter().copied().eq(0..numbers.len()), "{text}");
         Ok(())
     }
+}
+
+/// A container for the pod with the shared process namespace.
+fn of_shared(mut config: v1::ContainerConfig) -> v1::ContainerConfig {
+    let options = security(&mut config).namespace_options.get_or_insert_default();
+    options.pid = v1::NamespaceMode::Pod.into();
+    config
 }
 
 async fn node_of(binaries: Option<&Path>) -> Result<Node> {
@@ -238,22 +290,33 @@ async fn to_the_previous_release_and_back_nothing_is_lost() -> Result<()> {
     node.install(None)?;
     node.restart().await?;
     let cast = Cast::new(&mut node).await?;
+    let container = container_config("gone", &cast.image, &["sleep", "1000"]);
+    let gone = (node.run(&cast.pod, &container).await?, node.pod("gone").await?);
     node.terminate_daemon()?;
     cast.end_brief(&node)?;
     if schemas(&node)? == old {
         node.install(Some(&previous))?;
         node.restart().await?;
+        // What it removes does not come back with this one.
+        node.cri.stop_container(&gone.0, 0).await?;
+        node.cri.remove_container(&gone.0).await?;
+        node.cri.remove_sandbox(&gone.1.id).await?;
         cast.is_known(&mut node).await?;
         // It writes rows of every kind, in its own form.
         let image = node.busybox().await?;
         let third = node.pod("third").await?;
         assert_eq!(node.shell(&third, &image, "echo old").await?, "old\n");
         node.install(None)?;
+    } else {
+        node.restart().await?;
+        node.cri.stop_container(&gone.0, 0).await?;
+        node.cri.remove_container(&gone.0).await?;
     }
     node.restart().await?;
-    if let Some(third) = node.cri.sandboxes().await?.into_iter().find(|id| !cast.has(id)) {
-        node.cri.remove_sandbox(&third).await?;
-    }
+    let others: Vec<_> =
+        node.cri.sandboxes().await?.into_iter().filter(|id| !cast.has(id)).collect();
+    assert_eq!(others.len(), 1, "{others:?}");
+    node.cri.remove_sandbox(&others[0]).await?;
     assert_eq!(shim_protocol(&mut node, &cast.pod).await?, 2);
     cast.is_looked_after(&mut node).await?;
     node.assert_clean().await
