@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use berth_api::v1;
 use berth_testkit::{Node, bind, container_config, log, script};
 
@@ -112,5 +112,24 @@ async fn everything_known_before_a_kill_is_known_after_it() -> Result<()> {
     assert_eq!(node.wait_exit(&created).await?.exit_code, 0);
     let lines = node.read_log("pod", "created")?;
     assert_eq!(log::text(&lines, "stdout"), "late\n");
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_was_cut_off_succeeds_when_it_is_repeated() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    for point in ["start.task_created", "start.task_released", "start.mounts_known"] {
+        let mut config = script(&image, "echo once");
+        config.log_path = format!("{point}.log");
+        let id = node.cri.create_container(&pod.id, &pod.config, &config).await?;
+        node.daemon().arm(&format!("{point} kill\n"))?;
+        assert!(node.cri.start_container(&id).await.is_err(), "killed at {point}");
+        node.daemon().arm("")?;
+        node.kill_and_restart().await?;
+        node.cri.start_container(&id).await.with_context(|| format!("killed at {point}"))?;
+        assert_eq!(node.wait_exit(&id).await?.exit_code, 0);
+        assert_eq!(log::text(&node.read_log("pod", point)?, "stdout"), "once\n");
+        node.cri.remove_container(&id).await?;
+    }
     node.assert_clean().await
 }

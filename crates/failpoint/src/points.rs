@@ -80,8 +80,8 @@ points! {
     CREATE_STORED "create.stored" "a container is stored, and not listed"
     CREATE_PUBLISHED "create.published" "a container is listed, and the client is not told" [sure]
 
-    START_MOUNTS_KNOWN "start.mounts_known" "it is known how to mount the snapshot of a container"
     START_TASK_RELEASED "start.task_released" "a shim has no task of a container that is to start"
+    START_MOUNTS_KNOWN "start.mounts_known" "it is known how to mount the snapshot of a container"
     START_TASK_CREATED "start.task_created" "a shim has the task of a container, and its program is not executed"
     START_EXECUTED "start.executed" "the program of a container is executed, and no record says so"
     START_STORED "start.stored" "a container is stored as running, and not listed so"

@@ -1,5 +1,7 @@
 //! The directories below one root.
 
+mod active;
+
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -267,14 +269,13 @@ impl Snapshots {
     /// Upper and work directory; the merged root shows the upper's metadata, so it takes
     /// that of the layer below.
     fn fill(&self, own: &str, chain: &[ChainId]) -> Result<(), Error> {
-        self.0.make(&format!("{own}/work"), Mode::S_IRWXU)?;
         let upper = format!("{own}/upper");
         self.0.make(&upper, Mode::from_bits_truncate(0o755))?;
         if let Some(top) = chain.last() {
             let upper = self.0.open_directory(&upper)?;
             copy_metadata(self.layer(*top)?.as_fd(), upper.as_fd())?;
         }
-        Ok(())
+        self.0.make(&format!("{own}/work"), Mode::S_IRWXU)
     }
 
     /// How to mount the active snapshot `key`, made on top of `chain`.

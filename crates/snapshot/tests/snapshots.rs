@@ -199,6 +199,33 @@ fn a_container_sees_its_layers_and_writes_beside_them() {
 }
 
 #[test]
+fn what_was_mounted_and_never_used_is_mounted_again_as_if_new() {
+    if !is_root() {
+        return;
+    }
+    let fixture = Fixture::new();
+    let layer = fixture.layer("layer", |path| fs::write(path.join("kept"), "").unwrap());
+    let mount = |seen: usize| {
+        let mounts = fixture.snapshots.mounts_unused(&key("c"), &[layer], Durability::Volatile);
+        let target = fixture.directory.path().join("t");
+        in_mount_namespace(|| {
+            perform(&mounts.unwrap(), &target);
+            assert_eq!(fs::read_dir(&target).unwrap().count(), seen);
+            fs::write(target.join("made by a runtime"), "").unwrap();
+        });
+    };
+    fixture.snapshots.prepare(&key("c"), &[layer], Durability::Volatile).unwrap();
+    fs::write(fixture.path("active/c/upper/unused"), "").unwrap();
+    mount(2);
+    mount(1);
+    // What a kill between two steps leaves.
+    fs::remove_dir_all(fixture.path("active/c/work")).unwrap();
+    mount(1);
+    fixture.snapshots.remove(&key("c")).unwrap();
+    mount(1);
+}
+
+#[test]
 fn volatile_is_asked_for_only_where_it_may_be_lost() {
     let fixture = Fixture::new();
     let options = |durability| {

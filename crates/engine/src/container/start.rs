@@ -33,11 +33,11 @@ impl Driver {
             return Err(Error::SandboxNotReady { verb: "start container", id: sandbox.id.clone() });
         }
         let shim = sandbox.live_shim("start container")?;
-        let rootfs = self.rootfs().await?;
-        step(Point::START_MOUNTS_KNOWN).await?;
         // A task that a daemon made and did not live to start.
         self.release_task().await;
         step(Point::START_TASK_RELEASED).await?;
+        let rootfs = self.rootfs().await?;
+        step(Point::START_MOUNTS_KNOWN).await?;
         self.task = true;
         match self.execute(&shim, rootfs).await {
             Ok((pid, at)) => self.started(shim, pid, at).await,
@@ -93,10 +93,9 @@ impl Driver {
     async fn rootfs(&mut self) -> Result<Vec<Mount>, Error> {
         let (snapshots, id) = (self.core.snapshots.clone(), self.container.id.clone());
         let chain = self.record.chain.clone();
-        let mounts = self
-            .core
-            .disk
-            .run(move || snapshots.mounts(&SnapshotKey::from(&id), &chain, Durability::Volatile));
+        let mounts = self.core.disk.run(move || {
+            snapshots.mounts_unused(&SnapshotKey::from(&id), &chain, Durability::Volatile)
+        });
         mounts.await?.map_err(|source| Error::Snapshot {
             action: "mount snapshot",
             key: self.container.id.to_string(),
