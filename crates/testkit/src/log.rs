@@ -36,7 +36,8 @@ pub fn text(lines: &[Line], stream: &str) -> String {
     text
 }
 
-fn parse(log: &str) -> Result<Vec<Line>> {
+/// Parses the text of a log, which ends with a whole line.
+pub fn parse(log: &str) -> Result<Vec<Line>> {
     if !log.is_empty() && !log.ends_with('\n') {
         bail!("the log ends in a torn line");
     }

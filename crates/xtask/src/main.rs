@@ -3,7 +3,8 @@
 //! | task | does |
 //! |---|---|
 //! | `demo` | builds release binaries and runs a pod end to end, narrated |
-//! | `test` | format, tidy, clippy, unit and crate tests, then the e2e suite |
+//! | `test` | format, tidy, clippy, unit and crate tests, the e2e suite, a little torture |
+//! | `torture` | kills at every failpoint and at random, and faults of the stores, for hours |
 //! | `tidy` | crate arrows, licences, doubled versions, file lengths, layout |
 //! | `build [--release]` | `berthd`, the static shim and the demo client, in one folder |
 //! | `build --previous` | the release before this tree, for the tests of upgrade |
@@ -19,6 +20,7 @@ mod report;
 mod run;
 mod test;
 mod tidy;
+mod torture;
 
 use std::process::ExitCode;
 
@@ -29,6 +31,7 @@ tasks:
   demo --end DIR       end what a kept demo left running
   demo --measure PODS  say how long pods take to come up and go down
   test                 run every check and test
+  torture [OPTIONS]    kill the daemon at every failpoint and at random; --help says more
   tidy                 check crate arrows, licences, doubled versions, lengths, layout
   build [--release]    build berthd, the static shim and the demo client
   build --previous     build the release before this tree, for the tests of upgrade
@@ -42,6 +45,11 @@ fn main() -> ExitCode {
             demo::demo(&arguments[1..])
         }
         ["test"] => test::test(),
+        ["torture", "--help"] => {
+            eprint!("{}", torture::USAGE);
+            return ExitCode::SUCCESS;
+        }
+        ["torture", ..] => torture::torture(&arguments[1..]),
         ["tidy"] => tidy::tidy(),
         ["build"] => binaries::build(binaries::Profile::Dev).map(|built| built.announce()),
         ["build", "--release"] => {

@@ -16,7 +16,16 @@ pub(crate) struct Report {
     passed: usize,
     failed: usize,
     skipped: Vec<String>,
-    times: Vec<(String, Duration)>,
+    steps: Vec<Step>,
+}
+
+/// What one step did.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) name: String,
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+    pub(crate) took: Duration,
 }
 
 impl Report {
@@ -25,7 +34,7 @@ impl Report {
         eprintln!("== {name}: {}", run::shown(&command));
         let log = log_path(name)?;
         let mut file = File::create(&log).with_context(|| format!("create {}", log.display()))?;
-        let started = Instant::now();
+        let (started, before) = (Instant::now(), (self.passed, self.failed));
         command.stdout(Stdio::piped()).stderr(file.try_clone()?);
         let mut child =
             command.spawn().with_context(|| format!("start `{}`", run::shown(&command)))?;
@@ -38,13 +47,19 @@ impl Report {
         }
         let status = child.wait().context("wait for the step")?;
         let took = started.elapsed();
-        self.times.push((name.to_owned(), took));
+        let (passed, failed) = (self.passed - before.0, self.failed - before.1);
+        self.steps.push(Step { name: name.to_owned(), passed, failed, took });
         if status.success() {
             eprintln!("   ok, {:.1} s", took.as_secs_f64());
             return Ok(());
         }
         eprintln!("{}", fs::read_to_string(&log).unwrap_or_default());
         bail!("step {name} failed: {status}");
+    }
+
+    /// The steps that were run.
+    pub(crate) fn steps(&self) -> &[Step] {
+        &self.steps
     }
 
     /// Reads one line of a test runner's output.
@@ -64,8 +79,8 @@ impl Report {
     /// Says what was done; the last line is for machines.
     pub(crate) fn sum_up(&self) {
         eprintln!("\nsteps:");
-        for (name, took) in &self.times {
-            eprintln!("  {name:<14} {:>7.1} s", took.as_secs_f64());
+        for step in &self.steps {
+            eprintln!("  {:<14} {:>7.1} s", step.name, step.took.as_secs_f64());
         }
         if !self.skipped.is_empty() {
             eprintln!("skipped, and why:");

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::previous::Previous;
 use crate::report::Report;
-use crate::{binaries, host, previous, run, tidy};
+use crate::{binaries, host, previous, run, tidy, torture};
 
 pub(crate) fn test() -> Result<()> {
     if !host::is_root() {
@@ -46,5 +46,6 @@ fn steps(report: &mut Report) -> Result<()> {
         Previous::Built(folder) => command.env(previous::FOLDER, folder),
         Previous::Unknown(reason) => command.env(previous::MISSING, reason),
     };
-    report.step("e2e", command)
+    report.step("e2e", command)?;
+    report.step("torture", torture::small()?)
 }

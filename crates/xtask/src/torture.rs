@@ -1,0 +1,252 @@
+//! `cargo xtask torture`: the daemon is killed wherever it may be, thousands of times.
+//!
+//! What is done is in `e2e/src/torture` and in the tests of the stores; here are the
+//! counts, and the summary of a whole run without a failure: `e2e/TORTURE.md`.
+
+use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::report::Report;
+use crate::{binaries, host, run};
+
+/// How to call it.
+pub(crate) const USAGE: &str = "usage: cargo xtask torture [OPTION VALUE]...
+
+  --seed NUMBER     choices to repeat; without it, new ones
+  --only NAME       failpoints, kills, store, pages, or the start of a failpoint's name
+  --rounds NUMBER   kills at each failpoint, random kills, faults and damages of each store
+  --minutes NUMBER  longest for the failpoints, and for the random kills
+";
+
+/// Kills at each failpoint, and random kills.
+const COUNTS: (u64, u64) = (20, 2000);
+/// The same in `cargo xtask test`.
+const SMALL: (u64, u64) = (1, 50);
+/// Damages of each store.
+const DAMAGES: u64 = 10_000;
+
+/// What to do, and how often.
+#[derive(Debug, Default)]
+struct Options {
+    seed: u64,
+    only: Option<String>,
+    rounds: Option<u64>,
+    minutes: Option<u64>,
+}
+
+impl Options {
+    fn parse(arguments: &[&str]) -> Result<Self> {
+        let mut options = Self { seed: RandomState::new().hash_one(arguments), ..Self::default() };
+        for pair in arguments.chunks(2) {
+            let [name, value] = pair else { bail!("{USAGE}") };
+            let number = || value.parse::<u64>().with_context(|| format!("{name} {value}"));
+            match *name {
+                "--seed" => options.seed = number()?,
+                "--only" => options.only = Some((*value).to_owned()),
+                "--rounds" => options.rounds = Some(number()?),
+                "--minutes" => options.minutes = Some(number()?),
+                _ => bail!("{USAGE}"),
+            }
+        }
+        Ok(options)
+    }
+
+    fn wants(&self, step: &str) -> bool {
+        match self.only.as_deref() {
+            None => true,
+            Some(only @ ("store" | "pages")) => step == only,
+            Some(_) => step == "kills",
+        }
+    }
+}
+
+/// Does everything, often.
+pub(crate) fn torture(arguments: &[&str]) -> Result<()> {
+    let options = Options::parse(arguments)?;
+    if !host::is_root() {
+        bail!("not root: pods need namespaces, mounts, cgroups and links");
+    }
+    host::install_packages()?;
+    eprintln!("seed {}", options.seed);
+    let tree = Tree::read()?;
+    let mut report = Report::default();
+    let summary = file("torture-summary.md")?;
+    let done = steps(&options, &mut report, &summary);
+    report.sum_up();
+    let text = page(&options, &tree, &report, &summary, done.is_ok());
+    let whole = options.only.is_none() && done.is_ok();
+    let to = match whole {
+        true => run::repository().join("e2e/TORTURE.md"),
+        false => file("TORTURE.md")?,
+    };
+    fs::write(&to, text?).with_context(|| format!("write {}", to.display()))?;
+    eprintln!("summary: {}", to.display());
+    done
+}
+
+/// Runs every step, also after one that failed; the first failure is returned.
+fn steps(options: &Options, report: &mut Report, summary: &Path) -> Result<()> {
+    let mut failure = Ok(());
+    if options.wants("kills") {
+        let (failpoints, kills) = options.rounds.map_or(COUNTS, |rounds| (rounds, rounds));
+        let mut command = program(failpoints, kills)?;
+        command.args(["--seed", &options.seed.to_string()]).arg("--summary").arg(summary);
+        if let Some(only) = &options.only {
+            command.args(["--only", only]);
+        }
+        if let Some(minutes) = options.minutes {
+            command.args(["--minutes", &minutes.to_string()]);
+        }
+        failure = failure.and(report.step("torture", command));
+    }
+    let stores = [
+        ("store", "sweep", "BERTH_SWEEP", "BERTH_SWEEP_SEED", "all".to_owned()),
+        ("pages", "damage", "BERTH_ROUNDS", "BERTH_SEED", DAMAGES.to_string()),
+    ];
+    for (step, test, counted, seeded, count) in stores {
+        if !options.wants(step) {
+            continue;
+        }
+        let features = format!("--features={}", binaries::TEST_FEATURES);
+        let mut command =
+            run::cargo(["test", "--workspace", "--locked", &features, "--test", test]);
+        command.args(["--", "--show-output"]);
+        command.env(counted, options.rounds.map_or(count, |rounds| rounds.to_string()));
+        command.env(seeded, options.seed.to_string());
+        failure = failure.and(report.step(step, command));
+    }
+    failure
+}
+
+/// The small counts, as a step of `cargo xtask test`.
+pub(crate) fn small() -> Result<Command> {
+    program(SMALL.0, SMALL.1)
+}
+
+/// Builds everything; how to kill at failpoints and at random so many times.
+fn program(failpoints: u64, kills: u64) -> Result<Command> {
+    let built = binaries::build(binaries::Profile::Dev)?;
+    let features = format!("--features={}", binaries::TEST_FEATURES);
+    let mut build = run::cargo(["build", "--workspace", "--locked", "--bin", "berth-torture"]);
+    build.arg(features);
+    run::check(build)?;
+    let mut command = Command::new(run::target().join("debug/berth-torture"));
+    command.env("BERTH_BIN_DIR", built.folder);
+    command.args(["--failpoints", &failpoints.to_string(), "--kills", &kills.to_string()]);
+    command.arg("--logs").arg(file("torture")?);
+    Ok(command)
+}
+
+fn file(name: &str) -> Result<PathBuf> {
+    let folder = run::target().join("xtask");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    Ok(folder.join(name))
+}
+
+/// What is tortured.
+#[derive(Debug)]
+struct Tree {
+    commit: String,
+    dirty: bool,
+}
+
+impl Tree {
+    fn read() -> Result<Self> {
+        let git = |arguments: &[&str]| {
+            let mut command = Command::new("git");
+            command.current_dir(run::repository()).args(arguments);
+            run::output(command).map(|said| String::from_utf8_lossy(&said).trim().to_owned())
+        };
+        let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
+        Ok(Self { commit: git(&["rev-parse", "HEAD"])?, dirty: !changed.is_empty() })
+    }
+}
+
+/// The summary.
+fn page(
+    options: &Options,
+    tree: &Tree,
+    report: &Report,
+    summary: &Path,
+    green: bool,
+) -> Result<String> {
+    let dirty = if tree.dirty { ", **with uncommitted changes**" } else { "" };
+    let partly = options.only.as_ref().map_or(String::new(), |only| format!(", only `{only}`"));
+    let result = if green { "no failure" } else { "**FAILED**" };
+    let machine = machine()?;
+    let mut page = format!(
+        "# Torture: the last run\n\n\
+         Written by `cargo xtask torture`{partly}. \
+         `cargo xtask torture --seed {seed}` makes the same choices; \
+         `--only NAME --rounds N` those of one failpoint.\n\n\
+         | | |\n|---|---|\n\
+         | result | {result} |\n\
+         | commit | {commit}{dirty} |\n\
+         | seed | {seed} |\n\
+         | machine | {machine} |\n\n\
+         | step | passed | failed | time |\n|---|---|---|---|\n",
+        seed = options.seed,
+        commit = tree.commit,
+    );
+    for step in report.steps() {
+        let (passed, failed, took) = (step.passed, step.failed, step.took.as_secs_f64());
+        page += &format!("| {} | {passed} | {failed} | {took:.0} s |\n", step.name);
+    }
+    page.push_str(STORES);
+    if options.wants("kills") {
+        page.push_str(&fs::read_to_string(summary).unwrap_or_default());
+    }
+    Ok(page)
+}
+
+/// What the steps beside the kills do.
+const STORES: &str = "
+`store`: both stores, with each of their system calls failing in turn (EIO, ENOSPC, a kill \
+there), once and for ever; `pages`: random damage to each file of the stores. Both print \
+what they did; a test that passed is one row here, however many rounds it took.
+
+";
+
+fn machine() -> Result<String> {
+    let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
+    let cpu = read("/proc/cpuinfo")?;
+    let field = |name: &str| {
+        let line = cpu.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let model = field("model name").unwrap_or_else(|| "unknown".to_owned());
+    let kernel = read("/proc/sys/kernel/osrelease")?;
+    let memory = read("/proc/meminfo")?;
+    let total = memory.lines().next().and_then(|line| line.split_whitespace().nth(1));
+    let total: u64 = total.and_then(|total| total.parse().ok()).unwrap_or(0);
+    Ok(format!("Linux {}, {cores} cores ({model}), {} GiB", kernel.trim(), total >> 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_choose_what_is_done() {
+        let options = Options::parse(&["--only", "store", "--seed", "7"]).unwrap();
+        assert!(options.wants("store") && !options.wants("kills") && !options.wants("pages"));
+        let options = Options::parse(&["--only", "run.stored"]).unwrap();
+        assert!(options.wants("kills") && !options.wants("store"));
+        assert!(Options::parse(&[]).unwrap().wants("pages"));
+        assert!(Options::parse(&["--seed"]).is_err() && Options::parse(&["--fast", "1"]).is_err());
+    }
+
+    #[test]
+    fn a_failed_or_dirty_run_says_so() {
+        let tree = Tree { commit: "abc".to_owned(), dirty: true };
+        let options = Options { seed: 7, ..Options::default() };
+        let text = page(&options, &tree, &Report::default(), Path::new("/none"), false).unwrap();
+        assert!(text.contains("**FAILED**") && text.contains("abc, **with uncommitted changes**"));
+        assert!(text.contains("--seed 7"));
+    }
+}
