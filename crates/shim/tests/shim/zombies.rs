@@ -42,7 +42,7 @@ async fn exec(pod: &Pod, container: &ContainerId, id: String, script: &str, code
     pod.shim.exec(&request).await.unwrap();
     let process = Process { container, exec: Some(&exec) };
     pod.shim.start(process).await.unwrap();
-    let exit = timeout(LONG, pod.shim.wait(process)).await.unwrap().unwrap();
+    let exit = timeout(LONGER, pod.shim.wait(process)).await.unwrap().unwrap();
     assert_eq!(exit.code, code, "a code was stolen");
     assert_eq!(pod.shim.delete(process).await.unwrap(), exit);
 }
