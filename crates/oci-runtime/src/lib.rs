@@ -55,9 +55,9 @@ mod worker;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use berth_cgroup::CgroupPath;
+use berth_cgroup::{Cgroup, CgroupPath};
 use berth_sys::process::{ForkOptions, fork};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 pub use creating::{Created, Creating, Leftover, StartHandle, Starting, start};
 pub use error::{Error, Reported};
@@ -128,6 +128,16 @@ fn worker_options() -> ForkOptions<'static> {
 pub fn cgroup_path(id: &str, spec: &Spec) -> Result<CgroupPath, Error> {
     check_id(id)?;
     plan::cgroup_path(id, spec)
+}
+
+/// Changes the limits of a running container. What `resources` does not name stays as it is,
+/// and so do its devices.
+///
+/// # Errors
+/// [`Error::InvalidSpec`], [`Error::Unsupported`] (nothing was changed then), [`Error::Cgroup`].
+pub fn update(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), Error> {
+    let limits = plan::new_limits(resources)?;
+    cgroup.apply(&limits).map_err(worker::cgroup_error(cgroup.path()))
 }
 
 /// An id is part of names that others read; it is never part of a path of ours without this.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use berth_cgroup::{CgroupPath, Limits};
 use berth_model::ErrorKind;
 use berth_model::mount::Mount;
-use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{LinuxResources, LinuxSeccomp, Process, Spec};
 
 use crate::error::{Error, Reported};
 
@@ -80,6 +80,11 @@ impl ContainerPlan {
 pub(crate) fn cgroup_path(id: &str, spec: &Spec) -> Result<CgroupPath, Error> {
     let linux = spec.linux().as_ref().ok_or_else(|| Error::invalid("linux", "is missing"))?;
     limits::cgroup_path(id, linux)
+}
+
+/// What a running container's limits are to be.
+pub(crate) fn new_limits(resources: &LinuxResources) -> Result<Limits, Error> {
+    limits::update(resources)
 }
 
 /// The filter of a profile, if there is one to load.

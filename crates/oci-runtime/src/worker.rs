@@ -141,7 +141,9 @@ pub(crate) fn die_with_parent() -> Result<(), Error> {
         .map_err(Error::setup("ask to die with the caller"))
 }
 
-fn cgroup_error(path: &berth_cgroup::CgroupPath) -> impl FnOnce(berth_cgroup::Error) -> Error {
+pub(crate) fn cgroup_error(
+    path: &berth_cgroup::CgroupPath,
+) -> impl FnOnce(berth_cgroup::Error) -> Error {
     move |error| Error::Cgroup {
         path: path.to_string(),
         source: crate::plan::reported(error.kind(), &error),

@@ -19,6 +19,9 @@ const QUICK: Duration = Duration::from_secs(10);
 /// Type under which containerd sends an OCI process.
 const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
+/// Type under which containerd sends limits.
+const RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+
 /// Where a process reads its standard input.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum Input {
@@ -264,6 +267,19 @@ impl Shim {
         let answer: api::StatsResponse = self.task("Stats", &message, Some(QUICK)).await?;
         let stats = answer.stats.unwrap_or_default();
         Ok((stats.type_url, stats.value))
+    }
+
+    /// Changes the limits of a container: `resources` is an OCI `LinuxResources` as JSON, and
+    /// what it does not name stays.
+    pub async fn update(&self, container: &ContainerId, resources: &[u8]) -> Result<(), Error> {
+        let mut message = api::UpdateTaskRequest::new();
+        message.id = container.to_string();
+        let mut any = Any::new();
+        any.type_url = RESOURCES.to_owned();
+        any.value = resources.to_vec();
+        message.resources = Some(any).into();
+        self.task::<_, api::Empty>("Update", &message, Some(QUICK)).await?;
+        Ok(())
     }
 
     /// Freezes every process of a container.

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use berth_cgroup::Cgroup;
-use berth_oci_runtime::{ExecRequest, exec};
+use berth_oci_runtime::{ExecRequest, exec, update};
 use nix::sys::signal::Signal;
-use oci_spec::runtime::{LinuxNamespaceType, Process as OciProcess, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as OciProcess, Spec};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -170,6 +170,17 @@ impl Container {
         }
         self.inner().paused = paused;
         Ok(())
+    }
+
+    /// Changes its limits to those of `resources`, an OCI `LinuxResources` as JSON.
+    pub(crate) fn update(&self, resources: &[u8]) -> Result<(), Error> {
+        let resources: LinuxResources = serde_json::from_slice(resources)
+            .map_err(|error| Error::invalid("resources", error.to_string()))?;
+        if matches!(self.init.status(), Status::Stopped(_)) {
+            return Err(Error::State { id: self.id.clone(), state: "stopped" });
+        }
+        let cgroup = self.cgroup.as_ref().ok_or(Error::Unimplemented("Update without a cgroup"))?;
+        Ok(update(cgroup, &resources)?)
     }
 
     pub(crate) fn pids(&self) -> Result<Vec<u32>, Error> {

@@ -54,6 +54,19 @@ pub(super) fn cgroup_path(id: &str, linux: &Linux) -> Result<CgroupPath, Error> 
 pub(super) fn limits(linux: &Linux) -> Result<Limits, Error> {
     let nothing = LinuxResources::default();
     let resources = linux.resources().as_ref().unwrap_or(&nothing);
+    let rules = resources.devices().as_deref().unwrap_or_default();
+    Ok(Limits { devices: Some(devices(rules)?), ..but_devices(resources)? })
+}
+
+/// Reads what a running container's limits are to be; those of its devices stay.
+pub(super) fn update(resources: &LinuxResources) -> Result<Limits, Error> {
+    if resources.devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
+        return Err(Error::unsupported("linux.resources.devices", "changing devices"));
+    }
+    but_devices(resources)
+}
+
+fn but_devices(resources: &LinuxResources) -> Result<Limits, Error> {
     refuse_unsupported(resources)?;
     let mut hugepages = BTreeMap::new();
     for limit in resources.hugepage_limits().as_deref().unwrap_or_default() {
@@ -69,7 +82,7 @@ pub(super) fn limits(linux: &Linux) -> Result<Limits, Error> {
         pids: resources.pids().as_ref().map(oci_spec::runtime::LinuxPids::limit),
         hugepages,
         unified: resources.unified().clone().unwrap_or_default().into_iter().collect(),
-        devices: Some(devices(resources.devices().as_deref().unwrap_or_default())?),
+        devices: None,
     })
 }
 

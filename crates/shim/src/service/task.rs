@@ -149,8 +149,10 @@ impl Task for TaskService {
         Ok(api::Empty::new())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: api::UpdateTaskRequest) -> Result<api::Empty> {
-        Err(Error::Unimplemented("Update").into())
+    async fn update(&self, _: &TtrpcContext, r: api::UpdateTaskRequest) -> Result<api::Empty> {
+        let resources = r.resources.unwrap_or_default();
+        self.0.container(&r.id)?.update(&resources.value)?;
+        Ok(api::Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, r: api::WaitRequest) -> Result<api::WaitResponse> {

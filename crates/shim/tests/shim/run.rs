@@ -3,6 +3,7 @@
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
+use berth_cgroup::{CgroupPath, Hierarchy};
 use berth_model::mount::Mount;
 use berth_model::{ErrorKind, container::Timestamp};
 use berth_shim_client::{
@@ -360,6 +361,29 @@ async fn a_paused_container_stands_still() {
     pod.shim.pause(&container).await.unwrap();
     pod.shim.kill(Process::from(&container), 9, false, LONG).await.unwrap();
     assert_eq!(pod.wait(&container).await.code, 137);
+    pod.shim.delete(&container).await.unwrap();
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn limits_change_while_a_container_runs() {
+    if !is_root() {
+        return;
+    }
+    let pod = Pod::start().await;
+    let container = pod.run("a", &["/bin/sleep", "100"]).await;
+    pod.shim.update(&container, br#"{"memory":{"limit":67108864}}"#).await.unwrap();
+    pod.shim.update(&container, br#"{"pids":{"limit":5}}"#).await.unwrap();
+    let path = CgroupPath::new(&format!("{}/a", pod.cgroup)).unwrap();
+    let usage = Hierarchy::detect().unwrap().open(&path).unwrap().usage().unwrap();
+    assert_eq!(usage.memory_limit_bytes, Some(64 << 20));
+    for bad in [br#"{"memory":{"limit":"#.as_slice(), br#"{"memory":{"swappiness":3}}"#] {
+        pod.shim.update(&container, bad).await.unwrap_err();
+    }
+    pod.shim.kill(&container, 9, false, LONG).await.unwrap();
+    pod.wait(&container).await;
+    let late = pod.shim.update(&container, b"{}").await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::FailedPrecondition);
     pod.shim.delete(&container).await.unwrap();
     pod.finish().await;
 }
