@@ -2,13 +2,14 @@
 //!
 //! `berth-demo` runs it and cleans up; `--keep` leaves daemon, registry and pod running
 //! and says how to reach and how to end them; `--end DIR` ends what was kept; `--measure
-//! PODS` says how long pods take.
+//! PODS` says how long pods take, `--measure-restart PODS` how long a restart of the daemon.
 
 #![allow(clippy::print_stdout, reason = "the demo talks to a person")]
 
 mod end;
 mod measure;
 mod narrator;
+mod restart;
 mod story;
 
 use std::path::Path;
@@ -16,7 +17,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-const USAGE: &str = "usage: berth-demo [--keep | --end DIR | --measure PODS]";
+const USAGE: &str =
+    "usage: berth-demo [--keep | --end DIR | --measure PODS | --measure-restart PODS]";
 
 fn main() -> ExitCode {
     let runtime =
@@ -39,6 +41,7 @@ async fn run() -> Result<()> {
         ["--keep"] => story::tell(true).await,
         ["--end", dir] => end::end(Path::new(dir)).await,
         ["--measure", pods] => measure::measure(measure::pods(pods)?).await,
+        ["--measure-restart", pods] => restart::measure(measure::pods(pods)?).await,
         _ => bail!("{USAGE}"),
     }
 }
