@@ -186,7 +186,7 @@ fn make_log_directory(plan: &Plan) -> Result<(), Error> {
 }
 
 /// Removes what a container would have written to, or has.
-pub(super) fn remove_snapshot(
+pub(crate) fn remove_snapshot(
     core: &Arc<Core>,
     key: SnapshotKey,
 ) -> impl Future<Output = Result<(), Error>> + Send + use<> {

@@ -26,7 +26,7 @@ use berth_model::{ContainerId, ContainerSpec};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
-pub(crate) use self::create::create;
+pub(crate) use self::create::{create, remove_snapshot};
 pub(crate) use self::driver::{Adoption, spawn};
 use crate::board::Published;
 use crate::core::{Core, cgroup_path};

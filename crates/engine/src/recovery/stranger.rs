@@ -13,7 +13,9 @@ use berth_shim_client::{ApiVersion, Bootstrap, ProcessId, Shim};
 use nix::sys::signal::Signal;
 
 use crate::core::{Core, cgroup_error, cgroup_path, warn_failure};
+use crate::pending::Object;
 use crate::sandbox::end_shim;
+use crate::undo::Step;
 use crate::{Error, files};
 
 /// How long a connection may take.
@@ -46,8 +48,11 @@ pub(super) async fn end(core: &Arc<Core>, name: String) {
     // A shim that must be killed leaves its containers behind.
     let (shared, children) = (Arc::clone(core), move || children(process));
     let cgroups = core.disk.run(children).await.unwrap_or_default();
-    if let Err(error) = end_shim(core, id, None).await {
-        warn_failure("sweep shim", &error);
+    if let Err(error) = end_shim(core, id.clone(), None).await {
+        let object = Object::new("sandbox", &id);
+        let shared = Arc::clone(core);
+        let step = Step::new("sweep shim", move || end_shim(&shared, id.clone(), None));
+        core.pending.take_step(object, step, error);
     }
     let left = core.disk.run(move || cgroups.into_iter().for_each(|child| kill(&shared, child)));
     if let Err(error) = left.await {

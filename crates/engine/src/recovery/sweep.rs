@@ -1,11 +1,12 @@
 //! Removes what no record names: directories, shims, snapshots, cgroups, links, leases.
 //!
 //! Everything swept is below a root that is ours alone. A failure is logged and the rest
-//! goes on: a node with a leftover is better than no node.
+//! goes on: a node with a leftover is better than no node. What has a name that nothing
+//! else will have is tried again later; links and ports wait for the next start.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +19,10 @@ use tracing::Instrument as _;
 
 use super::stranger;
 use crate::core::{Core, cgroup_path, step, step_blocking, warn_failure};
-use crate::sandbox::clear_cgroup;
-use crate::{Error, files};
+use crate::pending::Object;
+use crate::sandbox::{clear_cgroup, remove_cgroup};
+use crate::undo::Step;
+use crate::{Error, container, files};
 
 /// Most entries of one directory that are looked at.
 const MAX_ENTRIES: usize = 100_000;
@@ -115,23 +118,32 @@ fn directories(
             }
             let path = dir.join(name);
             tracing::warn!(path = %path.display(), "sweep: of no record");
-            let found = std::fs::symlink_metadata(&path);
-            let removed = match found.is_ok_and(|found| found.is_dir()) {
-                true => files::remove_dir(&path),
-                // Of a link only the link.
-                false => remove_file(path),
-            };
-            if let Err(error) = removed {
-                warn_failure("sweep", &error);
+            if let Err(error) = remove(&path) {
+                let object = Object::new("path", path.display());
+                let disk = core.disk.clone();
+                let step = Step::new("sweep", move || {
+                    let (disk, path) = (disk.clone(), path.clone());
+                    async move { disk.run(move || remove(&path)).await? }
+                });
+                core.pending.take_step(object, step, error);
             }
         }
     }
     Ok(())
 }
 
+/// Removes whatever is there; of a link only the link.
+fn remove(path: &Path) -> Result<(), Error> {
+    let found = std::fs::symlink_metadata(path);
+    match found.is_ok_and(|found| found.is_dir()) {
+        true => files::remove_dir(path),
+        false => remove_file(path),
+    }
+}
+
 /// A shim that is ending removes its socket itself.
-fn remove_file(path: PathBuf) -> Result<(), Error> {
-    match std::fs::remove_file(&path) {
+fn remove_file(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::io("remove", path)(error))
         }
@@ -147,22 +159,36 @@ fn is_container(live: &HashSet<ContainerId>, name: &str) -> bool {
     ContainerId::new(name).is_ok_and(|id| live.contains(&id))
 }
 
-fn snapshots(core: &Core, live: &HashSet<ContainerId>) -> Result<(), Error> {
+fn snapshots(core: &Arc<Core>, live: &HashSet<ContainerId>) -> Result<(), Error> {
     let live = live.iter().map(SnapshotKey::from).collect();
-    let swept = core.snapshots.sweep_active(&live).map_err(|source| Error::Snapshot {
-        action: "sweep",
-        key: "active snapshots".to_owned(),
-        source,
-    })?;
-    for key in swept {
-        tracing::warn!(snapshot.key = %key, "sweep: snapshot of no record");
+    let failed =
+        |source| Error::Snapshot { action: "sweep", key: "active snapshots".to_owned(), source };
+    match core.snapshots.sweep_active(&live).map_err(failed) {
+        Ok(swept) => {
+            for key in swept {
+                tracing::warn!(snapshot.key = %key, "sweep: snapshot of no record");
+            }
+        }
+        Err(error) => {
+            // Once this start is over others are made: what goes later goes by its key.
+            let error = Arc::new(error);
+            let left = core.snapshots.active().map_err(failed)?;
+            for key in left.into_iter().filter(|key| !live.contains(key)) {
+                let object = Object::new("snapshot", &key);
+                let core = Arc::clone(core);
+                let pending = Arc::clone(&core.pending);
+                let step =
+                    Step::new("sweep", move || container::remove_snapshot(&core, key.clone()));
+                pending.take_step(object, step, Error::Shared(Arc::clone(&error)));
+            }
+        }
     }
     Ok(())
 }
 
 /// Below our base every cgroup is a sandbox's, and below that a container's.
 fn cgroups(
-    core: &Core,
+    core: &Arc<Core>,
     sandboxes: &HashSet<SandboxId>,
     containers: &HashSet<ContainerId>,
 ) -> Result<(), Error> {
@@ -187,10 +213,13 @@ fn cgroups(
     Ok(())
 }
 
-fn sweep_cgroup(core: &Core, path: &CgroupPath) {
+fn sweep_cgroup(core: &Arc<Core>, path: &CgroupPath) {
     tracing::warn!(cgroup = %path, "sweep: cgroup of no record");
     if let Err(error) = clear_cgroup(core, path) {
-        warn_failure("sweep", &error);
+        let object = Object::new("cgroup", path);
+        let (shared, path) = (Arc::clone(core), path.clone());
+        let step = Step::new("sweep", move || remove_cgroup(&shared, path.clone()));
+        core.pending.take_step(object, step, error);
     }
 }
 
