@@ -257,8 +257,6 @@ async fn work_that_fails_or_whose_daemon_is_killed_leaves_its_name_free() -> Res
     node.daemon().hold(&["run.made", "create.snapshot"])?;
     vanishing(&node, "run.made", run(&sandbox)).await?;
     vanishing(&node, "create.snapshot", create(&pod, &container)).await?;
-    node.daemon().release()?;
-    node.daemon().hold(&["run.made", "create.snapshot"])?;
     node.kill_daemon()?;
     node.daemon().release()?;
     node.kill_and_restart().await?;

@@ -2,7 +2,7 @@
 
 use berth_api::v1::*;
 use berth_engine::{Auth, Engine};
-use berth_model::{ErrorKind, Reference};
+use berth_model::Reference;
 use serde_json::json;
 use tracing::Span;
 
@@ -50,9 +50,10 @@ pub(crate) async fn pull(
         Some(config) if is_for(&config.server_address, &reference) => auth(config)?,
         _ => None,
     };
-    let record = engine.pull_image(&reference, auth).await.map_err(|error| match error.kind() {
-        ErrorKind::Unavailable => Error::RegistryUnavailable(error),
-        _ => Error::Engine(error),
+    let pulled = engine.pull_image(&reference, auth).await;
+    let record = pulled.map_err(|error| match error.is_registry_unavailable() {
+        true => Error::RegistryUnavailable(error),
+        false => Error::Engine(error),
     })?;
     Ok(PullImageResponse { image_ref: record.id.to_string() })
 }

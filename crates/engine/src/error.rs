@@ -269,6 +269,18 @@ impl Error {
         }
     }
 
+    /// Whether a registry cannot be reached: the image may be there another time.
+    #[must_use]
+    pub fn is_registry_unavailable(&self) -> bool {
+        match self {
+            Self::Image { source, .. } => {
+                source.is_of_registry() && source.kind() == ErrorKind::Unavailable
+            }
+            Self::Shared(error) => error.is_registry_unavailable(),
+            _ => false,
+        }
+    }
+
     /// The error and what caused it, on one line for people.
     pub(crate) fn told(&self) -> String {
         let mut text = self.to_string();

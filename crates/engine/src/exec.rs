@@ -269,9 +269,14 @@ fn process(bundle: &Path, command: Vec<String>) -> Result<Vec<u8>, Error> {
     let missing = || Error::io("read process of", &path)(io::ErrorKind::InvalidData.into());
     let container = spec.process().as_ref().ok_or_else(missing)?;
     let process = berth_spec::exec_process(container, command, false)
-        .map_err(|source| Error::Spec { name: "exec".to_owned(), source })?;
+        .map_err(|source| Error::Spec { name: name_of(bundle), source })?;
     serde_json::to_vec(&process)
         .map_err(|source| Error::io("write process of", &path)(source.into()))
+}
+
+/// A bundle is called as its container is.
+fn name_of(bundle: &Path) -> String {
+    bundle.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// One output stream: the first bytes are kept, the rest is read and dropped.

@@ -14,6 +14,9 @@ pub enum Error {
     /// No image has that id or reference.
     #[error("image {0:?} not found")]
     NotFound(String),
+    /// Several images have an id that starts so.
+    #[error("image {0:?} is the start of several ids")]
+    Ambiguous(String),
     /// The registry, or the way to it.
     #[error("{action}")]
     Registry {
@@ -134,6 +137,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the registry, or the way to it, is what failed.
+    #[must_use]
+    pub fn is_of_registry(&self) -> bool {
+        match self {
+            Self::Registry { .. } => true,
+            Self::Shared(error) => error.is_of_registry(),
+            _ => false,
+        }
+    }
+
     /// As if the content store had failed at `point`.
     pub(crate) fn failpoint(point: Point, source: io::Error) -> Self {
         Self::ContentStore { action: "use the content store", source: failed_at(point, source) }
@@ -144,6 +157,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound(_) | Self::NoPlatform { .. } => ErrorKind::NotFound,
+            Self::Ambiguous(_) => ErrorKind::InvalidArgument,
             Self::Registry { source, .. } => source.kind(),
             Self::Content { source, .. } | Self::ContentStore { source, .. } => source.kind(),
             Self::Store { source, .. } => source.kind(),

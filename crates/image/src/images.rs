@@ -114,6 +114,9 @@ impl Images {
 
     /// The image that `name` means: an id (`sha256:…`, or enough of its digits to be the
     /// only one), or a reference. `None` if there is none, or the name is not one.
+    ///
+    /// # Errors
+    /// [`Error::Ambiguous`] if the digits are the start of several ids.
     pub async fn status(&self, name: &str) -> Result<Option<ImageRecord>, Error> {
         let (inner, name) = (self.0.clone(), name.to_owned());
         blocking("find image", move || inner.find(&name)).await?
@@ -263,7 +266,10 @@ impl Inner {
         let images = self.store.images().map_err(store("find image"))?;
         let mut matching = images.into_iter().filter(|image| image.id.hex().starts_with(digits));
         let only = matching.next();
-        Ok(only.filter(|_| matching.next().is_none()))
+        match matching.next() {
+            Some(_) => Err(Error::Ambiguous(name.to_owned())),
+            None => Ok(only),
+        }
     }
 
     /// The image with this very name, if all of its layers and its config are there.

@@ -322,6 +322,8 @@ fn exec_kind(source: Errno) -> ErrorKind {
         Errno::ENOENT | Errno::ENOTDIR => ErrorKind::NotFound,
         Errno::EACCES | Errno::EPERM => ErrorKind::PermissionDenied,
         Errno::ENOMEM | Errno::EAGAIN => ErrorKind::ResourceExhausted,
+        // More arguments than the kernel takes, or a path that cannot be followed.
+        Errno::E2BIG | Errno::ENAMETOOLONG | Errno::ELOOP => ErrorKind::InvalidArgument,
         _ => ErrorKind::FailedPrecondition,
     }
 }

@@ -77,6 +77,16 @@ pub enum Error {
         /// As it was given.
         value: i128,
     },
+    /// A limit in words that the kernel does not read.
+    #[error("{field} {value:?} is not {form}")]
+    LimitForm {
+        /// Name of the field in the request.
+        field: &'static str,
+        /// As it was given, its beginning.
+        value: String,
+        /// What it should be.
+        form: &'static str,
+    },
     /// A kernel parameter that a sandbox may not set.
     #[error("sysctl {name:?}: {problem}")]
     Sysctl {

@@ -61,13 +61,25 @@ fn positive(field: &'static str, value: i64) -> Result<Option<u64>, Error> {
 fn cpu(asked: &Resources) -> Result<Option<LinuxCpu>, Error> {
     let mut cpu = LinuxCpuBuilder::default().build().expect("every field has a default");
     let empty = cpu.clone();
-    let text = |text: &String| (!text.is_empty()).then(|| text.clone());
     cpu.set_shares(positive("cpu_shares", asked.cpu_shares)?)
         .set_period(positive("cpu_period", asked.cpu_period)?)
         .set_quota((asked.cpu_quota != 0).then_some(asked.cpu_quota.max(-1)))
-        .set_cpus(text(&asked.cpuset_cpus))
-        .set_mems(text(&asked.cpuset_mems));
+        .set_cpus(list("cpuset_cpus", &asked.cpuset_cpus)?)
+        .set_mems(list("cpuset_mems", &asked.cpuset_mems)?);
     Ok((cpu != empty).then_some(cpu))
+}
+
+fn wrong_form(field: &'static str, value: &str, form: &'static str) -> Error {
+    Error::LimitForm { field, value: value.chars().take(128).collect(), form }
+}
+
+/// A list of numbers and ranges (cpuset(7), "List format"), as far as its characters go:
+/// which of them the node has is the kernel's to say.
+fn list(field: &'static str, text: &str) -> Result<Option<String>, Error> {
+    if !text.bytes().all(|c| c.is_ascii_digit() || matches!(c, b',' | b'-' | b':' | b'/')) {
+        return Err(wrong_form(field, text, "a list of numbers and ranges"));
+    }
+    Ok((!text.is_empty()).then(|| text.to_owned()))
 }
 
 fn memory(asked: &Resources, swap_accounting: bool) -> Result<Option<LinuxMemory>, Error> {
@@ -94,6 +106,11 @@ fn memory(asked: &Resources, swap_accounting: bool) -> Result<Option<LinuxMemory
 fn hugepages(asked: &Resources) -> Result<Option<Vec<LinuxHugepageLimit>>, Error> {
     let limit = |(size, bytes): (&String, &u64)| {
         let field = "hugepage_limits";
+        let number = size.trim_end_matches(|unit: char| unit.is_ascii_uppercase());
+        let digits = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
+        if !digits || !matches!(&size[number.len()..], "KB" | "MB" | "GB") {
+            return Err(wrong_form(field, size, "a number with KB, MB or GB"));
+        }
         let bytes =
             i64::try_from(*bytes).map_err(|_| Error::Limit { field, value: i128::from(*bytes) })?;
         let limit = LinuxHugepageLimitBuilder::default().page_size(size.as_str()).limit(bytes);

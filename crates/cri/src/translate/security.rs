@@ -5,7 +5,8 @@ use berth_model::container::{Profile, RunAs, Security, SupplementalGroupsPolicy}
 use berth_model::sandbox::NamespaceOptions;
 
 use super::fields::{
-    known, namespace_mode, number, refuse_apparmor, refuse_selinux, refuse_user_namespace, shown,
+    absolute_path, known, namespace_mode, number, refuse_apparmor, refuse_selinux,
+    refuse_user_namespace, shown,
 };
 use crate::Error;
 
@@ -19,8 +20,6 @@ pub(super) fn security(asked: &v1::LinuxContainerSecurityContext) -> Result<Secu
     refuse_apparmor(&field("apparmor"), asked.apparmor.as_ref(), &asked.apparmor_profile)?;
     let capabilities = asked.capabilities.clone().unwrap_or_default();
     let groups = asked.supplemental_groups.iter();
-    // An empty list and an absent one are the same on the wire.
-    let listed = |paths: &Vec<String>| (!paths.is_empty()).then(|| paths.clone());
     Ok(Security {
         add_capabilities: capabilities.add_capabilities,
         drop_capabilities: capabilities.drop_capabilities,
@@ -40,10 +39,18 @@ pub(super) fn security(asked: &v1::LinuxContainerSecurityContext) -> Result<Secu
         },
         readonly_rootfs: asked.readonly_rootfs,
         no_new_privs: asked.no_new_privs,
-        masked_paths: listed(&asked.masked_paths),
-        readonly_paths: listed(&asked.readonly_paths),
+        masked_paths: paths("masked_paths", &asked.masked_paths)?,
+        readonly_paths: paths("readonly_paths", &asked.readonly_paths)?,
         seccomp: seccomp(asked)?,
     })
+}
+
+/// An empty list and an absent one are the same on the wire.
+fn paths(name: &str, asked: &[String]) -> Result<Option<Vec<String>>, Error> {
+    for path in asked {
+        absolute_path(field(name), path)?;
+    }
+    Ok((!asked.is_empty()).then(|| asked.to_vec()))
 }
 
 fn namespaces(options: Option<&v1::NamespaceOption>) -> Result<NamespaceOptions, Error> {

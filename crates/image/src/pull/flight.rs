@@ -171,8 +171,39 @@ async fn abandoned(landing: &Landing) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
     use crate::pull::tests::Node;
+
+    /// teeth: crates/image/src/config.rs: `orphan_grace: Duration::from_secs(60)` → `from_secs(50)`
+    #[tokio::test(start_paused = true)]
+    async fn a_pull_is_given_up_60_seconds_after_its_last_waiter_left() {
+        let node = Node::as_configured();
+        let (images, key) = (&node.images.0, (node.reference(":t"), None));
+        let (outcome, waiters) = (watch::channel(None).1, watch::Sender::new(1));
+        let flight = Arc::new(Flight { outcome, waiters });
+        images.flights.lock().insert(key.clone(), flight.clone());
+        let landing = Landing { images: images.clone(), key: key.clone(), flight: flight.clone() };
+        let first = Waiter(flight);
+        let given_up = abandoned(&landing);
+        tokio::pin!(given_up);
+        let seconds = |count| std::time::Duration::from_secs(count);
+
+        timeout(seconds(3600), &mut given_up).await.unwrap_err();
+        let second = images.flights.board(images, key.clone()).unwrap();
+        drop(first);
+        timeout(seconds(3600), &mut given_up).await.unwrap_err();
+        drop(second);
+        timeout(seconds(59), &mut given_up).await.unwrap_err();
+        // Back in time: the grace begins anew when it leaves.
+        let back = images.flights.board(images, key.clone()).unwrap();
+        timeout(seconds(3600), &mut given_up).await.unwrap_err();
+        drop(back);
+        timeout(seconds(59), &mut given_up).await.unwrap_err();
+        timeout(seconds(2), &mut given_up).await.unwrap();
+        assert!(images.flights.lock().is_empty(), "nobody joins it any more");
+    }
 
     #[test]
     fn a_pull_that_ends_late_leaves_the_place_of_its_successor() {

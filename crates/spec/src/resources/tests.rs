@@ -79,6 +79,29 @@ fn limits_that_cannot_be_are_refused_by_name() {
     check("hugepage_limits", &|all| _ = all.hugepage_limits.insert("2MB".to_owned(), u64::MAX));
 }
 
+/// teeth: crates/spec/src/resources.rs: `if !digits ||` → `if`
+#[test]
+fn limits_in_words_that_mean_nothing_are_refused_by_name() {
+    let check = |field: &str, change: &dyn Fn(&mut Resources)| {
+        let error = limits(|fixture| change(&mut fixture.spec.resources)).unwrap_err();
+        let named = |named: &str| named == field;
+        assert!(matches!(&error, Error::LimitForm { field, .. } if named(field)), "{error}");
+        assert_eq!(error.kind(), berth_model::ErrorKind::InvalidArgument);
+    };
+    for bad in ["a", "0\0", "0\n1", "0 1", "../0"] {
+        check("cpuset_cpus", &|all| all.cpuset_cpus = bad.to_owned());
+        check("cpuset_mems", &|all| all.cpuset_mems = bad.to_owned());
+    }
+    for bad in ["", "MB", "2", "2mb", "2TB", "../../x", "x2MB", "2MB\0"] {
+        check("hugepage_limits", &|all| _ = all.hugepage_limits.insert(bad.to_owned(), 1));
+    }
+    let all = limits(|fixture| {
+        fixture.spec.resources.cpuset_cpus = "0-3,7,8-15:2/4".to_owned();
+        fixture.spec.resources.hugepage_limits = [("64KB".to_owned(), 1)].into();
+    });
+    assert_eq!(all.unwrap().cpu().as_ref().unwrap().cpus().as_deref(), Some("0-3,7,8-15:2/4"));
+}
+
 #[test]
 fn a_negative_quota_is_no_quota() {
     let all = limits(|fixture| fixture.spec.resources.cpu_quota = -5).unwrap();

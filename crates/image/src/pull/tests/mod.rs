@@ -66,6 +66,11 @@ impl Node {
         Self::with(config())
     }
 
+    /// With the grace that a daemon gives.
+    pub(super) fn as_configured() -> Self {
+        Self::with(Config { orphan_grace: Config::default().orphan_grace, ..config() })
+    }
+
     fn with(config: Config) -> Self {
         let directory = TempDir::new().unwrap();
         let images = open(directory.path(), config);

@@ -57,6 +57,33 @@ async fn removal_by_one_tag_takes_all_names() {
     assert_eq!(node.images.list().await.unwrap(), []);
 }
 
+/// teeth: crates/image/src/images.rs: `Some(_) => Err(Error::Ambiguous(name.to_owned())),` → `Some(_) => Ok(None),`
+#[tokio::test]
+async fn the_start_of_several_ids_names_no_image_and_removes_none() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let mut ids: Vec<String> = Vec::new();
+    // One more than there are digits.
+    for number in 0..17 {
+        let note = number.to_string();
+        Image::put(&node.registry, &[], &note).tag(&node.registry, &note);
+        ids.push(node.pull(&format!(":{note}")).await.unwrap().id.hex());
+    }
+    ids.sort();
+    let pair = ids.windows(2).find(|pair| pair[0][..1] == pair[1][..1]).unwrap();
+    for name in [pair[0][..1].to_owned(), format!("sha256:{}", &pair[0][..1])] {
+        let error = node.images.status(&name).await.unwrap_err();
+        assert!(matches!(&error, Error::Ambiguous(given) if *given == name), "{error:?}");
+        assert_eq!(error.kind(), berth_model::ErrorKind::InvalidArgument);
+        assert!(node.images.hold(&name).await.is_err());
+        node.images.remove(&name, || Ok(Default::default())).await.unwrap_err();
+    }
+    assert_eq!(node.images.list().await.unwrap().len(), 17);
+    assert!(node.images.status(&pair[0][..20]).await.unwrap().is_some());
+}
+
 #[tokio::test]
 async fn layers_of_containers_stay_until_they_are_gone() {
     if !is_root() {
