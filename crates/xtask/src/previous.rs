@@ -3,6 +3,10 @@
 //! It is built from `git archive`, as from a source package, in a folder named by its
 //! commit, once: what is there is taken as it is. Its dependencies are built in the target
 //! folder of this tree, so that those which did not change are not built twice.
+//!
+//! cargo takes crates of the same name, profile and place in their workspace for the same,
+//! and tells by the times of their files whether they changed. So the release has a profile
+//! of its own, which differs for its own crates only, and its files are always new.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,6 +25,9 @@ const RELEASE: &str = "9343dfb";
 pub(crate) const FOLDER: &str = "BERTH_PREVIOUS_DIR";
 /// The variable that tells the tests why there are none.
 pub(crate) const MISSING: &str = "BERTH_PREVIOUS_MISSING";
+
+/// Debug information of its own crates: little, and unlike that of any other build.
+const PROFILE: &str = "line-directives-only";
 
 /// The folder with its `berthd` and shim, or why there is none.
 #[derive(Debug)]
@@ -77,7 +84,10 @@ fn unpack(commit: &str, source: &Path) -> Result<()> {
     git.current_dir(run::repository()).args(["archive", "--format=tar", commit]);
     let mut archive = git.stdout(Stdio::piped()).spawn().context("start git archive")?;
     let mut tar = Command::new("tar");
-    tar.arg("-x").arg("-C").arg(source).stdin(archive.stdout.take().expect("it was piped"));
+    tar.args(["-x", "--touch"])
+        .arg("-C")
+        .arg(source)
+        .stdin(archive.stdout.take().expect("it was piped"));
     run::check(tar)?;
     let status = archive.wait().context("wait for git archive")?;
     if !status.success() {
@@ -89,9 +99,8 @@ fn unpack(commit: &str, source: &Path) -> Result<()> {
 fn build_in(source: &Path, folder: &Path) -> Result<()> {
     let cargo = |arguments: &[&str]| {
         let mut cargo = run::cargo(arguments);
-        // Its own crates are needed once, and never debugged.
         cargo.current_dir(source).env("CARGO_TARGET_DIR", run::target());
-        cargo.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_INCREMENTAL", "0");
+        cargo.env("CARGO_PROFILE_DEV_DEBUG", PROFILE).env("CARGO_INCREMENTAL", "0");
         cargo
     };
     run::check(cargo(&["build", "--locked", "--package", "berth-daemon", "--bin", "berthd"]))?;
