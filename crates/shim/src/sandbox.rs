@@ -208,7 +208,7 @@ impl Sandbox {
     }
 
     /// Drops what was shared, once its containers have ended; twice is success.
-    pub(crate) async fn stop(&self, reaper: &Reaper) -> Result<(), Error> {
+    pub(crate) async fn stop(&self, reaper: &Arc<Reaper>) -> Result<(), Error> {
         let pids = {
             let mut inner = self.inner();
             inner.shared = Arc::default();
@@ -219,7 +219,10 @@ impl Sandbox {
         if let Some(pids) = pids {
             let late =
                 |_| Error::Timeout { what: "the end of the pod's init", seconds: GONE.as_secs() };
-            timeout(GONE, pids.end(reaper)).await.map_err(late)?;
+            // Reaped whenever it ends, also after this has given up.
+            let reaper = Arc::clone(reaper);
+            let ended = tokio::spawn(async move { pids.end(&reaper).await });
+            timeout(GONE, ended).await.map_err(late)?.ok();
         }
         for number in NAMESPACE_FDS.into_iter().filter(|number| is_namespace(*number)) {
             // Closed is what it shall be: an error changes nothing.

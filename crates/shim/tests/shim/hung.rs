@@ -139,6 +139,40 @@ async fn a_log_that_cannot_be_opened_since_its_file_system_hangs_fails_the_creat
 }
 
 #[tokio::test]
+async fn a_creation_whose_mount_hangs_stops_nobody_else_and_ends_when_it_can() {
+    if !is_root() {
+        return;
+    }
+    let pod = Pod::start().await;
+    let served = Served::mount(&pod.dir.path().join("fuse"));
+    served.hang(true);
+    let other = pod.run("b", &["/bin/sleep", "1000"]).await;
+    let source = pod.dir.path().join("fuse/nothing");
+    let bundle = pod.bundle("a", &["/bin/echo"], |spec| {
+        spec["mounts"].as_array_mut().unwrap().push(serde_json::json!({
+            "destination": "/data", "type": "bind", "source": source, "options": ["bind"]
+        }));
+    });
+    let wanted = pod.wanted("a", bundle);
+    let creating = {
+        let (shim, wanted) = (pod.shim.clone(), wanted.clone());
+        tokio::spawn(async move { shim.create(&wanted).await })
+    };
+    serves(&pod, &other).await;
+    let taken = pod.shim.create(&wanted).await.unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
+    served.hang(false);
+    let error = timeout(LONG, creating).await.unwrap().unwrap().unwrap_err();
+    assert!(error.to_string().contains("fuse/nothing"), "{error}");
+    assert!(!pod.cgroup_exists("a"));
+    pod.shim.kill(&other, 9, true, LONG).await.unwrap();
+    pod.wait(&other).await;
+    pod.shim.delete(&other).await.unwrap();
+    drop(served);
+    pod.finish().await;
+}
+
+#[tokio::test]
 async fn a_writer_that_dies_is_followed_by_another_and_its_log_is_reopened() {
     if !is_root() {
         return;

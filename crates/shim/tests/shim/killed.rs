@@ -12,16 +12,16 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{LONG, Pod, count, is_root, set_namespace, wait_for};
+use crate::support::{LONG, Pod, count, is_root, runtime, set_namespace, wait_for};
 
 /// Live processes that name the pod on their command lines: the shim and what it has forked
 /// that executed nothing.
-fn forks(pod: &Pod) -> Vec<String> {
+fn forks(id: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if line.contains(&format!(" -id {} ", pod.id)) {
+        if line.contains(&format!(" -id {id} ")) {
             let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
             // A zombie's command line is empty.
             found.push(format!("{line} {stat}"));
@@ -88,11 +88,39 @@ async fn a_shim_killed_at_any_moment_leaves_nothing_outside_of_its_containers_cg
             assert!(Instant::now() < until, "the cgroup cannot be removed");
             sleep(Duration::from_millis(2)).await;
         }
-        wait_for("a process is left", || forks(&pod).is_empty()).await;
+        wait_for("a process is left", || forks(pod.id.as_str()).is_empty()).await;
         assert!(hierarchy.open(&path).is_err(), "the cgroup was made again");
         // Its socket is berthd's to remove, as it has none of the shim's words any more.
         std::fs::remove_file(pod.dir.path().join("shim.sock")).unwrap();
         pod.finished().await;
+    }
+}
+
+#[tokio::test]
+async fn a_start_killed_at_any_moment_leaves_no_shim_for_long() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let rounds = count("BERTH_TEST_KILLS", 24);
+    let names: Vec<String> =
+        (0..rounds).map(|round| format!("start-{}-{round}", std::process::id())).collect();
+    for (round, name) in (0..).zip(&names) {
+        let mut start = std::process::Command::new(runtime().path)
+            .args(["-namespace", "k8s.io", "-address", "", "-id", name, "start"])
+            .env("BERTH_SOCKET", dir.path().join(name))
+            .env("BERTH_SHIM_UNUSED", "1")
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        sleep(Duration::from_micros(round * 397 % 6_000)).await;
+        start.kill().unwrap();
+        start.wait().unwrap();
+    }
+    for name in &names {
+        wait_for("a shim is left", || forks(name).is_empty()).await;
+        // One that ran has removed its socket; at one that never ran nobody listens.
+        assert!(std::os::unix::net::UnixStream::connect(dir.path().join(name)).is_err());
     }
 }
 
