@@ -49,19 +49,21 @@ async fn exec(pod: &Pod, container: &ContainerId, id: String, script: &str, code
 
 /// Runs a container that makes orphans, `BERTH_TEST_ORPHANS` with those of its execs, and
 /// proves that every code is true and no zombie is left. `reaper` is who has to reap.
-async fn orphans(pod: &Pod, reaper: u32, change: impl FnOnce(&mut Value)) {
+async fn orphans(pod: &Pod, reaper: u32, change: impl Fn(&mut Value)) {
     let count = count("BERTH_TEST_ORPHANS", 2000);
     let execs = 20;
     let make = |count| format!("n=0; while [ $n -lt {count} ]; do (: &); n=$((n+1)); done");
     // Orphans that end with it, in one moment, are there too.
     let last = "(sleep 1000 & sleep 1000 & sleep 1000 & sleep 1000 &)";
     let script = format!("{}; {last}; exit 9", make(count / 2));
-    let container = pod.create_with("a", &["/bin/sh", "-c", &script], change).await;
-    let idle = pod.run("idle", &["/bin/sleep", "1000"]).await;
+    let container = pod.create_with("a", &["/bin/sh", "-c", &script], &change).await;
+    // With pids of its own a container's first process has to reap, as this one does.
+    let idle = ["/bin/sh", "-c", "while :; do sleep 1; done"];
+    let idle = pod.create_with("idle", &idle, &change).await;
+    pod.shim.start(&idle).await.unwrap();
     pod.shim.start(&container).await.unwrap();
     for n in 0..execs {
         let code = i32::from(n + 10_u8);
-        // In the same container while it lasts, else in another of the same shim.
         let script = format!("{}; exit {code}", make(count / 2 / usize::from(execs)));
         exec(pod, &idle, format!("e{n}"), &script, code).await;
     }
