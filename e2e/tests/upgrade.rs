@@ -322,6 +322,29 @@ async fn to_the_previous_release_and_back_nothing_is_lost() -> Result<()> {
     node.assert_clean().await
 }
 
+/// Rows that the previous release wrote have no copy and no checksum until this one sees
+/// them.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_of_the_previous_release_outlive_the_store_they_were_taken_over_in() -> Result<()> {
+    let test = "pods_of_the_previous_release_outlive_the_store_they_were_taken_over_in";
+    let Some(previous) = previous(test) else { return Ok(()) };
+    let mut node = node_of(Some(&previous)).await?;
+    let cast = Cast::new(&mut node).await?;
+    node.install(None)?;
+    node.restart().await?;
+    // It answers once it has taken everything over.
+    node.cri.sandboxes().await?;
+    node.kill_daemon()?;
+    for name in ["pods.db", "pods.db-wal", "pods.db-shm"] {
+        fs::write(node.dir().join("root").join(name), "not a store")?;
+    }
+    cast.end_brief(&node)?;
+    node.restart().await?;
+    cast.is_looked_after(&mut node).await?;
+    assert!(node.dir().join("root/pods.db.damaged-1").exists(), "no damage was seen");
+    node.assert_clean().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shim_of_the_previous_release_serves_a_new_pod() -> Result<()> {
     let test = "a_shim_of_the_previous_release_serves_a_new_pod";
