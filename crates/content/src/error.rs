@@ -77,8 +77,8 @@ impl Error {
                 ErrorKind::FailedPrecondition
             }
             Self::OverLimit { .. } => ErrorKind::InvalidArgument,
-            Self::File { source, .. } if is_full(source) => ErrorKind::ResourceExhausted,
-            Self::Damaged { .. } | Self::File { .. } => ErrorKind::Internal,
+            Self::File { source, .. } => ErrorKind::of_io(source),
+            Self::Damaged { .. } => ErrorKind::Internal,
         }
     }
 
@@ -89,8 +89,4 @@ impl Error {
         let path = path.into();
         move |source| Self::File { operation, path, source }
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

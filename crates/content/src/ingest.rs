@@ -92,7 +92,7 @@ impl Ingest {
 
     /// Checks size and digest and makes the blob visible, replacing an equal one.
     ///
-    /// It is durable after the next [`crate::Content::sync`].
+    /// It is durable after the next [`crate::Witness::sync`].
     ///
     /// # Errors
     /// [`Error::TooShort`], [`Error::WrongDigest`], or [`Error::File`]; nothing becomes

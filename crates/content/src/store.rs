@@ -2,11 +2,13 @@
 
 use std::fs::{self, File, ReadDir};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use berth_model::Digest;
+use sha2::{Digest as _, Sha256};
 
 use crate::layout::{Layout, create_new};
 use crate::{Error, Ingest};
@@ -18,10 +20,50 @@ pub struct Content(Arc<Store>);
 #[derive(Debug)]
 struct Store {
     layout: Layout,
-    /// Held from the start, so that [`Content::sync`] reports every failed write-back of
-    /// the filesystem since (syncfs(2): errors are those since the descriptor was opened).
-    root: File,
     next: AtomicU64,
+}
+
+/// What is told of every write to the filesystem that fails after it was opened
+/// (syncfs(2): each failure is reported once to each descriptor that was open).
+///
+/// So each writer has one of its own, opened before its first write: with a shared one,
+/// whoever syncs first takes the failure away from the others.
+#[derive(Debug)]
+pub struct Witness {
+    root: File,
+    path: PathBuf,
+}
+
+impl Witness {
+    /// Makes every committed blob, and all else on its filesystem, durable.
+    ///
+    /// # Errors
+    /// [`Error::File`] if anything written to the filesystem since this was opened, or
+    /// since the last call, was lost.
+    pub fn sync(&self) -> Result<(), Error> {
+        nix::unistd::syncfs(&self.root)
+            .map_err(|errno| Error::file("sync the filesystem of", &self.path)(errno.into()))
+    }
+}
+
+/// A blob that has lost its name; its bytes go when it is emptied, or at the next start.
+#[derive(Debug)]
+#[must_use = "its bytes stay until it is emptied, or until the next start"]
+pub struct Trash(PathBuf);
+
+impl Trash {
+    /// Removes the bytes.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn empty(self) -> Result<(), Error> {
+        match fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::file("remove", self.0)(error))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A stored blob, open for reading from its first byte.
@@ -51,8 +93,17 @@ impl Content {
     /// [`Error::File`] if a file or directory of the layout cannot be made.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, Error> {
         let layout = Layout::open(root.into())?;
-        let root = File::open(&layout.root).map_err(Error::file("open", &layout.root))?;
-        Ok(Self(Arc::new(Store { layout, root, next: AtomicU64::new(0) })))
+        Ok(Self(Arc::new(Store { layout, next: AtomicU64::new(0) })))
+    }
+
+    /// What will know whether anything that is written from now on was lost.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn witness(&self) -> Result<Witness, Error> {
+        let path = &self.0.layout.root;
+        let root = File::open(path).map_err(Error::file("open", path))?;
+        Ok(Witness { root, path: path.clone() })
     }
 
     /// Begins to take in the blob `expected` of exactly `size` bytes.
@@ -62,8 +113,7 @@ impl Content {
     /// # Errors
     /// [`Error::File`] if the file cannot be made.
     pub fn ingest(&self, expected: &Digest, size: u64) -> Result<Ingest, Error> {
-        let number = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let path = self.0.layout.ingests().join(number.to_string());
+        let path = self.unused();
         let file = create_new(&path).map_err(Error::file("create", &path))?;
         Ok(Ingest::new(file, path, self.0.layout.blob(expected), *expected, size))
     }
@@ -138,17 +188,64 @@ impl Content {
         Ok(self.size(digest)?.is_some())
     }
 
-    /// Removes a blob; answers whether it was there. Readers that have it open go on.
+    /// Takes a blob away at once and leaves its bytes for [`Trash::empty`], which takes
+    /// longer the larger it is; `None` if it is not there. Readers that have it open go on.
     ///
     /// # Errors
     /// [`Error::File`].
-    pub fn remove(&self, digest: &Digest) -> Result<bool, Error> {
-        let path = self.0.layout.blob(digest);
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+    pub fn detach(&self, digest: &Digest) -> Result<Option<Trash>, Error> {
+        let (path, trash) = (self.0.layout.blob(digest), self.unused());
+        match fs::rename(&path, &trash) {
+            Ok(()) => Ok(Some(Trash(trash))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::file("remove", path)(error)),
         }
+    }
+
+    /// Reads a blob to its end and compares its digest.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Damaged`] or [`Error::File`].
+    pub fn verify(&self, digest: &Digest) -> Result<(), Error> {
+        let mut file = self.open_blob(digest)?.file;
+        let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 256 << 10]);
+        loop {
+            let read = file.read(&mut buffer);
+            let read = read.map_err(Error::file("read", self.0.layout.blob(digest)))?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&buffer[..read]);
+        }
+        let actual = Digest::from_sha256(hasher.finalize().into());
+        match actual == *digest {
+            true => Ok(()),
+            false => Err(Error::Damaged { expected: *digest, actual }),
+        }
+    }
+
+    /// Bytes allocated for, and number of, all files here: blobs, those on their way in
+    /// and those on their way out.
+    ///
+    /// # Errors
+    /// [`Error::File`] if a directory cannot be read.
+    pub fn usage(&self) -> Result<(u64, u64), Error> {
+        let (mut bytes, mut files) = (0, 0);
+        for directory in [self.0.layout.blobs(), self.0.layout.ingests()] {
+            let failed =
+                |source| Error::File { operation: "list", path: directory.clone(), source };
+            for entry in fs::read_dir(&directory).map_err(failed)? {
+                match entry.and_then(|entry| entry.metadata()) {
+                    Ok(found) => {
+                        bytes += found.blocks() * 512;
+                        files += 1;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+        }
+        Ok((bytes, files))
     }
 
     /// Every blob, one directory entry at a time, in no order; foreign files are left out.
@@ -161,14 +258,10 @@ impl Content {
         Ok(Blobs { entries, path })
     }
 
-    /// Makes every committed blob, and all else on its filesystem, durable.
-    ///
-    /// # Errors
-    /// [`Error::File`] if anything written to the filesystem since the last call was lost.
-    pub fn sync(&self) -> Result<(), Error> {
-        nix::unistd::syncfs(&self.0.root).map_err(|errno| {
-            Error::file("sync the filesystem of", &self.0.layout.root)(errno.into())
-        })
+    /// A name in the directory of ingests that nothing has.
+    fn unused(&self) -> PathBuf {
+        let number = self.0.next.fetch_add(1, Ordering::Relaxed);
+        self.0.layout.ingests().join(number.to_string())
     }
 }
 

@@ -34,6 +34,7 @@ fn a_blob_goes_in_and_comes_out() {
     let (_directory, content) = store();
     let bytes = vec![7; 20 << 20];
     let digest = Digest::of(&bytes);
+    let witness = content.witness().unwrap();
     let mut ingest = content.ingest(&digest, size(&bytes)).unwrap();
     for piece in bytes.chunks(1 << 20) {
         ingest.write(piece).unwrap();
@@ -41,7 +42,7 @@ fn a_blob_goes_in_and_comes_out() {
     }
     assert_eq!(ingest.written(), ingest.size());
     ingest.commit().unwrap();
-    content.sync().unwrap();
+    witness.sync().unwrap();
 
     let mut found = Vec::new();
     let mut blob = content.open_blob(&digest).unwrap();
@@ -68,14 +69,39 @@ fn removing_twice_is_no_error_and_readers_go_on() {
     let (_directory, content) = store();
     let digest = content.put(b"bytes").unwrap();
     let mut open = content.open_blob(&digest).unwrap();
-    assert!(content.remove(&digest).unwrap());
-    assert!(!content.remove(&digest).unwrap());
+    let trash = content.detach(&digest).unwrap().unwrap();
+    assert!(content.detach(&digest).unwrap().is_none());
+    assert_eq!(content.usage().unwrap(), (4096, 1), "its bytes are still there");
+    trash.empty().unwrap();
+    assert_eq!(content.usage().unwrap(), (0, 0));
     let mut found = String::new();
     open.file.read_to_string(&mut found).unwrap();
     assert_eq!(found, "bytes");
     let error = content.read(&digest, 10).unwrap_err();
     assert!(matches!(error, Error::NotFound(absent) if absent == digest), "{error}");
     assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn what_was_detached_and_never_emptied_goes_when_the_store_is_opened_next() {
+    let (directory, content) = store();
+    let digest = content.put(b"bytes").unwrap();
+    drop(content.detach(&digest).unwrap());
+    drop(content);
+    let content = Content::open(directory.path().join("content")).unwrap();
+    check_nothing_is_left(&directory, &content);
+}
+
+#[test]
+fn a_blob_that_was_changed_on_disk_is_found_out() {
+    let (directory, content) = store();
+    let digest = content.put(b"bytes").unwrap();
+    content.verify(&digest).unwrap();
+    fs::write(blob_path(&directory, &digest), b"Bytes").unwrap();
+    let error = content.verify(&digest).unwrap_err();
+    assert!(matches!(error, Error::Damaged { expected, .. } if expected == digest), "{error}");
+    let absent = Digest::of(b"absent");
+    assert!(matches!(content.verify(&absent).unwrap_err(), Error::NotFound(_)));
 }
 
 #[test]
@@ -145,7 +171,7 @@ fn what_a_dead_process_was_ingesting_is_swept() {
     std::mem::forget(ingest);
     drop(content);
     let content = Content::open(directory.path().join("content")).unwrap();
-    content.remove(&kept).unwrap();
+    content.detach(&kept).unwrap().unwrap().empty().unwrap();
     check_nothing_is_left(&directory, &content);
 }
 

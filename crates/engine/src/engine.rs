@@ -248,9 +248,7 @@ impl Engine {
     /// Removes the image that `name` means, with all of its names. An unknown one is
     /// success.
     pub async fn remove_image(&self, name: &str) -> Result<(), Error> {
-        let pods = Arc::clone(&self.core.pods);
-        let removed = self.core.images.remove(name, move || chains_in_use(&pods)).await;
-        removed.map_err(Error::image("remove image", name))
+        self.core.images.remove(name).await.map_err(Error::image("remove image", name))
     }
 
     /// Where images and writable layers are, and how much they use.

@@ -254,7 +254,7 @@ impl Error {
             Self::Exec { kind, .. } | Self::ExecSync { kind, .. } => *kind,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::ShuttingDown => ErrorKind::Cancelled,
-            Self::Io { source, .. } | Self::Namespaces { source, .. } => io_kind(source),
+            Self::Io { source, .. } | Self::Namespaces { source, .. } => ErrorKind::of_io(source),
             Self::Metadata { source, .. } => source.kind(),
             Self::Network { source, .. } | Self::NetworkBase { source } => network_kind(source),
             Self::Cgroup { source, .. } => source.kind(),
@@ -310,15 +310,6 @@ impl Error {
 
     pub(crate) fn invalid(field: &'static str, problem: impl Into<String>) -> Self {
         Self::Invalid { field, problem: problem.into() }
-    }
-}
-
-fn io_kind(error: &std::io::Error) -> ErrorKind {
-    match error.kind() {
-        std::io::ErrorKind::StorageFull
-        | std::io::ErrorKind::QuotaExceeded
-        | std::io::ErrorKind::FileTooLarge => ErrorKind::ResourceExhausted,
-        _ => ErrorKind::Internal,
     }
 }
 

@@ -133,17 +133,17 @@ points! {
 
     COLLECT_CLOSED "collect.closed" "a collection has begun, and no pull pins anything meanwhile"
     COLLECT_LAYER_FORGOTTEN "collect.layer_forgotten" "no row names a layer, which is committed"
-    COLLECT_LAYER_UNLINKED "collect.layer_unlinked" "a layer has no link, and its files are in place"
-    COLLECT_LAYER_DETACHED "collect.layer_detached" "a layer is on its way out, and its files are there"
+    COLLECT_LAYER_MOVED "collect.layer_moved" "a layer is on its way out, and its link is there"
+    COLLECT_LAYER_DETACHED "collect.layer_detached" "a layer has no name, and its files are there"
     COLLECT_BLOB_FORGOTTEN "collect.blob_forgotten" "no row names a blob, which is there"
-    COLLECT_BLOB_REMOVED "collect.blob_removed" "a blob is gone"
+    COLLECT_BLOB_DETACHED "collect.blob_detached" "a blob has no name, and its bytes are there"
     COLLECT_DETACHED "collect.detached" "what nothing needs has no name, and pulls go on"
-    COLLECT_LAYER_EMPTIED "collect.layer_emptied" "the files of a layer are gone"
+    COLLECT_LAYER_EMPTIED "collect.layer_emptied" "the files of a layer are gone" [sure]
 
     RECOVER_OPENED "recover.opened" "the stores are open, and nothing is looked at"
     RECOVER_IMAGES_CHECKED "recover.images_checked" "images that are not whole are forgotten"
     RECOVER_LAYER_ROWS "recover.layer_rows" "every row of a layer names one that is there"
-    RECOVER_LAYERS_SWEPT "recover.layers_swept" "layers that no row names are gone"
+    RECOVER_LAYERS_SWEPT "recover.layers_swept" "layers that no row names are on their way out"
     RECOVER_BLOBS_SWEPT "recover.blobs_swept" "blobs that no row names are gone"
     RECOVER_IMAGES "recover.images" "images are as their rows say, and no sandbox is looked at"
     RECOVER_UNDO_SHIM "recover.undo_shim" "the shim of a sandbox that was being made is ended"

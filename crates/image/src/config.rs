@@ -11,6 +11,9 @@ pub struct Config {
     pub orphan_grace: Duration,
     /// Longest time one pull may take.
     pub pull_deadline: Duration,
+    /// How long what a failed pull has fetched is kept for the next try, unless space is
+    /// wanted before.
+    pub leftover_grace: Duration,
     /// The platform whose images are wanted.
     pub platform: Platform,
     /// What no image may exceed.
@@ -23,6 +26,8 @@ impl Default for Config {
             parallel_layers: 3,
             orphan_grace: Duration::from_secs(60),
             pull_deadline: Duration::from_secs(6 * 3600),
+            // Three times the longest pause of kubelet between two tries.
+            leftover_grace: Duration::from_secs(15 * 60),
             platform: Platform::host(),
             limits: Limits::default(),
         }
@@ -36,7 +41,7 @@ pub struct Limits {
     pub manifest_bytes: u64,
     /// Size of a config, bytes.
     pub config_bytes: u64,
-    /// Layers of one image.
+    /// Layers of one image: as many as can be mounted.
     pub layers: usize,
     /// Indexes within indexes.
     pub index_depth: usize,
@@ -64,7 +69,7 @@ impl Default for Limits {
         Self {
             manifest_bytes: 4 << 20,
             config_bytes: 8 << 20,
-            layers: 512,
+            layers: berth_snapshot::MAX_LAYERS,
             index_depth: 4,
             index_nodes: 1000,
             entries: 2_000_000,

@@ -1,11 +1,12 @@
 //! What can go wrong with images.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_failpoint::Point;
-use berth_model::{DiffId, Digest, ErrorKind};
+use berth_model::{ChainId, DiffId, Digest, ErrorKind};
 use nix::errno::Errno;
 
 /// Why an image operation failed.
@@ -59,6 +60,14 @@ pub enum Error {
         /// Why it failed.
         source: berth_snapshot::Error,
     },
+    /// The image is not whole any more; it is forgotten, so that the next pull mends it.
+    #[error("image {id} has to be pulled again")]
+    Broken {
+        /// Which image.
+        id: Digest,
+        /// What is wrong with it.
+        source: Defect,
+    },
     /// A manifest, index or config that breaks its specification, or a limit.
     #[error("{what} {digest}")]
     Document {
@@ -80,10 +89,12 @@ pub enum Error {
         found: String,
     },
     /// A layer that cannot be unpacked.
-    #[error("unpack layer {digest}")]
+    #[error("unpack layer {digest} below {}", root.display())]
     Layer {
         /// Digest of its blob.
         digest: Digest,
+        /// Where layers are.
+        root: Box<Path>,
         /// Why.
         source: LayerError,
     },
@@ -95,11 +106,11 @@ pub enum Error {
         /// Its media type.
         media_type: String,
     },
-    /// The disk does not take what was written.
+    /// The disk has lost what was written.
     #[error("sync the file system of {}", path.display())]
     Sync {
         /// A directory on it.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// The kernel's answer.
         source: Errno,
     },
@@ -152,11 +163,26 @@ impl Error {
         Self::ContentStore { action: "use the content store", source: failed_at(point, source) }
     }
 
+    /// Whether a disk of this node is full, or lost what was written to it.
+    pub(crate) fn wants_space(&self) -> bool {
+        match self {
+            Self::Sync { .. } => true,
+            Self::Content { .. }
+            | Self::ContentStore { .. }
+            | Self::Store { .. }
+            | Self::Snapshot { .. }
+            | Self::Layer { .. } => self.kind() == ErrorKind::ResourceExhausted,
+            _ => false,
+        }
+    }
+
     /// What a front turns into a gRPC or HTTP status.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotFound(_) | Self::NoPlatform { .. } => ErrorKind::NotFound,
+            Self::NotFound(_) | Self::NoPlatform { .. } | Self::Broken { .. } => {
+                ErrorKind::NotFound
+            }
             Self::Ambiguous(_) => ErrorKind::InvalidArgument,
             Self::Registry { source, .. } => source.kind(),
             Self::Content { source, .. } | Self::ContentStore { source, .. } => source.kind(),
@@ -173,6 +199,20 @@ impl Error {
             Self::Shared(error) => error.kind(),
         }
     }
+}
+
+/// What of an image is not there, or not as it was.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Defect {
+    /// A layer that it stands on.
+    #[error("layer {0} is gone")]
+    Layer(ChainId),
+    /// A blob.
+    #[error("blob {0} is gone")]
+    Blob(Digest),
+    /// A blob that is not what it was.
+    #[error("blob {0} is damaged")]
+    Damaged(Digest),
 }
 
 /// What is wrong with a manifest, index or config.
@@ -400,8 +440,5 @@ pub enum BadEntry {
 }
 
 fn errno_kind(errno: Errno) -> ErrorKind {
-    match errno {
-        Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG => ErrorKind::ResourceExhausted,
-        _ => ErrorKind::Internal,
-    }
+    ErrorKind::of_io(&errno.into())
 }

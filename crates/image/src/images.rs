@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use berth_content::Content;
 use berth_failpoint::Point;
@@ -11,23 +12,27 @@ use berth_model::container::Timestamp;
 use berth_model::image::ImageRecord;
 use berth_model::{ChainId, Digest, Reference};
 use berth_registry::{Auth, Client};
-use berth_snapshot::{Snapshots, Trash};
+use berth_snapshot::Snapshots;
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::Semaphore;
 
+use crate::cleaner::Cleaner;
 use crate::document::configuration;
+use crate::leftovers::Leftovers;
 use crate::pins::{Pin, Pins};
 use crate::pull::{Flights, NODE_LAYERS};
 use crate::{Config, Error, blocking, step_blocking};
 
 /// Any error of whoever tells which layers are in use.
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Names the chains of all containers.
+pub(crate) type UsedChains = dyn Fn() -> Result<HashSet<ChainId>, BoxError> + Send + Sync;
 
 /// The images of this node; clones share them.
 #[derive(Clone, Debug)]
 pub struct Images(pub(crate) Arc<Inner>);
 
-#[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) store: ImageStore,
     pub(crate) content: Content,
@@ -36,8 +41,21 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) pins: Pins,
     pub(crate) flights: Flights,
+    pub(crate) leftovers: Leftovers,
+    pub(crate) cleaner: Cleaner,
     /// A permit for each layer under way on this node.
     pub(crate) layers: Arc<Semaphore>,
+    /// How many times the disk has lost what was written to it. What is here without a
+    /// record since before such a loss may be damaged.
+    pub(crate) losses: AtomicU64,
+    /// Known from the start on; nothing is collected before.
+    pub(crate) in_use: OnceLock<Box<UsedChains>>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Images").field("root", &self.snapshots.root()).finish_non_exhaustive()
+    }
 }
 
 /// Where images are and what they use (CRI `FilesystemUsage`).
@@ -47,9 +65,10 @@ pub struct FsInfo {
     pub at: Timestamp,
     /// A directory of the file system that holds the images.
     pub mountpoint: PathBuf,
-    /// Bytes that blobs and unpacked layers use.
+    /// Bytes that blobs and unpacked layers use, with those on their way in and those on
+    /// their way out.
     pub used_bytes: u64,
-    /// Inodes that blobs and unpacked layers use.
+    /// Inodes that they use.
     pub used_inodes: u64,
 }
 
@@ -85,9 +104,20 @@ impl Images {
         client: Client,
         config: Config,
     ) -> Self {
-        let (pins, flights) = (Pins::default(), Flights::default());
-        let layers = Arc::new(Semaphore::new(NODE_LAYERS));
-        Self(Arc::new(Inner { store, content, snapshots, client, config, pins, flights, layers }))
+        Self(Arc::new(Inner {
+            store,
+            content,
+            snapshots,
+            client,
+            config,
+            pins: Pins::default(),
+            flights: Flights::default(),
+            leftovers: Leftovers::default(),
+            cleaner: Cleaner::default(),
+            layers: Arc::new(Semaphore::new(NODE_LAYERS)),
+            losses: AtomicU64::new(0),
+            in_use: OnceLock::new(),
+        }))
     }
 
     /// Pulls what `reference` names, or joins the pull of the same reference with the
@@ -115,17 +145,24 @@ impl Images {
     /// The image that `name` means: an id (`sha256:…`, or enough of its digits to be the
     /// only one), or a reference. `None` if there is none, or the name is not one.
     ///
+    /// One that is not whole any more is forgotten, and so `None`: whoever asks pulls it
+    /// again, which fetches what is missing, rather than fail at each container.
+    ///
     /// # Errors
     /// [`Error::Ambiguous`] if the digits are the start of several ids.
     pub async fn status(&self, name: &str) -> Result<Option<ImageRecord>, Error> {
         let (inner, name) = (self.0.clone(), name.to_owned());
-        blocking("find image", move || inner.find(&name)).await?
+        blocking("find image", move || match inner.find(&name)? {
+            Some(image) if inner.forget_if_broken(&image)? => Ok(None),
+            found => Ok(found),
+        })
+        .await?
     }
 
     /// Finds the image that `name` means and keeps it whole as long as the answer lives.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none.
+    /// [`Error::NotFound`] if there is none; [`Error::Broken`] if it is not whole.
     pub async fn hold(&self, name: &str) -> Result<Hold, Error> {
         let (inner, name) = (self.0.clone(), name.to_owned());
         blocking("hold image", move || {
@@ -137,32 +174,41 @@ impl Images {
             // A removal may have come between.
             let read = inner.store.image_by_id(&first.id).map_err(store("find image"))?;
             let image = read.filter(|image| image.chain == first.chain).ok_or_else(absent)?;
-            Ok(Hold { image, _pin: pin })
+            match inner.defect(&image)? {
+                None => Ok(Hold { image, _pin: pin }),
+                Some(defect) => {
+                    drop(pin);
+                    inner.forget_if_broken(&image)?;
+                    Err(Error::Broken { id: image.id, source: defect })
+                }
+            }
         })
         .await?
     }
 
-    /// Forgets the image that `name` means, with all of its names, and removes what
-    /// neither another image, nor a pull, nor a [`Hold`], nor `in_use` needs. An unknown
+    /// Forgets the image that `name` means, with all of its names, and takes away what
+    /// neither another image, nor a pull, nor a [`Hold`], nor a container needs. An unknown
     /// one is success.
     ///
-    /// `in_use` names the chains of all containers; it is called on a blocking thread at
-    /// the right moment. Layers it names stay until the next removal or restart.
-    pub async fn remove(
-        &self,
-        name: &str,
-        in_use: impl FnOnce() -> Result<HashSet<ChainId>, BoxError> + Send + 'static,
-    ) -> Result<(), Error> {
+    /// Files are removed afterwards, out of the caller's sight; until they are gone
+    /// [`Images::fs_info`] counts them. Layers of containers stay until a later removal,
+    /// or restart.
+    ///
+    /// # Errors
+    /// Any; then the image is still there.
+    pub async fn remove(&self, name: &str) -> Result<(), Error> {
         let (inner, name) = (self.0.clone(), name.to_owned());
         let span = tracing::info_span!("image.remove", "image.ref" = %name);
         blocking("remove image", move || {
             let _span = span.entered();
-            let Some(image) = inner.find(&name)? else { return Ok(()) };
+            // Space is wanted back: what failed pulls left goes as well.
+            inner.leftovers.clear();
+            let image = inner.find(&name)?;
             step_blocking(Point::REMOVE_IMAGE_FOUND)?;
-            inner.store.remove_image(&image.id).map_err(store("remove image"))?;
-            step_blocking(Point::REMOVE_IMAGE_FORGOTTEN)?;
-            let removed = inner.collect(in_use)?;
-            tracing::info!(image.id = %image.id, layers = removed.0, blobs = removed.1, "image removed");
+            let (layers, blobs) = inner.collect(image.as_ref().map(|image| &image.id))?;
+            if let Some(image) = image {
+                tracing::info!(image.id = %image.id, layers, blobs, "image removed");
+            }
             Ok(())
         })
         .await?
@@ -172,17 +218,21 @@ impl Images {
     /// removes what no record names, forgets what is not there, and collects.
     ///
     /// Since rows are written when all they name is on disk, this also undoes whatever a
-    /// crash interrupted.
+    /// crash interrupted. Files are removed afterwards.
+    ///
+    /// `in_use` names the chains of all containers, now and whenever something is removed;
+    /// it is called on blocking threads. It can be given once.
     pub async fn recover(
         &self,
-        in_use: impl FnOnce() -> Result<HashSet<ChainId>, BoxError> + Send + 'static,
+        in_use: impl Fn() -> Result<HashSet<ChainId>, BoxError> + Send + Sync + 'static,
     ) -> Result<Recovered, Error> {
         let inner = self.0.clone();
         blocking("recover images", move || {
+            inner.in_use.get_or_init(|| Box::new(in_use));
             let images = inner.forget_broken()?;
             step_blocking(Point::RECOVER_IMAGES_CHECKED)?;
             let (mut layers, mut blobs) = inner.sweep()?;
-            let collected = inner.collect(in_use)?;
+            let collected = inner.collect(None)?;
             layers += collected.0;
             blobs += collected.1;
             Ok(Recovered { layers, blobs, images })
@@ -210,21 +260,23 @@ impl Images {
         .await?
     }
 
-    /// What images use, by the records of blobs and layers.
+    /// What images use: blobs as they are on disk, layers by their records, and what has
+    /// no record yet or any more.
     pub async fn fs_info(&self) -> Result<FsInfo, Error> {
         let inner = self.0.clone();
         blocking("measure images", move || {
-            let blobs = inner.store.blobs().map_err(store("measure images"))?;
-            let snapshots = inner.store.snapshots().map_err(store("measure images"))?;
-            let sizes = blobs.iter().map(|blob| blob.size.next_multiple_of(4096));
-            let bytes = sizes.chain(snapshots.iter().map(|snapshot| snapshot.bytes)).sum();
-            let inodes = snapshots.iter().map(|snapshot| snapshot.inodes).sum::<u64>();
-            Ok(FsInfo {
-                at: now(),
-                mountpoint: inner.snapshots.root().to_owned(),
-                used_bytes: bytes,
-                used_inodes: inodes + u64::try_from(blobs.len()).unwrap_or(u64::MAX),
-            })
+            let measured = |source| Error::ContentStore { action: "measure blobs", source };
+            let (mut used_bytes, mut used_inodes) = inner.content.usage().map_err(measured)?;
+            let mut others = inner.snapshots.sizes();
+            for row in inner.store.snapshots().map_err(store("measure images"))? {
+                others.remove(&row.dir);
+                used_bytes += row.bytes;
+                used_inodes += row.inodes;
+            }
+            used_bytes += others.values().map(|size| size.bytes).sum::<u64>();
+            used_inodes += others.values().map(|size| size.inodes).sum::<u64>();
+            let mountpoint = inner.snapshots.root().to_owned();
+            Ok(FsInfo { at: now(), mountpoint, used_bytes, used_inodes })
         })
         .await?
     }
@@ -235,9 +287,18 @@ impl Images {
         &self.0.snapshots
     }
 
-    /// Stops every pull; later ones are refused.
+    /// Stops every pull; later ones are refused. What is not removed yet is left to the
+    /// next start.
     pub async fn shutdown(&self) {
+        self.0.cleaner.stop();
         self.0.flights.shutdown().await;
+    }
+
+    /// Waits until the files of everything that was removed are gone.
+    pub async fn cleaned(&self) {
+        let inner = self.0.clone();
+        // A cleaner that panicked has nothing more to do.
+        blocking("await the cleaner", move || inner.cleaner.wait()).await.ok();
     }
 }
 
@@ -272,11 +333,11 @@ impl Inner {
         }
     }
 
-    /// The image with this very name, if all of its layers and its config are there.
+    /// The image with this very name, if it is whole.
     pub(crate) fn complete_by_name(&self, name: &str) -> Result<Option<ImageRecord>, Error> {
         let found = self.store.image_by_tag(name).map_err(store("find image"))?;
         let Some(image) = found else { return Ok(None) };
-        Ok(self.is_complete(&image)?.then_some(image))
+        Ok(self.defect(&image)?.is_none().then_some(image))
     }
 
     /// Stores the image; returns it with all of its names, which may be more.
@@ -284,142 +345,6 @@ impl Inner {
         self.store.put_image(image).map_err(store("store image"))?;
         let stored = self.store.image_by_id(&image.id).map_err(store("store image"))?;
         Ok(stored.unwrap_or_else(|| image.clone()))
-    }
-
-    fn is_complete(&self, image: &ImageRecord) -> Result<bool, Error> {
-        for chain in &image.chain {
-            let committed = self.snapshots.is_committed(*chain);
-            if !committed.map_err(|source| Error::Snapshot { action: "find layer", source })? {
-                return Ok(false);
-            }
-        }
-        let digest = image.id;
-        let exists = self.content.exists(&digest);
-        exists.map_err(|source| Error::Content { action: "find", digest, source })
-    }
-
-    /// Makes everything written so far durable.
-    pub(crate) fn sync(&self) -> Result<(), Error> {
-        let failed = |source| Error::ContentStore { action: "sync blobs", source };
-        self.content.sync().map_err(failed)?;
-        let root = self.snapshots.root_fd();
-        nix::unistd::syncfs(root)
-            .map_err(|source| Error::Sync { path: self.snapshots.root().to_owned(), source })
-    }
-
-    /// Forgets images that are not whole, so that they are pulled again rather than fail
-    /// at each start of a container.
-    fn forget_broken(&self) -> Result<Vec<Digest>, Error> {
-        let mut forgotten = Vec::new();
-        for image in self.store.images().map_err(store("list images"))? {
-            if !self.is_complete(&image)? {
-                tracing::warn!(image.id = %image.id, "a layer or the config of an image is gone");
-                self.store.remove_image(&image.id).map_err(store("remove image"))?;
-                forgotten.push(image.id);
-            }
-        }
-        Ok(forgotten)
-    }
-
-    /// Removes what no row names and the rows that name nothing; returns how many layers
-    /// and blobs went.
-    fn sweep(&self) -> Result<(usize, usize), Error> {
-        let mut rows = HashSet::new();
-        for row in self.store.snapshots().map_err(store("list layers"))? {
-            let committed = self.snapshots.is_committed(row.chain);
-            if committed.map_err(|source| Error::Snapshot { action: "find layer", source })? {
-                rows.insert(row.chain);
-            } else {
-                self.store.remove_snapshot(&row.chain).map_err(store("remove layer record"))?;
-            }
-        }
-        step_blocking(Point::RECOVER_LAYER_ROWS)?;
-        let swept = self.snapshots.sweep_committed(&rows);
-        let layers = swept.map_err(|source| Error::Snapshot { action: "sweep layers", source })?;
-        step_blocking(Point::RECOVER_LAYERS_SWEPT)?;
-        let blobs = self.sweep_blobs()?;
-        step_blocking(Point::RECOVER_BLOBS_SWEPT)?;
-        Ok((layers, blobs))
-    }
-
-    fn sweep_blobs(&self) -> Result<usize, Error> {
-        let listed = |source| Error::ContentStore { action: "list blobs", source };
-        let rows: HashSet<_> = self
-            .store
-            .blobs()
-            .map_err(store("list blobs"))?
-            .into_iter()
-            .map(|blob| blob.digest)
-            .collect();
-        let (mut present, mut removed) = (HashSet::new(), 0);
-        for blob in self.content.list().map_err(listed)? {
-            let digest = blob.map_err(listed)?.digest;
-            if rows.contains(&digest) {
-                present.insert(digest);
-            } else {
-                self.remove_blob(digest)?;
-                removed += 1;
-            }
-        }
-        for gone in rows.difference(&present) {
-            self.store.remove_blob(gone).map_err(store("remove blob record"))?;
-        }
-        Ok(removed)
-    }
-
-    /// Removes the blobs and layers that nothing needs; returns how many layers and blobs.
-    ///
-    /// Names go while the gate is closed, files after it has opened again. What is pinned
-    /// is read before what containers use: whoever lets go of a pin has recorded its
-    /// container before.
-    fn collect(
-        &self,
-        in_use: impl FnOnce() -> Result<HashSet<ChainId>, BoxError>,
-    ) -> Result<(usize, usize), Error> {
-        let gate = self.pins.close();
-        step_blocking(Point::COLLECT_CLOSED)?;
-        let used = in_use().map_err(|source| Error::InUse { source })?;
-        let images = self.store.images().map_err(store("list images"))?;
-        let blobs: HashSet<_> = images.iter().flat_map(|image| &image.blobs).collect();
-        let chains: HashSet<_> = images.iter().flat_map(|image| &image.chain).collect();
-        let mut trash: Vec<Trash> = Vec::new();
-        let committed = self.snapshots.committed();
-        let failed = |source| Error::Snapshot { action: "remove layer", source };
-        for chain in committed.map_err(failed)? {
-            if chains.contains(&chain) || used.contains(&chain) || gate.pinned.has_chain(&chain) {
-                continue;
-            }
-            self.store.remove_snapshot(&chain).map_err(store("remove layer record"))?;
-            step_blocking(Point::COLLECT_LAYER_FORGOTTEN)?;
-            trash.extend(self.snapshots.detach_committed(chain).map_err(failed)?);
-            step_blocking(Point::COLLECT_LAYER_DETACHED)?;
-        }
-        let mut removed = 0;
-        let listed = |source| Error::ContentStore { action: "list blobs", source };
-        for blob in self.content.list().map_err(listed)? {
-            let digest = blob.map_err(listed)?.digest;
-            if blobs.contains(&digest) || gate.pinned.has_blob(&digest) {
-                continue;
-            }
-            self.store.remove_blob(&digest).map_err(store("remove blob record"))?;
-            step_blocking(Point::COLLECT_BLOB_FORGOTTEN)?;
-            self.remove_blob(digest)?;
-            step_blocking(Point::COLLECT_BLOB_REMOVED)?;
-            removed += 1;
-        }
-        drop(gate);
-        step_blocking(Point::COLLECT_DETACHED)?;
-        let layers = trash.len();
-        for tree in trash {
-            tree.empty().map_err(failed)?;
-            step_blocking(Point::COLLECT_LAYER_EMPTIED)?;
-        }
-        Ok((layers, removed))
-    }
-
-    fn remove_blob(&self, digest: Digest) -> Result<(), Error> {
-        let removed = self.content.remove(&digest).map(drop);
-        removed.map_err(|source| Error::Content { action: "remove", digest, source })
     }
 }
 

@@ -18,18 +18,22 @@
 //! (`registry`), blobs (`content`), mounts (`snapshot`).
 
 mod apply;
+mod cleaner;
+mod collect;
 mod config;
 mod document;
 mod error;
 mod images;
+mod leftovers;
 mod pins;
 mod pull;
 mod rebuild;
 mod tar;
+mod written;
 
 pub use berth_registry::Auth;
 pub use config::{Config, Limits, Platform};
-pub use error::{BadArchive, BadDocument, BadEntry, Error, LayerError};
+pub use error::{BadArchive, BadDocument, BadEntry, Defect, Error, LayerError};
 pub use images::{FsInfo, Hold, Images, Recovered};
 pub use rebuild::InUse;
 

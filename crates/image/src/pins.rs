@@ -66,6 +66,12 @@ pub(crate) struct Pin {
 }
 
 impl Pin {
+    /// Whether nothing is pinned.
+    pub(crate) fn is_empty(&self) -> bool {
+        let held = lock(&self.held);
+        held.0.is_empty() && held.1.is_empty()
+    }
+
     /// Pins blobs. Blocks while the gate is closed.
     pub(crate) fn blobs(&self, blobs: impl IntoIterator<Item = Digest>) {
         let _open = lock(&self.pins.0.gate);

@@ -70,11 +70,6 @@ impl Inner {
         Ok(blob.is_some() || !self.committed()?.is_empty())
     }
 
-    fn committed(&self) -> Result<Vec<ChainId>, Error> {
-        let failed = |source| Error::Snapshot { action: "list layers", source };
-        self.snapshots.committed().map_err(failed)
-    }
-
     fn rebuild(&self, in_use: &[InUse]) -> Result<usize, Error> {
         let listed = |source| Error::ContentStore { action: "list blobs", source };
         let mut blobs = HashMap::new();

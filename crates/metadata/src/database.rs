@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
+use crate::reserve::{self, Reserve};
 use crate::{Error, quarantine, unread};
 
 /// How long a call waits for another process (an operator's `sqlite3`).
@@ -45,6 +47,8 @@ impl Schema {
 pub(crate) struct Database {
     path: PathBuf,
     connection: Mutex<Connection>,
+    /// Of whom the file belongs to; an onlooker leaves it as it is.
+    reserve: Option<Reserve>,
 }
 
 impl Database {
@@ -70,7 +74,31 @@ impl Database {
         migrate(&mut connection, &schema).map_err(failed("create tables"))?;
         check_schema(&connection, path, &schema)?;
         connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
-        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), reserve: None })
+    }
+
+    /// Takes the file into possession: space is set aside for it.
+    pub(crate) fn own(mut self) -> Result<Self, Error> {
+        let reserve = Reserve::open(&self.path)?;
+        {
+            let connection = self.lock();
+            let failed = |source| Error::query(&self.path, "keep the log", source);
+            connection
+                .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+                .map_err(failed)?;
+            if let Err(error) = reserve.ensure(&connection) {
+                // What exists can be looked at all the same, and removed as far as it goes.
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "no space can be set aside: nothing new is stored");
+            }
+        }
+        self.reserve = Some(reserve);
+        Ok(self)
+    }
+
+    /// Must succeed before something new is stored: what exists must stay removable.
+    pub(crate) fn make_room(&self) -> Result<(), Error> {
+        self.reserve.as_ref().map_or(Ok(()), |reserve| reserve.ensure(&self.lock()))
     }
 
     /// Runs `work` on the connection; a failure names `action`.
@@ -106,6 +134,25 @@ impl Database {
     /// A panic in another call leaves no open transaction: it rolled back on its way out.
     fn lock(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Database {
+    /// Leaves a database without a log, as SQLite does itself, but with the log's space.
+    fn drop(&mut self) {
+        let Some(reserve) = &self.reserve else { return };
+        let connection = self.lock();
+        let written_back = connection
+            .busy_timeout(Duration::ZERO)
+            .and_then(|()| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
+        // A log that stays, since somebody reads it or the disk fails, is read at the next
+        // start.
+        if let Err(error) = written_back {
+            tracing::debug!(error = &error as &dyn std::error::Error, "write back the log");
+        }
+        if let Err(error) = reserve.set_log_aside() {
+            tracing::debug!(error = &error as &dyn std::error::Error, "keep space for the log");
+        }
     }
 }
 
@@ -153,7 +200,7 @@ fn configure(connection: &Connection, durability: Durability) -> rusqlite::Resul
     connection.pragma_update(None, "cache_size", -1024)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
-    connection.pragma_update_and_check(None, "journal_size_limit", 4 << 20, |_| Ok(()))
+    connection.pragma_update_and_check(None, "journal_size_limit", reserve::LOG, |_| Ok(()))
 }
 
 /// Pages against each other, indexes against tables, values against their constraints.

@@ -123,12 +123,7 @@ impl Error {
             Self::NewerSchema { .. } | Self::NotAFile { .. } | Self::TooManyDamaged { .. } => {
                 ErrorKind::FailedPrecondition
             }
-            Self::File { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    ErrorKind::ResourceExhausted
-                }
-                _ => ErrorKind::Internal,
-            },
+            Self::File { source, .. } => ErrorKind::of_io(source),
             Self::Damaged { .. } | Self::Query { .. } | Self::Record { .. } => ErrorKind::Internal,
         }
     }

@@ -63,7 +63,7 @@ impl ImageStore {
             store.images()?;
             store.blobs()?;
             store.snapshots()?;
-            Ok(store)
+            Ok(Self { database: store.database.own()? })
         })
     }
 
@@ -84,6 +84,7 @@ impl ImageStore {
         snapshots: &[SnapshotRecord],
     ) -> Result<(), Error> {
         let records: Vec<_> = images.iter().map(bare).collect::<Result<_, _>>()?;
+        self.database.make_room()?;
         self.database.write("store what was found", |sql| {
             blobs.iter().try_for_each(|blob| insert_blob(sql, blob))?;
             snapshots.iter().try_for_each(|snapshot| insert_snapshot(sql, snapshot))?;
@@ -95,6 +96,7 @@ impl ImageStore {
     /// whatever image had them, all in one commit.
     pub fn put_image(&self, image: &ImageRecord) -> Result<(), Error> {
         let row = bare(image)?;
+        self.database.make_room()?;
         self.database.write("store image", |sql| insert_image(sql, image, &row))
     }
 
@@ -190,6 +192,7 @@ impl ImageStore {
 
     /// Stores a committed snapshot.
     pub fn put_snapshot(&self, snapshot: &SnapshotRecord) -> Result<(), Error> {
+        self.database.make_room()?;
         self.database.write("store snapshot", |sql| insert_snapshot(sql, snapshot))
     }
 

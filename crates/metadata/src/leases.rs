@@ -23,6 +23,7 @@ impl PodStore {
     ) -> Result<Ipv4Addr, Error> {
         let (low, high) = (u32::from(first), u32::from(last));
         let start = self.cursor.load(Ordering::Relaxed).clamp(low, high.max(low));
+        self.database.make_room()?;
         let leased = self.database.write("lease address", |sql| {
             let free = match free_number(sql, start, high)? {
                 Some(free) => Some(free),

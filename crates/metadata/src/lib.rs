@@ -14,7 +14,8 @@
 //!
 //! Invariants: a file of a newer schema is refused and left as it is; a damaged file is a
 //! typed error or, by `recover`, set aside and replaced, never a panic and never believed;
-//! a copy exists only while its row does; a full disk is `ResourceExhausted`. Calls block (the
+//! a copy exists only while its row does; a full disk is `ResourceExhausted`, and what
+//! exists can still be changed and removed. Calls block (the
 //! engine puts them on a thread of their own) and are short: no call holds a transaction
 //! open between two calls. Not here: what a state means (`engine`), the files that the
 //! records name (`content`, `snapshot`).
@@ -29,6 +30,7 @@ mod pods;
 mod quarantine;
 mod reconcile;
 mod records;
+mod reserve;
 #[cfg(test)]
 mod tests;
 mod unread;

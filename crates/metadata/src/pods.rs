@@ -79,7 +79,8 @@ impl PodStore {
     /// A file of a newer version, and whatever has another cause than the file's content.
     pub fn recover(path: &Path, copies: &Copies) -> Result<(Self, Pods), Error> {
         quarantine::open_or_replace(path, || {
-            let store = Self::open_with(path, Some(copies.clone()))?;
+            let mut store = Self::open_with(path, Some(copies.clone()))?;
+            store.database = store.database.own()?;
             let pods = store.reconcile()?;
             Ok((store, pods))
         })
@@ -94,6 +95,7 @@ impl PodStore {
     pub fn put_sandbox(&self, sandbox: &SandboxRecord) -> Result<(), Error> {
         let id = sandbox.id.as_str();
         let row = encode("sandboxes", id, sandbox)?;
+        self.make_room::<SandboxRecord>(id)?;
         self.database.write("store sandbox", |sql| insert_sandbox(sql, sandbox, &row))?;
         self.copy(sandbox, &row)
     }
@@ -129,6 +131,7 @@ impl PodStore {
     pub fn put_container(&self, container: &ContainerRecord) -> Result<(), Error> {
         let id = container.id.as_str();
         let row = encode("containers", id, container)?;
+        self.make_room::<ContainerRecord>(id)?;
         self.database.write("store container", |sql| insert_container(sql, container, &row))?;
         self.copy(container, &row).inspect_err(|_| {
             // A container that was not made has no record; the cause is told.
@@ -152,6 +155,16 @@ impl PodStore {
                 .execute([id.as_str()])?
                 > 0)
         })
+    }
+
+    /// What is known already may be changed without room for more.
+    fn make_room<R: Record>(&self, id: &str) -> Result<(), Error> {
+        let Err(error) = self.database.make_room() else { return Ok(()) };
+        let query = format!("SELECT 1 FROM {} WHERE id = ?1", R::TABLE);
+        let known = self
+            .database
+            .read("look for a record", |sql| sql.prepare_cached(&query)?.exists([id]))?;
+        if known { Ok(()) } else { Err(error) }
     }
 
     /// Writes the copy of a stored record. What cannot be copied is not made; what exists

@@ -64,7 +64,11 @@ struct Files(Vec<(String, Vec<u8>)>);
 impl Files {
     fn read(dir: &Path, name: &str) -> Self {
         let companions = ["", "-wal", "-shm"].map(|suffix| format!("{name}{suffix}"));
-        let read = |name: String| Some((name.clone(), fs::read(dir.join(name)).ok()?));
+        // The log of a store that was closed has no byte to be damaged.
+        let read = |name: String| {
+            let bytes = fs::read(dir.join(&name)).ok()?;
+            (!bytes.is_empty()).then_some((name, bytes))
+        };
         Self(companions.into_iter().filter_map(read).collect())
     }
 

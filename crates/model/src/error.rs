@@ -28,3 +28,46 @@ pub enum ErrorKind {
     /// Anything else: a failed syscall, a damaged file, a bug.
     Internal,
 }
+
+impl ErrorKind {
+    /// What a failed call of the kernel on a file is to a client.
+    ///
+    /// A file system that went read-only (ext4 after an error, an operator) is a state of
+    /// the node; what it refuses is no fault of the request, and no permission of the
+    /// client's is meant by any of them.
+    #[must_use]
+    pub fn of_io(error: &std::io::Error) -> Self {
+        use std::io::ErrorKind as Io;
+        match error.kind() {
+            Io::StorageFull
+            | Io::QuotaExceeded
+            | Io::FileTooLarge
+            | Io::TooManyLinks
+            | Io::OutOfMemory => Self::ResourceExhausted,
+            Io::ReadOnlyFilesystem => Self::FailedPrecondition,
+            _ => Self::Internal,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_takes_no_more_is_exhausted_and_a_broken_one_is_not() {
+        for (errno, expected) in [
+            (28, ErrorKind::ResourceExhausted),  // ENOSPC
+            (122, ErrorKind::ResourceExhausted), // EDQUOT
+            (27, ErrorKind::ResourceExhausted),  // EFBIG
+            (31, ErrorKind::ResourceExhausted),  // EMLINK
+            (12, ErrorKind::ResourceExhausted),  // ENOMEM
+            (30, ErrorKind::FailedPrecondition), // EROFS
+            (5, ErrorKind::Internal),            // EIO
+            (13, ErrorKind::Internal),           // EACCES
+        ] {
+            let error = std::io::Error::from_raw_os_error(errno);
+            assert_eq!(ErrorKind::of_io(&error), expected, "{error}");
+        }
+    }
+}

@@ -94,10 +94,16 @@ impl Error {
             | Self::Loop { .. } => ErrorKind::InvalidArgument,
             Self::BadRoot(_) => ErrorKind::FailedPrecondition,
             Self::TooManyEntries(_) => ErrorKind::ResourceExhausted,
-            Self::Io { source: Errno::ENOSPC | Errno::EDQUOT | Errno::EMLINK, .. } => {
-                ErrorKind::ResourceExhausted
-            }
-            Self::Changed | Self::BadLink { .. } | Self::Io { .. } => ErrorKind::Internal,
+            Self::Io { source, .. } => ErrorKind::of_io(&(*source).into()),
+            Self::Changed | Self::BadLink { .. } => ErrorKind::Internal,
+        }
+    }
+
+    /// The same failure, where only a descriptor was known, of `path`.
+    pub(crate) fn at(self, path: impl Into<PathBuf>) -> Self {
+        match self {
+            Self::Io { action, source, .. } => Self::Io { action, path: path.into(), source },
+            other => other,
         }
     }
 

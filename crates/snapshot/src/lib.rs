@@ -22,9 +22,11 @@
 
 mod error;
 mod key;
+mod link;
 mod meta;
 mod probe;
 mod store;
+mod trash;
 mod tree;
 mod view;
 
@@ -32,6 +34,7 @@ pub use error::Error;
 pub use key::SnapshotKey;
 pub use meta::{MAX_XATTR_BYTES, OPAQUE_XATTR, copy_metadata, is_overlay_xattr};
 pub use probe::volatile_supported;
-pub use store::{Committed, Durability, LayerDir, Snapshots, Trash};
+pub use store::{Committed, Durability, LayerDir, MAX_LAYERS, Snapshots};
+pub use trash::{Size, Trash};
 pub use tree::{OPEN_DIRECTORIES, remove as remove_tree, usage};
 pub use view::{Found, MergedView};

@@ -2,34 +2,35 @@
 
 mod active;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_failpoint::Point;
 use berth_model::mount::Mount;
 use berth_model::stats::DiskUsage;
 use berth_model::{ChainId, Digest};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, readlinkat, renameat};
+use nix::fcntl::{OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+use nix::unistd::symlinkat;
 
+use crate::link::Link;
 use crate::meta::{copy_metadata, is_opaque};
-use crate::{Error, MergedView, SnapshotKey, probe, tree};
+use crate::{Error, MergedView, Size, SnapshotKey, Trash, probe, tree};
 
 /// Most lower directories of one overlay (the kernel's `OVL_MAX_STACK`).
-const MAX_LAYERS: usize = 500;
+pub const MAX_LAYERS: usize = 500;
 
-const LAYERS: &str = "l";
-const COMMITTED: &str = "committed";
-const ACTIVE: &str = "active";
-const INGEST: &str = "ingest";
-const TRASH: &str = "trash";
+pub(crate) const LAYERS: &str = "l";
+pub(crate) const COMMITTED: &str = "committed";
+pub(crate) const ACTIVE: &str = "active";
+pub(crate) const INGEST: &str = "ingest";
+pub(crate) const TRASH: &str = "trash";
 const EMPTY: &str = "empty";
 
 const DIRECTORY: OFlag =
@@ -47,15 +48,18 @@ pub enum Durability {
 
 /// The snapshots below one root; clones share it.
 #[derive(Clone, Debug)]
-pub struct Snapshots(Arc<Inner>);
+pub struct Snapshots(pub(crate) Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
+pub(crate) struct Inner {
     /// Absolute and UTF-8, without characters that overlay's options give a meaning to.
     path: String,
-    root: OwnedFd,
+    pub(crate) root: OwnedFd,
     next: AtomicU64,
     volatile: bool,
+    /// What is known of the size of directories that a record may not name: layers in the
+    /// making or just committed, and what waits to be removed.
+    sizes: Mutex<HashMap<String, Size>>,
 }
 
 /// A layer in the making; what is not committed is removed when dropped.
@@ -65,23 +69,6 @@ pub struct LayerDir {
     /// `Some` until committed.
     name: Option<String>,
     root: OwnedFd,
-}
-
-/// Something that has lost its name and waits to be removed; what is dropped instead is
-/// swept at the next start.
-#[derive(Debug)]
-#[must_use = "its files stay until it is emptied, or until the next start"]
-pub struct Trash {
-    snapshots: Snapshots,
-    path: String,
-}
-
-impl Trash {
-    /// Removes the files.
-    pub fn empty(self) -> Result<(), Error> {
-        let path = CString::new(self.path).expect("names come from directories and from numbers");
-        tree::remove(self.snapshots.0.root.as_fd(), &path)
-    }
 }
 
 /// A layer that is committed.
@@ -99,6 +86,13 @@ impl LayerDir {
     #[must_use]
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// Notes how much the layer holds by now, for [`Snapshots::sizes`].
+    pub fn holds(&self, size: Size) {
+        if let Some(name) = &self.name {
+            self.snapshots.0.sizes().insert(format!("{INGEST}/{name}"), size);
+        }
     }
 }
 
@@ -133,6 +127,7 @@ impl Snapshots {
             root: fd,
             next: AtomicU64::new(0),
             volatile: false,
+            sizes: Mutex::default(),
         };
         let mut last = 0;
         for place in [LAYERS, INGEST, TRASH] {
@@ -176,8 +171,11 @@ impl Snapshots {
     ///
     /// Visible at once, durable only after a sync of the file system.
     pub fn commit_layer(&self, mut layer: LayerDir, chain: ChainId) -> Result<Committed, Error> {
-        if let Some(dir) = self.directory_of(chain)? {
-            return Ok(Committed { dir, fresh: false });
+        match self.find(chain)? {
+            Link::To(dir) => return Ok(Committed { dir, fresh: false }),
+            Link::Absent => {}
+            // What it led to is gone, so it names nothing and nothing is lost with it.
+            Link::Dangling | Link::Bad(_) => self.unlink(chain)?,
         }
         let name = layer.name.clone().expect("it is taken only here, with the layer itself");
         let dir = format!("{LAYERS}/{name}");
@@ -203,9 +201,17 @@ impl Snapshots {
         }
     }
 
-    /// Whether `chain` is committed.
+    /// Whether `chain` is committed, and its directory is there.
     pub fn is_committed(&self, chain: ChainId) -> Result<bool, Error> {
-        Ok(self.directory_of(chain)?.is_some())
+        Ok(matches!(self.find(chain)?, Link::To(_)))
+    }
+
+    /// What is known of the sizes of directories, by their path relative to the root, that
+    /// a record need not name: layers in the making, those committed since the start, and
+    /// what waits to be removed.
+    #[must_use]
+    pub fn sizes(&self) -> HashMap<String, Size> {
+        self.0.sizes().clone()
     }
 
     /// Every committed snapshot, in no order.
@@ -234,15 +240,16 @@ impl Snapshots {
     /// [`Trash::empty`]; `None` if there is none. As [`Snapshots::remove_committed`]
     /// otherwise.
     pub fn detach_committed(&self, chain: ChainId) -> Result<Option<Trash>, Error> {
-        let Some(dir) = self.directory_of(chain)? else { return Ok(None) };
-        let link = format!("{COMMITTED}/{}", chain.0.hex());
-        match unlinkat(&self.0.root, link.as_str(), UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => {}
-            Err(errno) => return Err(self.0.io("remove", &link)(errno)),
-        }
-        berth_failpoint::pass(Point::COLLECT_LAYER_UNLINKED)
-            .map_err(Error::io("pass failpoint", Point::COLLECT_LAYER_UNLINKED.name))?;
-        self.detach(&dir)
+        // The directory first: a name that leads nowhere is as good as none.
+        let trash = match self.find(chain)? {
+            Link::Absent => return Ok(None),
+            Link::To(dir) => self.detach(&dir)?,
+            Link::Dangling | Link::Bad(_) => None,
+        };
+        berth_failpoint::pass(Point::COLLECT_LAYER_MOVED)
+            .map_err(Error::io("pass failpoint", Point::COLLECT_LAYER_MOVED.name))?;
+        self.unlink(chain)?;
+        Ok(trash)
     }
 
     /// Makes the active snapshot `key` on top of `chain` (lowest layer first; may be
@@ -269,11 +276,12 @@ impl Snapshots {
     /// Upper and work directory; the merged root shows the upper's metadata, so it takes
     /// that of the layer below.
     fn fill(&self, own: &str, chain: &[ChainId]) -> Result<(), Error> {
-        let upper = format!("{own}/upper");
-        self.0.make(&upper, Mode::from_bits_truncate(0o755))?;
+        let path = format!("{own}/upper");
+        self.0.make(&path, Mode::from_bits_truncate(0o755))?;
         if let Some(top) = chain.last() {
-            let upper = self.0.open_directory(&upper)?;
-            copy_metadata(self.layer(*top)?.as_fd(), upper.as_fd())?;
+            let upper = self.0.open_directory(&path)?;
+            let copied = copy_metadata(self.layer(*top)?.as_fd(), upper.as_fd());
+            copied.map_err(|error| error.at(self.root().join(path)))?;
         }
         self.0.make(&format!("{own}/work"), Mode::S_IRWXU)
     }
@@ -337,69 +345,6 @@ impl Snapshots {
         Ok(MergedView::new(layers.collect::<Result<_, _>>()?))
     }
 
-    /// Removes every active snapshot whose key is not in `live`; returns their keys.
-    ///
-    /// For the start of the daemon: nothing may be preparing one meanwhile.
-    pub fn sweep_active(&self, live: &HashSet<SnapshotKey>) -> Result<Vec<SnapshotKey>, Error> {
-        let mut removed = Vec::new();
-        for name in self.0.names(ACTIVE)? {
-            match name.parse::<SnapshotKey>() {
-                Ok(key) if live.contains(&key) => continue,
-                Ok(key) => removed.push(key),
-                Err(_) => {}
-            }
-            self.discard(ACTIVE, &name)?;
-        }
-        Ok(removed)
-    }
-
-    /// Removes every committed snapshot that is not in `live`, every layer in the making
-    /// and what an earlier removal left; returns how many things were removed.
-    ///
-    /// For the start of the daemon: nothing may be unpacking meanwhile.
-    pub fn sweep_committed(&self, live: &HashSet<ChainId>) -> Result<usize, Error> {
-        let mut removed = 0;
-        let mut kept = HashSet::new();
-        for name in self.0.names(COMMITTED)? {
-            let chain = Digest::from_str(&format!("sha256:{name}")).ok().map(ChainId);
-            let dir = match chain.filter(|chain| live.contains(chain)) {
-                Some(chain) => self.directory_of(chain)?,
-                None => None,
-            };
-            match dir {
-                Some(dir) => drop(kept.insert(dir)),
-                None => {
-                    self.discard(COMMITTED, &name)?;
-                    removed += 1;
-                }
-            }
-        }
-        for place in [LAYERS, INGEST, TRASH] {
-            for name in self.0.names(place)? {
-                if !kept.contains(&format!("{place}/{name}")) {
-                    self.discard(place, &name)?;
-                    removed += 1;
-                }
-            }
-        }
-        Ok(removed)
-    }
-
-    /// The directory of a committed layer, relative to the root.
-    fn directory_of(&self, chain: ChainId) -> Result<Option<String>, Error> {
-        let link = format!("{COMMITTED}/{}", chain.0.hex());
-        let target = match readlinkat(&self.0.root, link.as_str()) {
-            Ok(target) => target.to_string_lossy().into_owned(),
-            Err(Errno::ENOENT) => return Ok(None),
-            Err(errno) => return Err(self.0.io("read link", &link)(errno)),
-        };
-        let number = target.strip_prefix("../l/").filter(|number| number.parse::<u64>().is_ok());
-        match number {
-            Some(number) => Ok(Some(format!("{LAYERS}/{number}"))),
-            None => Err(Error::BadLink { chain, target }),
-        }
-    }
-
     fn layer(&self, chain: ChainId) -> Result<OwnedFd, Error> {
         let dir = self.directory_of(chain)?.ok_or(Error::MissingLayer(chain))?;
         match self.0.open_directory(&dir) {
@@ -407,29 +352,11 @@ impl Snapshots {
             answer => answer,
         }
     }
-
-    /// Takes `name` away from `place` at once, then removes what it holds.
-    fn discard(&self, place: &str, name: &str) -> Result<(), Error> {
-        let path = format!("{place}/{name}");
-        if place == TRASH {
-            return Trash { snapshots: self.clone(), path }.empty();
-        }
-        self.detach(&path)?.map_or(Ok(()), Trash::empty)
-    }
-
-    fn detach(&self, path: &str) -> Result<Option<Trash>, Error> {
-        let trash = format!("{TRASH}/{}", self.0.number());
-        match self.0.rename(path, &trash) {
-            Err(Error::Io { source: Errno::ENOENT, .. }) => Ok(None),
-            Err(error) => Err(error),
-            Ok(()) => Ok(Some(Trash { snapshots: self.clone(), path: trash })),
-        }
-    }
 }
 
 impl Inner {
     /// A number no directory of this root has had since it was opened.
-    fn number(&self) -> String {
+    pub(crate) fn number(&self) -> String {
         self.next.fetch_add(1, Ordering::Relaxed).to_string()
     }
 
@@ -449,16 +376,26 @@ impl Inner {
         nix::sys::stat::fchmod(&fd, mode).map_err(self.io("change mode of", path))
     }
 
-    fn rename(&self, from: &str, to: &str) -> Result<(), Error> {
-        renameat(&self.root, from, &self.root, to).map_err(self.io("rename", from))
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), Error> {
+        renameat(&self.root, from, &self.root, to).map_err(self.io("rename", from))?;
+        let mut sizes = self.sizes();
+        if let Some(size) = sizes.remove(from) {
+            sizes.insert(to.to_owned(), size);
+        }
+        Ok(())
     }
 
-    fn open_directory(&self, path: &str) -> Result<OwnedFd, Error> {
+    /// A panic elsewhere leaves a figure that is off.
+    pub(crate) fn sizes(&self) -> MutexGuard<'_, HashMap<String, Size>> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn open_directory(&self, path: &str) -> Result<OwnedFd, Error> {
         openat(&self.root, path, DIRECTORY, Mode::empty()).map_err(self.io("open", path))
     }
 
     /// What is in the directory `place`.
-    fn names(&self, place: &str) -> Result<Vec<String>, Error> {
+    pub(crate) fn names(&self, place: &str) -> Result<Vec<String>, Error> {
         let fd = self.open_directory(place)?;
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&fd).map_err(self.io("read directory", place))? {
@@ -472,7 +409,7 @@ impl Inner {
         Ok(names)
     }
 
-    fn io<E: crate::error::IntoErrno>(
+    pub(crate) fn io<E: crate::error::IntoErrno>(
         &self,
         action: &'static str,
         path: &str,

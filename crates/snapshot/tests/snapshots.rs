@@ -116,7 +116,14 @@ fn a_sweep_keeps_what_is_live_and_nothing_else() {
 
     let swept = fixture.snapshots.sweep_active(&HashSet::from([key("one")])).unwrap();
     assert_eq!(swept, [key("two")]);
-    assert_eq!(fixture.snapshots.sweep_committed(&HashSet::from([a])).unwrap(), 5);
+    let trash = fixture.snapshots.sweep_committed(&HashSet::from([a])).unwrap();
+    assert_eq!((trash.len(), fixture.entries("trash")), (5, 5), "it waits to be emptied");
+    assert_eq!((fixture.entries("l"), fixture.entries("ingest")), (1, 0));
+    for tree in trash {
+        tree.measure().unwrap();
+        tree.empty().unwrap();
+    }
+    assert!(!fixture.snapshots.sizes().keys().any(|path| path.starts_with("trash/")));
     assert_eq!(fixture.snapshots.active().unwrap(), [key("one")]);
     assert_eq!(fixture.snapshots.committed().unwrap(), [a]);
     assert!(!fixture.snapshots.is_committed(b).unwrap());

@@ -25,6 +25,7 @@ use std::ffi::CString;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use berth_snapshot::Size;
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, SFlag};
 
@@ -41,6 +42,10 @@ const BOOKKEEPING: usize = 16 << 20;
 
 /// Bytes read and written at once.
 const BUFFER: usize = 256 << 10;
+
+/// How much is written between two reports of it: few enough to cost nothing.
+const REPORT_INODES: u64 = 256;
+const REPORT_BYTES: u64 = 1 << 20;
 
 /// What became of a layer's entries, and what [`settle`] has still to do.
 #[derive(Debug, Default)]
@@ -71,14 +76,18 @@ pub(crate) struct Applier<'a> {
     buffer: Vec<u8>,
     entries: u64,
     done: Applied,
+    /// Is told, now and then, how much was written.
+    report: &'a dyn Fn(Size),
 }
 
-/// Unpacks `archive` into the directory `root`, which must be empty and private.
+/// Unpacks `archive` into the directory `root`, which must be empty and private; tells
+/// `report` on the way how much that is by now.
 pub(crate) fn apply<R: Read>(
     root: BorrowedFd<'_>,
     archive: &mut Archive<R>,
     lowest: bool,
     limits: &Limits,
+    report: &dyn Fn(Size),
 ) -> Result<Applied, LayerError> {
     let mut applier = Applier {
         root,
@@ -88,6 +97,7 @@ pub(crate) fn apply<R: Read>(
         buffer: vec![0; BUFFER],
         entries: 0,
         done: Applied { inodes: 1, bytes: 4096, ..Applied::default() },
+        report,
     };
     while let Some(entry) = archive.next_entry().map_err(unreadable)? {
         applier.entry(&entry, archive)?;
@@ -211,8 +221,12 @@ impl Applier<'_> {
     }
 
     fn add_usage(&mut self, stat: &FileStat) {
+        let bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
         self.done.inodes += 1;
-        self.done.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        self.done.bytes += bytes;
+        if self.done.inodes.is_multiple_of(REPORT_INODES) || bytes >= REPORT_BYTES {
+            (self.report)(Size { bytes: self.done.bytes, inodes: self.done.inodes });
+        }
     }
 }
 

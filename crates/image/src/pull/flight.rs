@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::images::Inner;
-use crate::{Error, blocking};
+use crate::{Error, blocking, leftovers};
 
 /// Those who prove themselves differently do not share an answer.
 type Key = (Reference, Option<Auth>);
@@ -100,6 +100,16 @@ impl Flights {
         }
     }
 
+    /// What runs on behalf of pulls.
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// Cancelled by the shutdown.
+    pub(crate) fn stopped(&self) -> &CancellationToken {
+        &self.stop
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Flight>>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -127,7 +137,8 @@ impl Flights {
 async fn fly(landing: Landing, report: watch::Sender<Outcome>) {
     let (images, (reference, auth)) = (landing.images.clone(), landing.key.clone());
     let limit = images.config.pull_deadline;
-    let mut work = Box::pin(super::pull(images.clone(), reference.clone(), auth));
+    let pin = Arc::new(images.pins.pin());
+    let mut work = Box::pin(super::pull(images.clone(), pin.clone(), reference.clone(), auth));
     let ended = tokio::select! {
         done = &mut work => Ok(done),
         () = tokio::time::sleep(limit) => {
@@ -144,6 +155,16 @@ async fn fly(landing: Landing, report: watch::Sender<Outcome>) {
             Err(why)
         }
     };
+    match &result {
+        Ok(_) => drop(pin),
+        // Nothing that was fetched for an image that does not fit is worth its space.
+        Err(error) if error.wants_space() => {
+            drop(pin);
+            images.leftovers.clear();
+            leftovers::collect(&images).await;
+        }
+        Err(_) => leftovers::keep(&images, pin),
+    }
     // First off the list, then the answer: who asks after it starts anew.
     drop(landing);
     report.send_replace(Some(result.map_err(Arc::new)));

@@ -45,7 +45,7 @@ pub(super) struct Job {
     pub(super) size: u64,
     pub(super) compression: Compression,
     /// Index in the chain, and the archive's digest; more than one only if the manifest
-    /// repeats a layer.
+    /// repeats a layer, none if only the blob is missing.
     pub(super) places: Vec<(usize, DiffId)>,
 }
 
@@ -79,34 +79,51 @@ impl Workshop {
             let content = self.content.clone();
             blocking("look for a blob", move || content.size(&digest)).await?
         };
-        let present = present.map_err(content_error("find", digest))?;
-        if present.is_none()
-            && let Some(place) = places.next()
-        {
-            done.push(self.fetch(&job, place).await?);
+        // One of another size is damaged, and is replaced.
+        let present = present.map_err(content_error("find", digest))? == Some(job.size);
+        if !present {
+            done.extend(self.fetch(&job, places.next()).await?);
         }
         for place in places {
-            done.push(self.unpack_stored(&job, place).await?);
+            let unpacked = self.unpack_stored(&job, place).await;
+            let damaged = match &unpacked {
+                Ok(_) => false,
+                Err(error) => self.is_damaged(error, digest).await?,
+            };
+            if damaged {
+                tracing::warn!(layer.digest = %digest, "fetching a damaged blob anew");
+                done.extend(self.fetch(&job, Some(place)).await?);
+            } else {
+                done.push(unpacked?);
+            }
         }
         tracing::info!(
             layer.digest = %digest,
             bytes = job.size,
-            fetched = present.is_none(),
+            fetched = !present,
             elapsed_ms = elapsed_ms(started),
             "layer unpacked"
         );
         Ok(done)
     }
 
-    async fn fetch(&self, job: &Job, place: (usize, DiffId)) -> Result<Unpacked, Error> {
+    /// Fetches the job's blob and unpacks it at `place`, if one is named.
+    async fn fetch(
+        &self,
+        job: &Job,
+        place: Option<(usize, DiffId)>,
+    ) -> Result<Option<Unpacked>, Error> {
         let (to_store, from_network) = mpsc::channel(QUEUE);
         let (to_unpack, from_store) = mpsc::channel(QUEUE);
         let (content, digest, size) = (self.content.clone(), job.digest, job.size);
         let store =
             apart("store a blob", move || store(&content, digest, size, from_network, &to_unpack));
         let (shop, own) = (self.clone(), job.clone());
-        let unpack =
-            apart("unpack a layer", move || shop.unpack(PieceReader::new(from_store), &own, place));
+        let unpack = async move {
+            let Some(place) = place else { return Ok(None) };
+            let work = move || shop.unpack(PieceReader::new(from_store), &own, place).map(Some);
+            apart("unpack a layer", work).await.flatten()
+        };
         let network = async {
             let done = self.stop.run_until_cancelled(self.download(job, to_store)).await;
             done.unwrap_or_else(|| Err(Error::Stopped(digest.to_string())))
@@ -115,7 +132,20 @@ impl Workshop {
         // In the order of the stages: what fails first makes those after it fail.
         network?;
         stored?.map_err(content_error("store", digest))?;
-        unpacked?
+        unpacked
+    }
+
+    /// Whether `error` comes of a stored blob that is not what it was.
+    async fn is_damaged(&self, error: &Error, digest: Digest) -> Result<bool, Error> {
+        let read = matches!(error, Error::Layer { .. }) && !error.wants_space();
+        let gone =
+            matches!(error, Error::Content { source: berth_content::Error::NotFound(_), .. });
+        if !read {
+            return Ok(gone);
+        }
+        let content = self.content.clone();
+        let verified = blocking("verify a blob", move || content.verify(&digest)).await?;
+        Ok(verified.is_err())
     }
 
     async fn download(&self, job: &Job, to_store: mpsc::Sender<Bytes>) -> Result<(), Error> {
@@ -155,7 +185,8 @@ impl Workshop {
             Compression::None => self.untar(blob, job.size, index, diff_id),
             Compression::Gzip => self.untar(MultiGzDecoder::new(blob), job.size, index, diff_id),
         };
-        unpacked.map_err(|source| Error::Layer { digest: job.digest, source })
+        let root = || self.snapshots.root().into();
+        unpacked.map_err(|source| Error::Layer { digest: job.digest, root: root(), source })
     }
 
     fn untar(
@@ -169,7 +200,8 @@ impl Workshop {
         step(Point::PULL_LAYER_BEGUN)?;
         let meter = Meter::new(archive, compressed, &self.limits, self.stop.clone());
         let mut archive = Archive::new(BufReader::with_capacity(BUFFER, meter));
-        let applied = apply(directory.root(), &mut archive, index == 0, &self.limits)?;
+        let report = |size| directory.holds(size);
+        let applied = apply(directory.root(), &mut archive, index == 0, &self.limits, &report)?;
         // What follows the archive's end belongs to its digest all the same.
         let mut rest = archive.into_inner();
         io::copy(&mut rest, &mut io::sink()).map_err(Exceeded::unwrap)?;

@@ -17,6 +17,7 @@ use berth_model::image::ImageRecord;
 use berth_model::stats::DiskUsage;
 use berth_model::{ChainId, Digest, Reference};
 use berth_registry::{Auth, Repository};
+use berth_snapshot::Size;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,7 @@ use crate::apply::settle;
 use crate::document::{Compression, Config, ImageManifest};
 use crate::images::{Inner, now, store as metadata};
 use crate::pins::Pin;
+use crate::written::Written;
 use crate::{Error, blocking, step, step_blocking};
 use layer::{Job, Unpacked, Workshop};
 use resolve::Resolved;
@@ -42,6 +44,8 @@ struct Pull {
     reference: Reference,
     repository: Repository,
     pin: Arc<Pin>,
+    /// Opened before anything was written or found.
+    written: Arc<Written>,
 }
 
 /// What there is to be done for an image whose documents are known.
@@ -53,8 +57,11 @@ struct Plan {
 }
 
 /// Pulls `reference`, whatever others do meanwhile.
+///
+/// What it pins stays pinned by `pin`, whatever the end.
 pub(crate) async fn pull(
     images: Arc<Inner>,
+    pin: Arc<Pin>,
     reference: Reference,
     auth: Option<Auth>,
 ) -> Result<ImageRecord, Error> {
@@ -65,8 +72,11 @@ pub(crate) async fn pull(
     }
     step(Point::PULL_CLAIMED).await?;
     let repository = images.client.repository(&reference, auth);
-    let pin = Arc::new(images.pins.pin());
-    let pull = Pull { images, reference, repository, pin };
+    let written = {
+        let images = images.clone();
+        Arc::new(blocking("watch the disk", move || images.written()).await??)
+    };
+    let pull = Pull { images, reference, repository, pin, written };
     let top = pull.resolve_top().await?;
     if let Some(found) = pull.present(top.digest).await? {
         tracing::debug!(digest = %top.digest, "image is present");
@@ -185,7 +195,9 @@ impl Pull {
                     let media_type = layer.media_type.chars().take(200).collect();
                     Error::MediaType { digest: layer.digest, media_type }
                 })?;
-                if images.snapshots.is_committed(chain[index]).map_err(snapshot("find layer"))? {
+                let found = images.snapshots.is_committed(chain[index]);
+                let committed = found.map_err(snapshot("find layer"))?;
+                if committed && !images.is_missed(&layer.digest)? {
                     continue;
                 }
                 let at = *by_digest.entry(layer.digest).or_insert(jobs.len());
@@ -193,7 +205,9 @@ impl Pull {
                     let (digest, size) = (layer.digest, layer.size);
                     jobs.push(Job { digest, size, compression, places: Vec::new() });
                 }
-                jobs[at].places.push((index, diff_ids[index]));
+                if !committed {
+                    jobs[at].places.push((index, diff_ids[index]));
+                }
             }
             tracing::info!(
                 layers = manifest.layers.len(),
@@ -209,6 +223,7 @@ impl Pull {
     /// Commits the layers, syncs, then stores the rows that name all this.
     async fn record(&self, plan: Plan, unpacked: Vec<Unpacked>) -> Result<ImageRecord, Error> {
         let (images, pin) = (self.images.clone(), self.pin.clone());
+        let written = self.written.clone();
         let (tag, digest) = (self.tag(), self.by_digest(plan.resolved.top));
         let span = tracing::Span::current();
         blocking("record an image", move || {
@@ -216,7 +231,7 @@ impl Pull {
             let rows = commit(&images, &plan, unpacked)?;
             step_blocking(Point::PULL_COMMITTED)?;
             let started = Instant::now();
-            images.sync()?;
+            images.sync(&written)?;
             tracing::debug!(
                 elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "synced"
@@ -277,9 +292,11 @@ fn commit_one(
 ) -> Result<(String, DiskUsage), Error> {
     let digest = plan.resolved.manifest.layers[layer.index].digest;
     let view = images.snapshots.view(below).map_err(snapshot("open layers below"))?;
+    let root = || images.snapshots.root().into();
     let usage = settle(layer.directory.root(), layer.applied, &view)
-        .map_err(|source| Error::Layer { digest, source })?;
+        .map_err(|source| Error::Layer { digest, root: root(), source })?;
     step_blocking(Point::PULL_LAYER_SETTLED)?;
+    layer.directory.holds(Size { bytes: usage.bytes, inodes: usage.inodes });
     let committed = images
         .snapshots
         .commit_layer(layer.directory, plan.chain[layer.index])

@@ -186,9 +186,12 @@ impl Pull {
         blocking("store a document", move || {
             pin.blobs([digest]);
             let failed = |source| Error::Content { action: "store", digest, source };
-            if !content.exists(&digest).map_err(failed)? {
-                content.put(&bytes).map_err(failed)?;
+            match content.verify(&digest) {
+                Ok(()) => return Ok(()),
+                Err(berth_content::Error::NotFound(_) | berth_content::Error::Damaged { .. }) => {}
+                Err(error) => return Err(failed(error)),
             }
+            content.put(&bytes).map_err(failed)?;
             step_blocking(Point::PULL_DOCUMENT_STORED)
         })
         .await?

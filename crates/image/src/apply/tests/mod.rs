@@ -54,7 +54,7 @@ impl Stack {
         let bytes = tar.finish();
         let layer = self.snapshots.begin_layer().unwrap();
         let mut archive = Archive::new(bytes.as_slice());
-        let applied = apply(layer.root(), &mut archive, self.chain.is_empty(), limits)?;
+        let applied = apply(layer.root(), &mut archive, self.chain.is_empty(), limits, &|_| {})?;
         let below = self.snapshots.view(&self.chain).unwrap();
         let used = settle(layer.root(), applied, &below)?;
         let counted = berth_snapshot::usage(layer.root()).unwrap();

@@ -2,25 +2,28 @@
 
 mod documents;
 mod failing;
+mod full_disk;
 mod joining;
+mod mending;
 mod pulling;
 mod registry;
 mod removing;
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use berth_content::Content;
 use berth_metadata::ImageStore;
 use berth_model::image::ImageRecord;
-use berth_model::{ChainId, Reference};
+use berth_model::{ChainId, Digest, Reference};
 use berth_registry::Client;
 use berth_snapshot::Snapshots;
 use tempfile::TempDir;
 
-use crate::{Config, Error, Images, Platform};
+use crate::{Config, Error, Images, Platform, Recovered};
 use registry::Registry;
 
 /// Whether this process is root; says so when it is not.
@@ -37,6 +40,8 @@ pub(super) struct Node {
     directory: TempDir,
     registry: Registry,
     pub(super) images: Images,
+    /// What containers use, or why that is not known.
+    in_use: Arc<Mutex<Result<HashSet<ChainId>, &'static str>>>,
 }
 
 fn config() -> Config {
@@ -53,7 +58,7 @@ fn config() -> Config {
 
 fn open(root: &Path, config: Config) -> Images {
     Images::new(
-        ImageStore::open(&root.join("images.db")).unwrap(),
+        ImageStore::recover(&root.join("images.db")).unwrap(),
         Content::open(root.join("content")).unwrap(),
         Snapshots::open(&root.join("snapshots")).unwrap(),
         Client::new(berth_registry::Config::default()).unwrap(),
@@ -72,14 +77,38 @@ impl Node {
     }
 
     fn with(config: Config) -> Self {
+        Self::at(config, |_| {})
+    }
+
+    /// A node whose directory `prepare` is shown before anything is in it.
+    fn at(config: Config, prepare: impl FnOnce(&Path)) -> Self {
         let directory = TempDir::new().unwrap();
+        prepare(directory.path());
         let images = open(directory.path(), config);
-        Self { directory, registry: Registry::start(), images }
+        let in_use = Arc::new(Mutex::new(Ok(HashSet::new())));
+        let node = Self { directory, registry: Registry::start(), images, in_use };
+        node.watch_use();
+        node
+    }
+
+    fn watch_use(&self) {
+        let in_use = self.in_use.clone();
+        let told = move || in_use.lock().unwrap().clone().map_err(Into::into);
+        assert!(self.images.0.in_use.set(Box::new(told)).is_ok());
     }
 
     /// The same directories, as a daemon finds them after its start.
     fn restart(&mut self) {
         self.images = open(self.directory.path(), config());
+        self.watch_use();
+    }
+
+    /// Recovers while containers use `in_use`.
+    async fn recover(&self, in_use: &[ChainId]) -> Recovered {
+        *self.in_use.lock().unwrap() = Ok(in_use.iter().copied().collect());
+        let recovered = self.images.recover(|| unreachable!("it is known already")).await;
+        self.images.cleaned().await;
+        recovered.unwrap()
     }
 
     pub(super) fn reference(&self, suffix: &str) -> Reference {
@@ -99,8 +128,9 @@ impl Node {
     }
 
     async fn remove(&self, name: &str, in_use: &[ChainId]) {
-        let in_use: HashSet<_> = in_use.iter().copied().collect();
-        self.images.remove(name, move || Ok(in_use)).await.unwrap();
+        *self.in_use.lock().unwrap() = Ok(in_use.iter().copied().collect());
+        self.images.remove(name).await.unwrap();
+        self.images.cleaned().await;
     }
 
     /// Reads a file of the image's merged layers.
@@ -112,6 +142,17 @@ impl Node {
 
     fn entries(&self, below: &str) -> usize {
         fs::read_dir(self.directory.path().join(below)).unwrap().count()
+    }
+
+    /// The file of a blob.
+    fn blob(&self, digest: &Digest) -> PathBuf {
+        self.directory.path().join("content/blobs/sha256").join(digest.hex())
+    }
+
+    /// The directory of a committed layer.
+    fn layer(&self, chain: &ChainId) -> PathBuf {
+        let committed = self.directory.path().join("snapshots/committed");
+        committed.join(fs::read_link(committed.join(chain.0.hex())).unwrap())
     }
 
     fn blobs(&self) -> usize {

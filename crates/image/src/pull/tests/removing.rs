@@ -1,6 +1,5 @@
 //! Removal, what keeps things, and recovery.
 
-use std::collections::HashSet;
 use std::fs;
 
 use super::registry::{Image, Layer};
@@ -78,7 +77,7 @@ async fn the_start_of_several_ids_names_no_image_and_removes_none() {
         assert!(matches!(&error, Error::Ambiguous(given) if *given == name), "{error:?}");
         assert_eq!(error.kind(), berth_model::ErrorKind::InvalidArgument);
         assert!(node.images.hold(&name).await.is_err());
-        node.images.remove(&name, || Ok(Default::default())).await.unwrap_err();
+        node.images.remove(&name).await.unwrap_err();
     }
     assert_eq!(node.images.list().await.unwrap().len(), 17);
     assert!(node.images.status(&pair[0][..20]).await.unwrap().is_some());
@@ -97,11 +96,10 @@ async fn layers_of_containers_stay_until_they_are_gone() {
     assert_eq!(node.read(&one, "base").as_deref(), Some("shared"));
     assert_eq!(node.entries("snapshots/l"), 2);
     // The row of a layer in use stays, so that a restart keeps the layer.
-    let chain = one.chain.iter().copied().collect();
-    let recovered = node.images.recover(move || Ok(chain)).await.unwrap();
+    let recovered = node.recover(&one.chain).await;
     assert_eq!(recovered, Recovered::default());
     assert_eq!(node.read(&one, "own").as_deref(), Some("one"));
-    let recovered = node.images.recover(|| Ok([].into())).await.unwrap();
+    let recovered = node.recover(&[]).await;
     assert_eq!((recovered.layers, node.entries("snapshots/l")), (2, 0));
 }
 
@@ -145,7 +143,7 @@ async fn a_pull_keeps_what_it_needs_of_an_image_that_is_removed_meanwhile() {
     for (path, content) in [("base", "shared"), ("own", "two")] {
         assert_eq!(node.read(&two, path).as_deref(), Some(content));
     }
-    let recovered = node.images.recover(|| Ok([].into())).await.unwrap();
+    let recovered = node.recover(&[]).await;
     assert_eq!(recovered, Recovered::default());
     assert_eq!(node.images.list().await.unwrap(), [two]);
 }
@@ -156,9 +154,13 @@ async fn removal_fails_rather_than_guess_what_is_in_use() {
         return;
     }
     let (node, [one, _]) = node_with_two().await;
-    let failed = node.images.remove(&one.tags[0], || Err("store is closed".into())).await;
+    *node.in_use.lock().unwrap() = Err("store is closed");
+    let failed = node.images.remove(&one.tags[0]).await;
     assert!(matches!(failed, Err(Error::InUse { .. })));
+    assert_eq!(node.images.status(&one.tags[0]).await.unwrap(), Some(one.clone()));
     assert_eq!(node.read(&one, "own").as_deref(), Some("one"));
+    node.remove(&one.tags[0], &[]).await;
+    assert_eq!((node.blobs(), node.entries("snapshots/l")), (4, 2));
 }
 
 #[tokio::test]
@@ -174,7 +176,7 @@ async fn a_restart_removes_what_no_record_names() {
     fs::write(root.join(format!("content/blobs/sha256/{}", stray.hex())), "stray").unwrap();
     fs::write(root.join("content/ingest/3"), "half").unwrap();
     node.restart();
-    let recovered = node.images.recover(|| Ok([].into())).await.unwrap();
+    let recovered = node.recover(&[]).await;
     assert_eq!(recovered, Recovered { layers: 2, blobs: 1, images: Vec::new() });
     node.assert_settled();
     assert_eq!(node.blobs(), 7);
@@ -191,7 +193,7 @@ async fn an_image_that_lost_a_layer_is_forgotten_and_pulled_again() {
     let (mut node, [one, two]) = node_with_two().await;
     node.images.snapshots().remove_committed(one.chain[1]).unwrap();
     node.restart();
-    let recovered = node.images.recover(|| Ok([].into())).await.unwrap();
+    let recovered = node.recover(&[]).await;
     assert_eq!(recovered.images, [one.id]);
     assert_eq!(node.images.list().await.unwrap(), [two]);
     let again = node.pull(":one").await.unwrap();
@@ -250,7 +252,7 @@ async fn lost_records_are_made_anew_from_what_is_on_disk() {
     let name = one.digests[0].clone();
     let used = InUse { image: one.id, name: name.clone(), chain: one.chain.clone() };
     assert_eq!(node.images.rebuild(vec![used]).await.unwrap(), 2);
-    let recovered = node.images.recover(|| Ok([].into())).await.unwrap();
+    let recovered = node.recover(&[]).await;
     assert_eq!(recovered, Recovered::default());
     node.assert_settled();
     let found = node.images.status(&name).await.unwrap().unwrap();
@@ -290,8 +292,7 @@ async fn a_layer_in_use_outlives_the_loss_of_its_row() {
     drop(store);
     let used = InUse { image: one.id, name: String::new(), chain: one.chain.clone() };
     assert_eq!(node.images.rebuild(vec![used]).await.unwrap(), 0, "records of blobs are left");
-    let chain: HashSet<_> = one.chain.iter().copied().collect();
-    node.images.recover(move || Ok(chain)).await.unwrap();
+    node.recover(&one.chain).await;
     assert_eq!(node.read(&one, "own").as_deref(), Some("one"));
     assert_eq!(node.entries("snapshots/l"), one.chain.len());
 }
