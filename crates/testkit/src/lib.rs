@@ -5,6 +5,7 @@
 //! the CRI socket only, as kubelet does, and can prove that nothing is left.
 
 pub mod cri;
+pub mod disk;
 pub mod image;
 pub mod log;
 pub mod registry;
@@ -18,10 +19,11 @@ mod node;
 pub use cri::{
     Cri, bind, container_config, resources, sandbox_config, sandbox_security, script, security,
 };
+pub use disk::{Disk, SmallDisk, SmallDisks};
 pub use machine::Machine;
 pub use node::{
-    Daemon, Failpoint, Finished, Known, Node, NodeOptions, Pod, binaries, failpoints, previous,
-    remove_cgroups,
+    Daemon, Disks, Failpoint, Finished, Known, Node, NodeOptions, Pod, binaries, failpoints,
+    previous, remove_cgroups,
 };
 
 /// Reports, for the summary of `cargo xtask test`, that a test cannot run here.

@@ -6,12 +6,14 @@
 //! and are shared among those inside, as systemd has it: what a container must not
 //! propagate to its node would show.
 
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{Pid, gettid};
 
 const NONE: Option<&str> = None;
 
@@ -20,6 +22,8 @@ type Job = Box<dyn FnOnce() + Send>;
 /// Namespaces and the thread that lives in them.
 #[derive(Debug)]
 pub struct Machine {
+    /// The thread's id.
+    tid: Pid,
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -29,7 +33,7 @@ impl Machine {
     /// machine's mounts.
     pub fn new() -> Result<Self> {
         let (jobs, queue) = channel::<Job>();
-        let (ready, made) = channel::<Result<()>>();
+        let (ready, made) = channel::<Result<Pid>>();
         let thread = thread::Builder::new()
             .name("machine".into())
             .spawn(move || {
@@ -43,8 +47,16 @@ impl Machine {
                 }
             })
             .context("start the machine's thread")?;
-        made.recv().context("the machine's thread ended")??;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        let tid = made.recv().context("the machine's thread ended")??;
+        Ok(Self { tid, jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    /// How the absolute `path`, as it is inside, is reached from outside, whatever is
+    /// mounted on the way.
+    #[must_use]
+    pub fn outside(&self, path: &Path) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/self/task/{}/root", self.tid));
+        root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
     /// Runs `work` inside and returns what it returns.
@@ -74,11 +86,12 @@ impl Drop for Machine {
     }
 }
 
-fn enter() -> Result<()> {
+fn enter() -> Result<Pid> {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("make namespaces")?;
     for propagation in [MsFlags::MS_SLAVE, MsFlags::MS_SHARED] {
         mount(NONE, "/", NONE, propagation | MsFlags::MS_REC, NONE)
             .context("set the propagation of mounts")?;
     }
-    berth_sys::network::loopback_up().context("bring loopback up")
+    berth_sys::network::loopback_up().context("bring loopback up")?;
+    Ok(gettid())
 }

@@ -82,7 +82,10 @@ impl Daemon {
         cgroup_base: &str,
         options: &NodeOptions,
     ) -> Result<Self> {
-        let (config, socket) = (dir.join("berthd.toml"), dir.join("run/berth.sock"));
+        let (config, mut socket) = (dir.join("berthd.toml"), dir.join("run/berth.sock"));
+        if options.disks.state.is_some() {
+            socket = machine.outside(&socket);
+        }
         let (options, cgroup_base) = (options.clone(), cgroup_base.to_owned());
         let log = dir.join("berthd.log");
         let mut daemon = Self { process: None, options, cgroup_base, config, socket, log };

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use berth_metadata::PodStore;
+use berth_metadata::{ImageStore, PodStore};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -94,10 +94,22 @@ impl Node {
         Ok(sandboxes.into_iter().map(|sandbox| sandbox.id.to_string()).collect())
     }
 
+    /// Fails if a page of the daemon's stores is damaged: whoever opens one has each of
+    /// them checked.
+    pub fn check_stores(&self) -> Result<()> {
+        let root = self.dir().join("root");
+        self.machine.run(move || {
+            PodStore::open(&root.join("pods.db")).context("check pods.db")?;
+            ImageStore::open(&root.join("images.db")).context("check images.db")?;
+            Ok(())
+        })
+    }
+
     /// What the daemon's store still holds; anyone may read it while the daemon runs.
     fn records(&self, known: &Known) -> Result<Vec<String>> {
         let mut left = Vec::new();
-        let pods = PodStore::open(&self.dir().join("root/pods.db")).context("open pods.db")?;
+        let path = self.dir().join("root/pods.db");
+        let pods = self.machine.run(move || PodStore::open(&path).context("open pods.db"))?;
         for sandbox in pods.sandboxes().context("list sandboxes")? {
             if !known.sandboxes.contains(sandbox.id.as_str()) {
                 left.push(format!("record of sandbox {}", sandbox.id));
@@ -120,7 +132,7 @@ impl Node {
     pub(super) fn leaks_at_rest(&self) -> Result<Vec<String>> {
         let mut left = self.leaks()?;
         let mut files = Vec::new();
-        walk(&self.dir().join("run"), &mut files);
+        walk(&self.path("run"), &mut files);
         for path in files {
             let kind = fs::symlink_metadata(&path).map(|found| found.file_type());
             let ours = path.ends_with("berth.sock");
@@ -165,9 +177,13 @@ impl Node {
     fn mounts(&self, process: &str) -> Result<Vec<String>> {
         let own = self.dir().display().to_string();
         let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo"))?;
+        let disk = |line: &&str| {
+            let target = line.split(' ').nth(4).unwrap_or_default();
+            self.disks.all().any(|disk| disk.has_mount(Path::new(target)))
+        };
         Ok(mounts
             .lines()
-            .filter(|line| line.contains(&own))
+            .filter(|line| line.contains(&own) && !disk(line))
             .map(|line| format!("mount {line}"))
             .collect())
     }
@@ -205,7 +221,7 @@ impl Node {
     /// Entries of the daemon's directories that belong to nothing that is known.
     fn files(&self, known: &Known) -> Vec<String> {
         let entries = |dir: &str| {
-            let dir = self.dir().join(dir);
+            let dir = self.path(dir);
             fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path())
         };
         let named = NAMED.into_iter().flat_map(entries).filter(|path| {

@@ -15,6 +15,7 @@ use berth_api::v1;
 use tempfile::TempDir;
 
 use crate::cri::{self, Cri};
+use crate::disk::{Disk, SmallDisk, SmallDisks};
 use crate::machine::Machine;
 use crate::registry::Registry;
 use crate::{image, log};
@@ -39,11 +40,42 @@ pub struct NodeOptions {
     pub quiet: bool,
     /// The folder of daemon and shim; `None` means this tree's.
     pub binaries: Option<PathBuf>,
+    /// Directories that lie on small file systems of their own.
+    pub disks: SmallDisks,
 }
 
 impl NodeOptions {
     fn folder(&self) -> Result<PathBuf> {
         self.binaries.clone().map_or_else(binaries, Ok)
+    }
+}
+
+/// The small file systems of a node.
+#[derive(Debug, Default)]
+pub struct Disks {
+    /// Of the root directory.
+    pub root: Option<Disk>,
+    /// Of the state directory.
+    pub state: Option<Disk>,
+    /// Of the logs.
+    pub logs: Option<Disk>,
+}
+
+impl Disks {
+    fn mount(machine: &Machine, dir: &Path, sizes: SmallDisks) -> Result<Self> {
+        let images = dir.join("disks");
+        let disk = |name: &str, size: Option<SmallDisk>| {
+            size.map(|size| Disk::mount(machine, &images, &dir.join(name), size)).transpose()
+        };
+        Ok(Self {
+            root: disk("root", sizes.root)?,
+            state: disk("run", sizes.state)?,
+            logs: disk("logs", sizes.logs)?,
+        })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Disk> {
+        [&self.root, &self.state, &self.logs].into_iter().flatten()
     }
 }
 
@@ -57,6 +89,7 @@ pub struct Node {
     /// The client.
     pub cri: Cri,
     daemon: Daemon,
+    disks: Disks,
     dir: TempDir,
     cgroup_base: String,
     /// Whether the test got to its end; otherwise its daemon's log is of interest.
@@ -78,15 +111,29 @@ impl Node {
             tempfile::Builder::new().prefix("berth-").tempdir().context("make a directory")?;
         let machine = Machine::new()?;
         let registry = Registry::start(&machine, dir.path())?;
+        let disks = Disks::mount(&machine, dir.path(), options.disks)?;
         let daemon = Daemon::start(&machine, dir.path(), &cgroup_base, &options)?;
         let cri = Cri::connect(daemon.socket()).await?;
-        Ok(Self { registry, machine, cri, daemon, dir, cgroup_base, proven_clean: false })
+        Ok(Self { registry, machine, cri, daemon, disks, dir, cgroup_base, proven_clean: false })
     }
 
     /// The directory that holds everything the node made.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The small file systems that were asked for.
+    #[must_use]
+    pub fn disks(&self) -> &Disks {
+        &self.disks
+    }
+
+    /// How something below [`Node::dir`] is reached from the test, small file systems
+    /// included.
+    #[must_use]
+    pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
+        self.machine.outside(&self.dir().join(below))
     }
 
     /// The daemon's process and files.
@@ -121,7 +168,7 @@ impl Node {
 
     /// The log of container `container` of sandbox `sandbox`.
     pub fn read_log(&self, sandbox: &str, container: &str) -> Result<Vec<log::Line>> {
-        log::read(&self.log_directory(sandbox).join(format!("{container}.log")))
+        log::read(&self.path("logs").join(sandbox).join(format!("{container}.log")))
     }
 
     /// What kubelet would ask for a sandbox called `name`.
@@ -247,6 +294,9 @@ impl Node {
         self.daemon.terminate()?;
         let left = self.leaks_at_rest()?;
         anyhow::ensure!(left.is_empty(), "left behind after the daemon ended: {left:#?}");
+        for disk in self.disks.all() {
+            disk.unmount(&self.machine)?;
+        }
         self.proven_clean = true;
         Ok(())
     }

@@ -108,7 +108,7 @@ impl Node {
         let name = &config.metadata.as_ref().context("the container has no metadata")?.name;
         let lines = self.read_log(sandbox, name)?;
         self.cri.remove_container(&id).await?;
-        std::fs::remove_file(self.log_directory(sandbox).join(&config.log_path))?;
+        std::fs::remove_file(self.path("logs").join(sandbox).join(&config.log_path))?;
         let (stdout, stderr) = (log::text(&lines, "stdout"), log::text(&lines, "stderr"));
         Ok(Finished { status, stdout, stderr })
     }
