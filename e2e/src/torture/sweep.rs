@@ -26,7 +26,7 @@ use crate::tally::{Tally, Times};
 use crate::{dump, oracle};
 
 /// How long a verb may take to pass its point.
-const REACH: Duration = Duration::from_secs(10);
+const REACH: Duration = Duration::from_secs(30);
 /// What goes on after a verb's answer passes its points within this.
 const QUIET: Duration = Duration::from_millis(300);
 /// Other ways that are tried when one did not lead to its point this time.

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+/// Rounds between two words about them.
+const PROGRESS: u64 = 100;
+
 /// The result of one kind of torture.
 #[derive(Debug)]
 pub(crate) struct Tally {
@@ -30,6 +33,9 @@ impl Tally {
     pub(crate) fn count(&mut self, round: &str, outcome: anyhow::Result<()>) -> bool {
         self.rounds += 1;
         self.took = self.begun.elapsed();
+        if self.rounds.is_multiple_of(PROGRESS) {
+            eprintln!("{}: {} rounds, {:.0} s", self.kind, self.rounds, self.took.as_secs_f64());
+        }
         match outcome {
             Ok(()) => true,
             Err(error) => {
