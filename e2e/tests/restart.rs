@@ -133,3 +133,24 @@ async fn a_start_that_was_cut_off_succeeds_when_it_is_repeated() -> Result<()> {
     }
     node.assert_clean().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_ends_with_the_daemon_that_ran_it() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    let id = node.run(&pod, &container_config("main", &image, &["sleep", "1000"])).await?;
+    node.daemon().arm("exec.started kill\n")?;
+    assert!(node.cri.exec(&id, &["sleep", "2000"], 10).await.is_err(), "the daemon died");
+    node.daemon().arm("")?;
+    node.kill_and_restart().await?;
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let answer = node.cri.exec(&id, &["sh", "-c", "ps; true"], 10).await?;
+        let processes = String::from_utf8_lossy(&answer.stdout).into_owned();
+        if !processes.contains("sleep 2000") {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "it runs on: {processes}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    node.assert_clean().await
+}

@@ -1,7 +1,10 @@
 //! A command in a running container, to its end.
 //!
 //! Its output comes through two FIFOs in a directory of its own. It ends with its client:
-//! whatever drops the future kills the process.
+//! whatever drops the future kills the process. A daemon that dies leaves the directory, by
+//! which the next one finds the command and kills it.
+
+mod abandoned;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,6 +30,8 @@ use crate::{Error, ExecOutput, MAX_EXEC_OUTPUT, clock, files};
 
 /// Largest `config.json` read back, bytes.
 const MAX_SPEC: u64 = 16 << 20;
+/// The link in a command's directory that names its container.
+const OF: &str = "of";
 /// How long output is read on after the process has ended, in case a child of it keeps
 /// the FIFO open.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -34,6 +39,8 @@ const DRAIN: Duration = Duration::from_secs(1);
 const KILL: Duration = Duration::from_secs(2);
 /// Longest that a command without a timeout of its own may run.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+pub(crate) use abandoned::end_abandoned;
 
 /// Runs `command`; see [`crate::Engine::exec_sync`].
 pub(crate) async fn exec_sync(
@@ -70,14 +77,14 @@ async fn run(
     command: Vec<String>,
 ) -> Result<ExecOutput, Error> {
     let exec = ExecId::from_random(clock::random()?);
-    let dir = core.config.execs().join(exec.as_str().chars().take(20).collect::<String>());
+    let dir = core.config.execs().join(exec.as_str());
     // From here on whatever happens takes back what was made.
     let mut session = Session {
         core: Arc::clone(core),
         shim: shim.clone(),
         container: container.id.clone(),
         exec,
-        dir: Directory { path: dir, over: Arc::default() },
+        dir: Directory { path: dir, container: container.id.clone(), over: Arc::default() },
         known: false,
         ended: false,
     };
@@ -232,6 +239,7 @@ impl Drop for Session {
 #[derive(Clone)]
 struct Directory {
     path: PathBuf,
+    container: ContainerId,
     over: Arc<Mutex<bool>>,
 }
 
@@ -239,7 +247,7 @@ impl Directory {
     /// Makes the FIFOs, unless nobody wants them any more.
     fn make(&self) -> Result<(), Error> {
         let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        if *over { Ok(()) } else { make_fifos(&self.path) }
+        if *over { Ok(()) } else { make_fifos(&self.path, &self.container) }
     }
 
     fn remove(&self) -> Result<(), Error> {
@@ -249,8 +257,10 @@ impl Directory {
     }
 }
 
-fn make_fifos(dir: &Path) -> Result<(), Error> {
+fn make_fifos(dir: &Path, container: &ContainerId) -> Result<(), Error> {
     files::make_dir(dir, 0o700)?;
+    let of = dir.join(OF);
+    std::os::unix::fs::symlink(container.as_str(), &of).map_err(Error::io("make link", of))?;
     step_blocking(Point::EXEC_DIRECTORY)?;
     for name in ["out", "err"] {
         let path = dir.join(name);
@@ -318,10 +328,14 @@ mod tests {
 
     use super::*;
 
+    fn container() -> ContainerId {
+        ContainerId::from_random([7; 32])
+    }
+
     fn fifo() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let fifos = dir.path().join("fifos");
-        make_fifos(&fifos).unwrap();
+        make_fifos(&fifos, &container()).unwrap();
         let path = fifos.join("out");
         (dir, path)
     }
@@ -363,7 +377,8 @@ mod tests {
     #[test]
     fn fifos_made_late_for_a_client_that_is_gone_are_not_made() {
         let parent = tempfile::tempdir().unwrap();
-        let dir = Directory { path: parent.path().join("fifos"), over: Arc::default() };
+        let path = parent.path().join("fifos");
+        let dir = Directory { path, container: container(), over: Arc::default() };
         dir.make().unwrap();
         assert!(dir.path.join("out").exists());
         dir.remove().unwrap();

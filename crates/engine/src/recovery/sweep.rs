@@ -19,6 +19,7 @@ use tracing::Instrument as _;
 
 use super::stranger;
 use crate::core::{Core, cgroup_path, step, step_blocking, warn_failure};
+use crate::exec::end_abandoned;
 use crate::pending::Object;
 use crate::sandbox::{clear_cgroup, remove_cgroup};
 use crate::undo::Step;
@@ -36,10 +37,11 @@ pub(super) async fn sweep(
     attached: HashSet<SandboxId>,
 ) {
     shims(core, &sandboxes).await;
+    let commands = end_abandoned(core).await;
     let network = links(core, attached).await;
     let shared = Arc::clone(core);
     let rest = move || {
-        let dirs = directories(&shared, &sandboxes, &containers)
+        let dirs = directories(&shared, &sandboxes, &containers, &commands)
             .and_then(|()| step_blocking(Point::RECOVER_DIRECTORIES_SWEPT));
         let snapshots = snapshots(&shared, &containers)
             .and_then(|()| step_blocking(Point::RECOVER_SNAPSHOTS_SWEPT));
@@ -101,6 +103,7 @@ fn directories(
     core: &Core,
     sandboxes: &HashSet<SandboxId>,
     containers: &HashSet<ContainerId>,
+    commands: &HashSet<String>,
 ) -> Result<(), Error> {
     let config = &core.config;
     let sockets = sockets(core, sandboxes);
@@ -109,7 +112,7 @@ fn directories(
     for (dir, keep) in [
         (config.sandboxes(), &in_sandboxes as &dyn Fn(&str) -> bool),
         (config.containers(), &in_containers),
-        (config.execs(), &|_: &str| false),
+        (config.execs(), &|name: &str| commands.contains(name)),
         (config.sockets(), &|name: &str| sockets.contains(name)),
     ] {
         for name in names(&dir)? {

@@ -184,7 +184,11 @@ impl Life<'_> {
             ensure!(begun.elapsed() < END, "{} does not end: {status:?}", member.name);
             sleep(LOOK).await;
         };
-        ensure!(codes.contains(&status.exit_code), "{codes:?} expected: {status:?}");
+        if !codes.contains(&status.exit_code) {
+            let log = std::fs::read_to_string(member.log.path()).unwrap_or_default();
+            let last: Vec<_> = log.lines().rev().take(3).collect();
+            bail!("{codes:?} expected: {status:?}; its last lines: {last:?}");
+        }
         ensure!(
             0 < status.started_at && status.started_at <= status.finished_at,
             "times: {status:?}"
