@@ -10,6 +10,7 @@ use berth_model::container::{ContainerEvent, Timestamp};
 use berth_model::{ContainerState, ErrorKind};
 use berth_shim_client::{Shim, TaskState, TaskStatus};
 use tokio::time::timeout;
+use tracing::Instrument as _;
 
 use super::stranger;
 use crate::container::{Adoption, Container};
@@ -19,6 +20,8 @@ use crate::{Error, clock, container, sandbox};
 
 /// How long a shim may take to answer; one that hangs does not hold up the others.
 const ANSWER: Duration = Duration::from_secs(1);
+/// How long the undo of a sandbox that was being made may hold up the start.
+const UNDO: Duration = Duration::from_secs(1);
 
 /// Adopts a sandbox of the store; says whether it has a network still.
 pub(super) async fn sandbox(
@@ -27,7 +30,7 @@ pub(super) async fn sandbox(
     members: Vec<ContainerRecord>,
 ) -> Result<bool, Error> {
     if record.phase == SandboxPhase::Creating {
-        undo_interrupted(core, &record).await;
+        undo(core, record).await;
         return Ok(false);
     }
     let found = record.clone();
@@ -68,6 +71,18 @@ pub(super) async fn sandbox(
     sandbox::spawn(core, handle, record, commands);
     berth_failpoint::reached(Point::RECOVER_SANDBOX_ADOPTED).await;
     Ok(attached)
+}
+
+/// Takes back what was being made. What a shim that hangs holds up goes on while others
+/// are served.
+async fn undo(core: &Arc<Core>, record: SandboxRecord) {
+    let id = record.id.clone();
+    let shared = Arc::clone(core);
+    let undone = async move { undo_interrupted(&shared, &record).await };
+    let undone = core.tasks.spawn(undone.in_current_span());
+    if timeout(UNDO, undone).await.is_err() {
+        tracing::warn!(sandbox.id = %id, "an interrupted sandbox is taken back later");
+    }
 }
 
 async fn store_loss(core: &Core, record: &SandboxRecord) -> Result<(), Error> {

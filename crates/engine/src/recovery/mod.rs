@@ -30,7 +30,7 @@ use crate::{Error, files};
 /// Sandboxes adopted at one time: shims that do not answer must not keep others waiting.
 const PARALLEL: usize = 256;
 /// How long the recording of what ended meanwhile may hold up the start.
-const SETTLE: Duration = Duration::from_secs(3);
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Names the boot in which a start brought images and disk in line last.
 const BOOT: &str = "boot";

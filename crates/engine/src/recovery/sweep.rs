@@ -28,7 +28,7 @@ use crate::{Error, container, files};
 /// Most entries of one directory that are looked at.
 const MAX_ENTRIES: usize = 100_000;
 /// How long the ending of shims that no record names may hold up the start.
-const STRANGERS: Duration = Duration::from_secs(2);
+const STRANGERS: Duration = Duration::from_secs(1);
 
 pub(super) async fn sweep(
     core: &Arc<Core>,
