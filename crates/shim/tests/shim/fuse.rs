@@ -57,6 +57,10 @@ impl Drop for Served {
     fn drop(&mut self) {
         self.hang(false);
         umount2(&self.at, MntFlags::MNT_DETACH).unwrap();
+        if std::thread::panicking() {
+            // Who still uses the file system ends after this, if at all.
+            return;
+        }
         // Ends when the last use of the file system has.
         self.thread.take().unwrap().join().unwrap();
     }
