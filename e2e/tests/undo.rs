@@ -210,6 +210,31 @@ async fn a_pull_that_fails_at_any_step_works_when_tried_again() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_whose_removal_fails_at_any_step_goes_in_the_end() -> Result<()> {
+    let mut node = Node::start().await?;
+    let mut points = [points("remove")?, points("collect")?].concat();
+    points.retain(|point| point.starts_with("remove.image") || point.starts_with("collect."));
+    each_fault(&mut node, points, async |node, point, code| {
+        let layer = Tar::new().file("one", 0o644, b"one");
+        let image = image::busybox_builder()?.layer(layer)?.build()?;
+        let reference = node.push("brief", "latest", &image)?;
+        node.daemon().arm("")?;
+        node.cri.pull(&reference).await?;
+        node.daemon().passed()?;
+        arm(node, point, code)?;
+        let removed = node.cri.remove_image(&reference).await;
+        if let Err(status) = removed {
+            ensure!(status.code() == code, "{status}");
+            node.cri.remove_image(&reference).await.context("next try")?;
+        }
+        ensure!(image_ids(node).await?.is_empty(), "an image is listed");
+        images_gone(node).await
+    })
+    .await?;
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn undo_that_fails_is_seen_tried_again_and_in_nobodys_way() -> Result<()> {
     let mut node = Node::start().await?;
     let mut config = node.sandbox_config("pod");
