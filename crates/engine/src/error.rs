@@ -118,6 +118,9 @@ pub enum Error {
         /// What a front makes of it.
         kind: ErrorKind,
     },
+    /// The container was to be stopped before it was started.
+    #[error("start container {0}: it was stopped meanwhile")]
+    StartInterrupted(ContainerId),
     /// A deadline passed.
     #[error("{what} took longer than {} ms", limit.as_millis())]
     Deadline {
@@ -253,7 +256,7 @@ impl Error {
             }
             Self::Exec { kind, .. } | Self::ExecSync { kind, .. } => *kind,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
-            Self::ShuttingDown => ErrorKind::Cancelled,
+            Self::ShuttingDown | Self::StartInterrupted(_) => ErrorKind::Cancelled,
             Self::Io { source, .. } | Self::Namespaces { source, .. } => ErrorKind::of_io(source),
             Self::Metadata { source, .. } => source.kind(),
             Self::Network { source, .. } | Self::NetworkBase { source } => network_kind(source),

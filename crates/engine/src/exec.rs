@@ -1,10 +1,10 @@
 //! A command in a running container, to its end.
 //!
 //! Its output comes through two FIFOs in a directory of its own. It ends with its client:
-//! whatever drops the future kills the process. A daemon that dies leaves the directory, by
-//! which the next one finds the command and kills it.
+//! whatever drops the future has the process killed, by the shim or without it; what a
+//! daemon did not live to end, the next one does.
 
-mod abandoned;
+mod end;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_failpoint::Point;
-use berth_model::{ContainerId, ErrorKind, ExecId};
-use berth_shim_client::{ExecRequest, Exited, Input, Output, Process, Shim};
-use nix::sys::signal::Signal;
+use berth_model::{ContainerId, ErrorKind, ExecId, SandboxId};
+use berth_shim_client::{ExecRequest, Exited, Input, Output, Process, ProcessId, Shim};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::Spec;
 use tokio::io::AsyncReadExt as _;
@@ -22,25 +21,21 @@ use tokio::net::unix::pipe;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{Instrument as _, debug_span};
 
-use crate::container::Container;
-use crate::core::{Core, step, step_blocking, warn_failure};
-use crate::pending::Object;
-use crate::undo::Step;
+pub(crate) use self::end::sweep;
+use self::end::{CONTAINER, Leftover};
+use crate::container::{Container, unless_silent};
+use crate::core::{Core, step, step_blocking};
 use crate::{Error, ExecOutput, MAX_EXEC_OUTPUT, clock, files};
 
 /// Largest `config.json` read back, bytes.
 const MAX_SPEC: u64 = 16 << 20;
-/// The link in a command's directory that names its container.
-const OF: &str = "of";
 /// How long output is read on after the process has ended, in case a child of it keeps
 /// the FIFO open.
 const DRAIN: Duration = Duration::from_secs(1);
-/// How long the shim has to kill what is not wanted any more.
-const KILL: Duration = Duration::from_secs(2);
+/// How long the shim may take to forget a command that has ended.
+const FORGET: Duration = Duration::from_secs(2);
 /// Longest that a command without a timeout of its own may run.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
-
-pub(crate) use abandoned::end_abandoned;
 
 /// Runs `command`; see [`crate::Engine::exec_sync`].
 pub(crate) async fn exec_sync(
@@ -84,14 +79,16 @@ async fn run(
         shim: shim.clone(),
         container: container.id.clone(),
         exec,
-        dir: Directory { path: dir, container: container.id.clone(), over: Arc::default() },
+        dir: Directory::at(dir),
         known: false,
+        process: None,
         ended: false,
     };
     let (bundle, dir) = (container.bundle.clone(), session.dir.clone());
+    let id = container.id.clone();
     step(Point::EXEC_ENTERED).await?;
     let prepare = move || {
-        dir.make()?;
+        dir.make(&id)?;
         step_blocking(Point::EXEC_FIFOS)?;
         process(&bundle, command)
     };
@@ -100,7 +97,8 @@ async fn run(
     let mut err = Stream::open(&session.stderr())?;
 
     session.known = true;
-    let started = session.start(process).instrument(debug_span!("exec_start")).await;
+    let sandbox = &container.sandbox.id;
+    let started = session.start(process, sandbox).instrument(debug_span!("exec_start")).await;
     // The process has its ends by now, or never will.
     out.let_go();
     err.let_go();
@@ -121,6 +119,8 @@ struct Session {
     dir: Directory,
     /// Whether the shim may know of it.
     known: bool,
+    /// Its process, once it was started.
+    process: Option<ProcessId>,
     /// Whether its process has ended.
     ended: bool,
 }
@@ -134,11 +134,11 @@ impl Session {
         self.dir.path.join("err")
     }
 
-    fn process(&self) -> Process<'_> {
+    fn id(&self) -> Process<'_> {
         Process { container: &self.container, exec: Some(&self.exec) }
     }
 
-    async fn start(&self, process: Vec<u8>) -> Result<(), Error> {
+    async fn start(&mut self, process: Vec<u8>, sandbox: &SandboxId) -> Result<(), Error> {
         let request = ExecRequest {
             container: self.container.clone(),
             id: self.exec.clone(),
@@ -148,9 +148,14 @@ impl Session {
             stdout: Output::Fifo(self.stdout()),
             stderr: Output::Fifo(self.stderr()),
         };
-        self.shim.exec(&request).await.map_err(|failure| self.failed(failure))?;
-        step(Point::EXEC_ADDED).await?;
-        self.shim.start(self.process()).await.map_err(|failure| self.failed(failure))?;
+        let failed = |failure| self.failed(failure);
+        let started = async {
+            self.shim.exec(&request).await.map_err(failed)?;
+            step(Point::EXEC_ADDED).await?;
+            self.shim.start(self.id()).await.map_err(failed)
+        };
+        let pid = unless_silent(&self.shim, sandbox, failed, started).await?;
+        self.process = ProcessId::of(pid).ok();
         step(Point::EXEC_STARTED).await
     }
 
@@ -179,7 +184,7 @@ impl Session {
             out.and(err)
         };
         tokio::pin!(read);
-        let wait = self.shim.wait(self.process());
+        let wait = self.shim.wait(self.id());
         tokio::pin!(wait);
         let exited = tokio::select! {
             exited = &mut wait => {
@@ -200,33 +205,21 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let (core, shim) = (Arc::clone(&self.core), self.shim.clone());
-        let (container, exec) = (self.container.clone(), self.exec.clone());
-        let (dir, known, ended) = (self.dir.clone(), self.known, self.ended);
+        let leftover = Leftover {
+            core: Arc::clone(&self.core),
+            shim: self.shim.clone(),
+            container: self.container.clone(),
+            exec: self.exec.clone(),
+            process: self.process.take(),
+            dir: self.dir.clone(),
+        };
+        let (known, ended) = (self.known, self.ended);
         let clean = async move {
-            let process = Process { container: &container, exec: Some(&exec) };
-            if known && !ended {
-                // A process that never started, or has just ended, cannot be killed.
-                let _unheard = shim.kill(process, Signal::SIGKILL as i32, false, KILL).await;
-                let _ended = timeout(KILL, shim.wait(process)).await;
+            match (known, ended) {
+                (false, _) => leftover.remove_dir().await,
+                (true, true) => leftover.forgotten(FORGET).await,
+                (true, false) => leftover.end().await,
             }
-            if known && let Err(error) = shim.delete(process).await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "delete exec process");
-            }
-            if let Err(error) = step(Point::EXEC_DELETED).await {
-                warn_failure("delete exec process", &error);
-            }
-            let remove = Step::new("remove FIFOs of a command", {
-                let core = Arc::clone(&core);
-                move || {
-                    let (disk, dir) = (core.disk.clone(), dir.clone());
-                    async move { disk.run(move || dir.remove()).await? }
-                }
-            });
-            if let Err(error) = remove.run().await {
-                core.pending.take_step(Object::new("container", &container), remove, error);
-            }
-            berth_failpoint::reached(Point::EXEC_REMOVED).await;
         };
         // The request is answered before this is done, so it is no part of its span.
         let id = &self.container;
@@ -235,19 +228,27 @@ impl Drop for Session {
     }
 }
 
-/// Where the FIFOs are. A client may go while they are being made, so their removal is final.
+/// Where the FIFOs are, and the name of the container. A client may go while they are being
+/// made, so their removal is final.
 #[derive(Clone)]
 struct Directory {
     path: PathBuf,
-    container: ContainerId,
     over: Arc<Mutex<bool>>,
 }
 
 impl Directory {
-    /// Makes the FIFOs, unless nobody wants them any more.
-    fn make(&self) -> Result<(), Error> {
+    fn at(path: PathBuf) -> Self {
+        Self { path, over: Arc::default() }
+    }
+
+    /// Makes it all, unless nobody wants it any more.
+    fn make(&self, container: &ContainerId) -> Result<(), Error> {
         let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        if *over { Ok(()) } else { make_fifos(&self.path, &self.container) }
+        if *over {
+            return Ok(());
+        }
+        make_fifos(&self.path)?;
+        files::write_file(&self.path.join(CONTAINER), container.as_str().as_bytes())
     }
 
     fn remove(&self) -> Result<(), Error> {
@@ -257,10 +258,8 @@ impl Directory {
     }
 }
 
-fn make_fifos(dir: &Path, container: &ContainerId) -> Result<(), Error> {
+fn make_fifos(dir: &Path) -> Result<(), Error> {
     files::make_dir(dir, 0o700)?;
-    let of = dir.join(OF);
-    std::os::unix::fs::symlink(container.as_str(), &of).map_err(Error::io("make link", of))?;
     step_blocking(Point::EXEC_DIRECTORY)?;
     for name in ["out", "err"] {
         let path = dir.join(name);
@@ -328,14 +327,10 @@ mod tests {
 
     use super::*;
 
-    fn container() -> ContainerId {
-        ContainerId::from_random([7; 32])
-    }
-
     fn fifo() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let fifos = dir.path().join("fifos");
-        make_fifos(&fifos, &container()).unwrap();
+        make_fifos(&fifos).unwrap();
         let path = fifos.join("out");
         (dir, path)
     }
@@ -377,12 +372,12 @@ mod tests {
     #[test]
     fn fifos_made_late_for_a_client_that_is_gone_are_not_made() {
         let parent = tempfile::tempdir().unwrap();
-        let path = parent.path().join("fifos");
-        let dir = Directory { path, container: container(), over: Arc::default() };
-        dir.make().unwrap();
+        let dir = Directory::at(parent.path().join("fifos"));
+        let container = ContainerId::from_random([7; 32]);
+        dir.make(&container).unwrap();
         assert!(dir.path.join("out").exists());
         dir.remove().unwrap();
-        dir.make().unwrap();
+        dir.make(&container).unwrap();
         assert!(!dir.path.exists());
     }
 

@@ -16,6 +16,7 @@
 //! Not here: CRI translation (`cri`), what a pull does (`image`), namespaces of containers
 //! (`oci-runtime`, behind the shim).
 
+mod again;
 mod board;
 mod clock;
 mod config;

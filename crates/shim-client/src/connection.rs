@@ -43,6 +43,8 @@ struct Inner {
     old: AtomicBool,
     /// What the shim said it is, once it was asked.
     info: OnceCell<ShimInfo>,
+    /// Set while its last answer is overdue.
+    silent: AtomicBool,
     link: Mutex<Option<Link>>,
 }
 
@@ -92,6 +94,7 @@ impl Shim {
             address: bootstrap.address.clone(),
             old: AtomicBool::new(bootstrap.version == ApiVersion::V2),
             info: OnceCell::new(),
+            silent: AtomicBool::new(false),
             link: Mutex::new(link),
         };
         Self { inner: Arc::new(inner) }
@@ -119,17 +122,28 @@ impl Shim {
         ProcessId::of(peer).ok()
     }
 
-    /// Resolves once the shim is gone: the connection was lost and its socket does not
-    /// answer any more.
+    /// Resolves once the shim is gone: the connection was lost and nobody listens on its
+    /// socket any more.
     pub async fn closed(&self) {
-        while let Ok(mut link) = self.link(Instant::now() + DIAL).await {
-            while link.lost.changed().await.is_ok() {}
+        loop {
+            match self.link(Instant::now() + DIAL).await {
+                Ok(mut link) => while link.lost.changed().await.is_ok() {},
+                Err(error) if error.is_gone() => return,
+                Err(_) => {}
+            }
             sleep(REDIAL_PAUSE).await;
         }
     }
 
     pub(crate) fn known(&self) -> &OnceCell<ShimInfo> {
         &self.inner.info
+    }
+
+    /// Whether the last answer that came due did not come: the shim was stopped, or hangs.
+    /// Any answer says that it is back.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.inner.silent.load(Ordering::Relaxed)
     }
 
     pub(crate) fn version(&self) -> ApiVersion {
@@ -176,8 +190,10 @@ impl Shim {
         payload: Vec<u8>,
         deadline: Option<Duration>,
     ) -> Result<Vec<u8>, Error> {
-        let late =
-            |deadline| Error::Deadline { address: self.inner.address.clone(), method, deadline };
+        let late = |deadline| {
+            self.inner.silent.store(true, Ordering::Relaxed);
+            Error::Deadline { address: self.inner.address.clone(), method, deadline }
+        };
         let mut request = Request::new();
         request.service = service.to_owned();
         request.method = method.to_owned();
@@ -205,6 +221,9 @@ impl Shim {
         method: &'static str,
         answer: ttrpc::Result<ttrpc::proto::Response>,
     ) -> Result<Vec<u8>, Error> {
+        if matches!(answer, Ok(_) | Err(ttrpc::Error::RpcStatus(_))) {
+            self.inner.silent.store(false, Ordering::Relaxed);
+        }
         match answer {
             Ok(response) => Ok(response.payload),
             Err(ttrpc::Error::RpcStatus(status)) => {

@@ -1,5 +1,6 @@
 //! Why talking to a shim failed.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub enum Error {
         /// The shim's id.
         id: String,
         /// What the kernel said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The shim's `start` or `delete` command failed.
     #[error("shim {id} refused to {action} (status {status}): {output}")]
@@ -67,7 +68,7 @@ pub enum Error {
         /// The address.
         address: String,
         /// What the kernel said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The socket is served by somebody who is neither root nor this daemon's user.
     #[error("shim at {address} is served by user {uid}")]
@@ -168,6 +169,13 @@ impl Error {
             | Self::Message { .. }
             | Self::Process { .. } => ErrorKind::Internal,
         }
+    }
+
+    /// Whether nobody listens at the shim's address: it is dead, and not only busy.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        let Self::Connect { source, .. } = self else { return false };
+        matches!(source.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
     }
 
     /// The shim's words when it could not execute the container's program

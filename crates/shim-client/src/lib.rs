@@ -33,7 +33,7 @@ pub use connection::Shim;
 pub use error::Error;
 pub use events::{Event, EventKind, EventServer};
 pub use extension::ShimInfo;
-pub use process::ProcessId;
+pub use process::{ProcessId, unreaped};
 pub use sandbox::{SandboxOptions, SandboxStatus};
 pub use start::{Runtime, StartRequest, Started, delete, start};
 pub use task::{CreateRequest, ExecRequest, Exited, Input, Output, Process, TaskState, TaskStatus};

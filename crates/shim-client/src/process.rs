@@ -54,6 +54,28 @@ impl ProcessId {
     }
 }
 
+/// How the child `pid` of `parent` ended: its exit code, or 128 and the signal's number.
+/// `None` unless it waits to be reaped.
+///
+/// With that a shim which hangs need not say it (proc_pid_stat(5), fields 3, 4 and 52).
+#[must_use]
+pub fn unreaped(pid: u32, parent: u32) -> Option<i32> {
+    parse_unreaped(&std::fs::read(format!("/proc/{pid}/stat")).ok()?, parent)
+}
+
+fn parse_unreaped(stat: &[u8], parent: u32) -> Option<i32> {
+    let fields: Vec<&str> = fields(stat)?.collect();
+    if *fields.first()? != "Z" || fields.get(1)?.parse() != Ok(parent) {
+        return None;
+    }
+    // As waitpid(2) has it: a signal's number, or an exit code above it.
+    let status: i32 = fields.get(49)?.parse().ok()?;
+    Some(match status & 0x7f {
+        0 => status >> 8 & 0xff,
+        signal => 128 + signal,
+    })
+}
+
 /// Signals the process behind `pidfd`; one that is gone already is success.
 pub(crate) fn send(pidfd: &OwnedFd, signal: Signal) -> Result<(), Errno> {
     let signal = rustix::process::Signal::from_named_raw(signal as i32).ok_or(Errno::EINVAL)?;
@@ -63,8 +85,7 @@ pub(crate) fn send(pidfd: &OwnedFd, signal: Signal) -> Result<(), Errno> {
     }
 }
 
-/// Field 22 of `/proc/<pid>/stat`. The second field, the name, may hold spaces and
-/// parentheses: counting starts behind its last one.
+/// Field 22 of `/proc/<pid>/stat`.
 fn start_time(pid: u32) -> Result<u64, Errno> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).map_err(|error| {
         match error.raw_os_error().map(Errno::from_raw) {
@@ -76,13 +97,20 @@ fn start_time(pid: u32) -> Result<u64, Errno> {
 }
 
 fn parse_start_time(stat: &[u8]) -> Option<u64> {
+    fields(stat)?.nth(19)?.parse().ok()
+}
+
+/// The fields from the third on. The second, the name, may hold spaces and parentheses:
+/// counting starts behind its last one.
+fn fields(stat: &[u8]) -> Option<std::str::SplitAsciiWhitespace<'_>> {
     let end = stat.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(&stat[end + 1..]).ok()?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+    Some(std::str::from_utf8(&stat[end + 1..]).ok()?.split_ascii_whitespace())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
+
     use super::*;
 
     #[test]
@@ -92,6 +120,24 @@ mod tests {
         assert_eq!(parse_start_time(stat.as_bytes()), Some(22));
         assert_eq!(parse_start_time(b"7 (x) S 1"), None);
         assert_eq!(parse_start_time(b""), None);
+    }
+
+    #[test]
+    fn a_dead_child_says_how_it_ended_until_it_is_reaped() {
+        let me = std::process::id();
+        for (script, code) in [("exit 7", 7), ("kill -9 $$", 137)] {
+            let mut child =
+                std::process::Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
+            let pid = child.id();
+            let pidfd = ProcessId::of(pid).unwrap().open().unwrap();
+            let mut ready = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+            nix::poll::poll(&mut ready, nix::poll::PollTimeout::NONE).unwrap();
+            assert_eq!(unreaped(pid, me), Some(code), "{script}");
+            assert_eq!(unreaped(pid, me + 1), None, "it is the child of another");
+            child.wait().unwrap();
+            assert_eq!(unreaped(pid, me), None, "it was reaped");
+        }
+        assert_eq!(unreaped(me, std::os::unix::process::parent_id()), None, "it runs");
     }
 
     #[test]

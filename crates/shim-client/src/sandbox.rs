@@ -13,7 +13,8 @@ use crate::task::timestamp;
 use crate::{Error, Exited, Shim};
 
 const SERVICE: &str = "containerd.runtime.sandbox.v1.Sandbox";
-const SLOW: Duration = Duration::from_secs(60);
+/// Mounts and namespaces are made, and the last processes waited for.
+const SLOW: Duration = Duration::from_secs(30);
 const QUICK: Duration = Duration::from_secs(10);
 
 /// What the in-tree shim makes for a sandbox (`berth.shim.v1.SandboxOptions`).

@@ -12,8 +12,13 @@ use protobuf::well_known_types::any::Any;
 
 use crate::{Error, Shim};
 
-/// Creating may perform mounts and run hooks; starting waits for execve(2).
-const SLOW: Duration = Duration::from_secs(120);
+/// Creating may perform mounts of slow file systems; the in-tree shim gives up after 110 s.
+const CREATE: Duration = Duration::from_secs(120);
+/// Starting waits for execve(2), and making an added process comes before that.
+const START: Duration = Duration::from_secs(120);
+/// Deleting waits for the last processes of a container, 10 s in the in-tree shim, and for
+/// readers of its output.
+const DELETE: Duration = Duration::from_secs(15);
 /// What touches no disk and starts nothing.
 const QUICK: Duration = Duration::from_secs(10);
 /// Type under which containerd sends an OCI process.
@@ -170,7 +175,7 @@ impl Shim {
         message.stdin = request.stdin.uri();
         message.stdout = request.stdout.uri();
         message.stderr = request.stderr.uri();
-        let answer: api::CreateTaskResponse = self.task("Create", &message, Some(SLOW)).await?;
+        let answer: api::CreateTaskResponse = self.task("Create", &message, Some(CREATE)).await?;
         Ok(answer.pid)
     }
 
@@ -187,7 +192,7 @@ impl Shim {
         spec.type_url = PROCESS.to_owned();
         spec.value.clone_from(&request.process);
         message.spec = Some(spec).into();
-        self.task::<_, api::Empty>("Exec", &message, Some(SLOW)).await?;
+        self.task::<_, api::Empty>("Exec", &message, Some(QUICK)).await?;
         Ok(())
     }
 
@@ -197,11 +202,12 @@ impl Shim {
     pub async fn start(&self, process: impl Into<Process<'_>>) -> Result<u32, Error> {
         let mut message = api::StartRequest::new();
         (message.id, message.exec_id) = process.into().ids();
-        let answer: api::StartResponse = self.task("Start", &message, Some(SLOW)).await?;
+        let answer: api::StartResponse = self.task("Start", &message, Some(START)).await?;
         Ok(answer.pid)
     }
 
-    /// Waits until a process has ended: for ever, or until the connection is lost.
+    /// Waits until a process has ended: for ever, or until the connection is lost. A process
+    /// may run for years, so the deadline is the caller's.
     pub async fn wait(&self, process: impl Into<Process<'_>>) -> Result<Exited, Error> {
         let mut message = api::WaitRequest::new();
         (message.id, message.exec_id) = process.into().ids();
@@ -248,7 +254,7 @@ impl Shim {
     pub async fn delete(&self, process: impl Into<Process<'_>>) -> Result<Exited, Error> {
         let mut message = api::DeleteRequest::new();
         (message.id, message.exec_id) = process.into().ids();
-        let answer: api::DeleteResponse = self.task("Delete", &message, Some(SLOW)).await?;
+        let answer: api::DeleteResponse = self.task("Delete", &message, Some(DELETE)).await?;
         Ok(exited(answer.exit_status, answer.exited_at.as_ref()))
     }
 

@@ -64,7 +64,7 @@ pub(super) fn lost(at: Timestamp) -> Exit {
     Exit { code: LOST, at, reason: ExitReason::ShimLost, message }
 }
 
-/// All processes were killed, and the shim does not say so.
+/// All processes were killed, and nobody can say how the first one ended.
 pub(super) fn killed_unreported(at: Timestamp, oom_kills: u64) -> Exit {
     let message = "killed by its cgroup; the shim did not report the exit".to_owned();
     Exit { message, ..exit(KILLED, at, oom_kills) }
@@ -83,21 +83,32 @@ pub(super) enum Effort {
 
 /// How long a shim has to act on a kill.
 pub(super) const SHIM_ANSWER: Duration = Duration::from_secs(1);
-/// Kills of the cgroup before the stop is given up, one per [`SHIM_ANSWER`].
+/// Kills of the cgroup, one per [`SHIM_ANSWER`], before nobody waits any more.
 const MAX_BYPASSES: u32 = 10;
+/// Time between two kills that nobody waits for.
+const LATER: Duration = Duration::from_secs(10);
 
 impl Effort {
-    /// The next one; `None` when there is nothing more to try.
-    pub(super) fn next(self) -> Option<Self> {
+    /// The next one.
+    pub(super) fn next(self) -> Self {
         match self {
-            Self::Asked => Some(Self::Killed),
-            Self::Killed => Some(Self::Bypassed(1)),
-            Self::Bypassed(MAX_BYPASSES..) => None,
-            Self::Bypassed(times) => Some(Self::Bypassed(times + 1)),
+            Self::Asked => Self::Killed,
+            Self::Killed => Self::Bypassed(1),
+            Self::Bypassed(times) => Self::Bypassed(times.saturating_add(1)),
         }
     }
 
-    /// Time from the first kill to giving up.
+    /// Whether those who wait were told that it takes too long.
+    pub(super) fn is_hopeless(self) -> bool {
+        self > Self::Bypassed(MAX_BYPASSES)
+    }
+
+    /// Time until the next one.
+    pub(super) fn pause(self) -> Duration {
+        if self.is_hopeless() { LATER } else { SHIM_ANSWER }
+    }
+
+    /// Time from the first kill until nobody waits any more.
     pub(super) fn limit() -> Duration {
         SHIM_ANSWER * (MAX_BYPASSES + 1)
     }
@@ -146,13 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_tries_harder_until_it_gives_up() {
-        let mut efforts = vec![Effort::Asked];
-        while let Some(next) = efforts.last().copied().and_then(Effort::next) {
-            assert!(next > efforts[efforts.len() - 1]);
-            efforts.push(next);
-        }
+    fn a_stop_tries_harder_and_never_stops_trying() {
+        let efforts: Vec<_> =
+            std::iter::successors(Some(Effort::Asked), |last| Some(last.next())).take(20).collect();
+        assert!(efforts.is_sorted());
         assert_eq!(efforts[..3], [Effort::Asked, Effort::Killed, Effort::Bypassed(1)]);
-        assert_eq!(efforts.len(), 12);
+        let hopeless = efforts.iter().position(|effort| effort.is_hopeless()).unwrap();
+        let waited: Duration = efforts[1..hopeless].iter().map(|effort| effort.pause()).sum();
+        assert_eq!(waited, Effort::limit());
+        assert_eq!(efforts[19].pause(), LATER);
     }
 }

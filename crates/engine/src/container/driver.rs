@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_failpoint::Point;
 use berth_metadata::ContainerRecord;
@@ -14,11 +15,13 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument as _, debug_span, info_span};
 
-use super::stop::Stopping;
+use super::finish::Unfinished;
+use super::start::Starting;
+use super::stop::{Stopping, Waiter};
 use super::{Asked, Command, Container, exit, status_of};
 use crate::Error;
 use crate::core::{Core, step};
-use crate::sandbox::{Reply, answer};
+use crate::sandbox::answer;
 
 /// Resolves when the container's first process has ended; `None` when its shim is gone.
 pub(super) type Ending = Pin<Box<dyn Future<Output = Option<Exited>> + Send>>;
@@ -32,10 +35,14 @@ pub(super) struct Driver {
     pub(super) taken: VecDeque<Asked>,
     /// Whether the shim may hold a task of it.
     pub(super) task: bool,
+    /// Present while its program is being executed.
+    pub(super) starting: Option<Starting>,
     /// Present while it runs.
     pub(super) ending: Option<Ending>,
     /// Present while somebody wants it stopped.
     pub(super) stopping: Option<Stopping>,
+    /// What could not be done and is tried again.
+    pub(super) unfinished: Unfinished,
 }
 
 /// What a restart found of a container.
@@ -77,8 +84,10 @@ pub(crate) fn spawn(
         commands,
         taken: VecDeque::new(),
         task: found.task,
+        starting: None,
         ending,
         stopping: None,
+        unfinished: Unfinished::default(),
     };
     tasks.spawn(driver.run().instrument(span));
 }
@@ -95,9 +104,13 @@ impl Driver {
                     self.ending = None;
                     self.ended(exited).instrument(debug_span!("exited")).await
                 }
-                () = at(next_effort) => {
-                    self.try_harder().await;
-                    false
+                outcome = Starting::outcome(&mut self.starting) => self.begun(outcome).await,
+                () = Stopping::died(&mut self.stopping) => {
+                    self.died().await
+                }
+                () = at(next_effort) => self.try_harder().await,
+                () = self.unfinished.again.due() => {
+                    self.try_again().instrument(debug_span!("try_again")).await
                 }
                 command = next(&mut self.taken, &mut self.commands) => match command {
                     Some((span, command)) => self.obey(command).instrument(span).await,
@@ -115,35 +128,15 @@ impl Driver {
     async fn obey(&mut self, command: Command) -> bool {
         match command {
             Command::Start(reply) => {
-                let started = self.start().instrument(debug_span!("start_container")).await;
-                self.answer_starts(reply, started);
+                self.start(reply);
                 false
             }
-            Command::Stop(grace, reply) => {
-                self.stop(grace, super::stop::Waiter::Stopped(reply)).await
-            }
-            Command::Halt(reply) => {
-                self.stop(std::time::Duration::ZERO, super::stop::Waiter::Halted(reply)).await
-            }
+            Command::Stop(grace, reply) => self.stop(grace, Waiter::Stopped(reply)).await,
+            Command::Halt(reply) => self.stop(Duration::ZERO, Waiter::Halted(reply)).await,
+            Command::Remove(reply) => self.stop(Duration::ZERO, Waiter::Removed(reply)).await,
             Command::Sync(reply) => {
                 answer(reply, Ok(()));
                 false
-            }
-            Command::Remove(reply) => {
-                self.stop(std::time::Duration::ZERO, super::stop::Waiter::Removed(reply)).await
-            }
-        }
-    }
-
-    /// All who asked for the start while it went on get its outcome: by the time a second
-    /// one had its turn, a short program would have ended, and its start be refused.
-    fn answer_starts(&mut self, reply: Reply, outcome: Result<(), Error>) {
-        let outcome = outcome.map_err(Arc::new);
-        answer(reply, outcome.clone().map_err(Error::Shared));
-        while let Ok(asked) = self.commands.try_recv() {
-            match asked {
-                (_, Command::Start(reply)) => answer(reply, outcome.clone().map_err(Error::Shared)),
-                other => self.taken.push_back(other),
             }
         }
     }
@@ -179,6 +172,7 @@ impl Driver {
         let running = matches!(record.state, ContainerState::Running { .. });
         step(if running { Point::START_STORED } else { Point::STOP_END_STORED }).await?;
         self.record = record;
+        self.unfinished.stored();
         let spec = Arc::clone(&self.container.status.get().spec);
         self.container.status.set(Arc::new(status_of(&self.record, spec)));
         Ok(())

@@ -3,29 +3,27 @@
 use std::time::Duration;
 
 use berth_failpoint::Point;
-use berth_model::container::ContainerEvent;
+use berth_model::container::Exit;
 use berth_model::sandbox::NamespaceMode;
 use berth_model::task::TaskEnd;
 use berth_model::{ContainerId, ContainerState, ErrorKind};
-use berth_shim_client::{Exited, Shim, TaskStatus};
+use berth_shim_client::{Exited, Shim, TaskStatus, unreaped};
 use tokio::time::timeout;
-use tracing::{Instrument as _, debug_span};
 
-use super::decide;
+use super::decide::{self, SHIM_ANSWER};
 use super::driver::{Driver, Ending};
-use crate::core::{cgroup_error, step, warn_failure};
-use crate::sandbox::remove_cgroup;
-use crate::{Error, clock, files};
+use crate::core::{cgroup_error, warn_failure};
+use crate::{clock, files};
 
-/// Pause before the shim, or the store, is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
-/// How long a shim may take to forget a task.
-const DELETE: Duration = Duration::from_secs(5);
+/// Pause before the shim is asked again: short at first, since a shim that was killed looks
+/// for a moment like one whose connection broke.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
 /// Waits for the end of `id` with `shim`; `None` when the shim is gone, or has forgotten
 /// the container.
 pub(super) fn watch(shim: Shim, id: ContainerId) -> Ending {
     Box::pin(async move {
+        let mut pause = AGAIN.0;
         loop {
             match shim.wait(&id).await {
                 Ok(exited) => return Some(exited),
@@ -35,12 +33,13 @@ pub(super) fn watch(shim: Shim, id: ContainerId) -> Ending {
             // The connection broke, or the shim is confused: what does it say now?
             match shim.state(&id).await.map(|state| state.status) {
                 Ok(TaskStatus::Stopped(exited)) => return Some(exited),
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unavailable) =>
-                {
+                Err(error) if error.kind() == ErrorKind::NotFound || error.is_gone() => {
                     return None;
                 }
-                Ok(_) | Err(_) => tokio::time::sleep(AGAIN).await,
+                Ok(_) | Err(_) => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(AGAIN.1);
+                }
             }
         }
     })
@@ -49,55 +48,76 @@ pub(super) fn watch(shim: Shim, id: ContainerId) -> Ending {
 impl Driver {
     /// Records the end, then answers who waited for it. Says whether the container is gone.
     pub(super) async fn ended(&mut self, exited: Option<Exited>) -> bool {
-        if matches!(self.record.state, ContainerState::Running { .. })
-            && let Err(error) = self.record_end(exited).await
-        {
-            // Nothing is published that is not stored.
-            warn_failure("store the end of a container", &error);
-            self.ending = Some(Box::pin(async move {
-                tokio::time::sleep(AGAIN).await;
-                exited
-            }));
-            return false;
+        if matches!(self.record.state, ContainerState::Running { .. }) && !self.is_over() {
+            let exit = match exited {
+                Some(exited) => self.told(exited).await,
+                None => self.lost().await,
+            };
+            tracing::info!(code = exit.code, reason = exit.reason.as_str(), "container ended");
+            self.end(exit).await;
+            if !self.unfinished.has_end() {
+                berth_failpoint::reached(Point::STOP_END_PUBLISHED).await;
+            }
         }
-        berth_failpoint::reached(Point::STOP_END_PUBLISHED).await;
         self.settle(Vec::new()).await
     }
 
-    async fn record_end(&mut self, exited: Option<Exited>) -> Result<(), Error> {
-        let exit = match exited {
-            Some(exited) => {
-                let kills = self.oom_kills().await;
-                if !self.owns_pid_namespace() {
-                    // What the first process left behind ends with it. Should it not, the
-                    // end is recorded all the same.
-                    if let Err(error) = self.kill_by_cgroup().await {
-                        warn_failure("kill what a container left behind", &error);
-                    }
-                }
-                decide::exit(exited.code, exited.at, kills)
+    /// The end that the shim told.
+    async fn told(&mut self, exited: Exited) -> Exit {
+        let kills = self.oom_kills().await;
+        if !self.owns_pid_namespace() {
+            // What the first process left behind ends with it. Should it not, the end is
+            // recorded all the same.
+            if let Err(error) = self.kill_by_cgroup().await {
+                warn_failure("kill what a container left behind", &error);
             }
-            None => {
-                tracing::warn!("shim is gone: killing container by its cgroup");
-                self.task = false;
-                let left = self.left_by_shim().await;
-                let kills = self.oom_kills().await;
-                let removed = remove_cgroup(&self.core, self.container.cgroup.clone()).await;
-                if let Err(error) = removed {
-                    warn_failure("remove cgroup of lost container", &error);
-                }
-                left.map_or_else(
-                    || decide::lost(clock::now()),
-                    |end| decide::exit(end.code, end.at, end.oom_kills.max(kills)),
-                )
-            }
-        };
-        step(Point::STOP_ENDED).await?;
-        tracing::info!(code = exit.code, reason = exit.reason.as_str(), "container ended");
-        self.enter(ContainerEvent::Exited(exit)).await
+        }
+        decide::exit(exited.code, exited.at, kills)
     }
 
-    /// What a shim that is gone has left in the bundle, if the container had ended before.
+    /// The end of what ran under a shim that is gone. Processes that do not die have a
+    /// moment, and are waited for when the container is removed.
+    async fn lost(&mut self) -> Exit {
+        tracing::warn!("shim is gone: killing container by its cgroup");
+        match self.kill_until_empty().await {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!("processes of a lost container do not die"),
+            Err(error) => warn_failure("kill lost container by its cgroup", &error),
+        }
+        match self.left_by_shim().await {
+            Some(end) => {
+                let kills = end.oom_kills.max(self.oom_kills().await);
+                decide::exit(end.code, end.at, kills)
+            }
+            None => decide::lost(clock::now()),
+        }
+    }
+
+    /// The end of a container whose processes are all dead, when its shim does not tell it.
+    /// The first process is a zombie until the shim has reaped it, and says how it ended.
+    pub(super) async fn unreported(&mut self) -> Exit {
+        let kills = self.oom_kills().await;
+        let shim = self.container.sandbox.status.get().shim_pid;
+        let pid = self.container.status.get().pid();
+        if let Some(code) = pid.and_then(|pid| unreaped(pid, shim)) {
+            return decide::exit(code, clock::now(), kills);
+        }
+        // It was reaped: the shim has written it down, and may have come back.
+        if let Some(end) = self.left_by_shim().await {
+            return decide::exit(end.code, end.at, end.oom_kills.max(kills));
+        }
+        if let Some(shim) = self.container.sandbox.shim.get() {
+            let answer = timeout(SHIM_ANSWER, shim.state(&self.container.id)).await;
+            if let Ok(Ok(TaskStatus::Stopped(exited))) =
+                answer.map(|state| state.map(|state| state.status))
+            {
+                return decide::exit(exited.code, exited.at, kills);
+            }
+        }
+        decide::killed_unreported(clock::now(), kills)
+    }
+
+    /// What a shim that cannot be asked has left in the bundle, if it saw the end.
     async fn left_by_shim(&mut self) -> Option<TaskEnd> {
         let path = self.container.bundle.join(TaskEnd::FILE);
         let read = move || files::read_bounded(&path, TaskEnd::MAX_BYTES);
@@ -119,37 +139,6 @@ impl Driver {
                 warn_failure("read memory kills of container", &error);
                 0
             }
-        }
-    }
-
-    /// Has the shim forget the task, and with it mounts and cgroup. Only what has ended,
-    /// or must end now.
-    pub(super) async fn release_task(&mut self) {
-        if !std::mem::take(&mut self.task) {
-            return;
-        }
-        if let Some(shim) = self.container.sandbox.shim.get() {
-            let id = &self.container.id;
-            let delete = shim.delete(id).instrument(debug_span!("task_delete"));
-            let failure = match timeout(DELETE, delete).await {
-                Ok(Ok(_)) => match step(Point::STOP_TASK_DELETED).await {
-                    Ok(()) => return,
-                    Err(error) => Some(error),
-                },
-                Ok(Err(error)) if error.kind() == ErrorKind::NotFound => None,
-                Ok(Err(source)) => {
-                    Some(Error::Shim { action: "delete task of", id: id.to_string(), source })
-                }
-                Err(_) => {
-                    Some(Error::Deadline { what: format!("delete task of {id}"), limit: DELETE })
-                }
-            };
-            if let Some(error) = failure {
-                warn_failure("delete task", &error);
-            }
-        }
-        if let Err(error) = remove_cgroup(&self.core, self.container.cgroup.clone()).await {
-            warn_failure("remove cgroup of container", &error);
         }
     }
 

@@ -9,8 +9,10 @@ mod create;
 mod decide;
 mod driver;
 mod exit;
+mod finish;
 mod mounts;
 mod plan;
+mod release;
 mod remove;
 mod start;
 mod stop;
@@ -28,6 +30,7 @@ use tracing::Span;
 
 pub(crate) use self::create::{create, remove_snapshot};
 pub(crate) use self::driver::{Adoption, spawn};
+pub(crate) use self::start::unless_silent;
 use crate::board::Published;
 use crate::core::{Core, cgroup_path};
 use crate::sandbox::{QUEUE, Reply, Sandbox};

@@ -3,26 +3,28 @@
 use std::sync::atomic::Ordering;
 
 use berth_failpoint::Point;
+use berth_model::ErrorKind;
 use berth_snapshot::SnapshotKey;
 use tracing::{Instrument as _, debug_span};
 
 use super::Container;
 use super::driver::Driver;
-use crate::core::{Core, step, step_blocking};
+use crate::core::{Core, step, step_blocking, warn_failure};
 use crate::pending::Object;
 use crate::sandbox::{Reply, answer, remove_cgroup};
 use crate::undo::Step;
 use crate::{Error, files};
 
 impl Driver {
-    /// Removes the container if somebody wants it; all of them get the same outcome.
-    /// Says whether it is gone.
+    /// Removes the container; all who want it get the same outcome. What fails is tried
+    /// again, whether they ask again or not. Says whether it is gone.
     pub(super) async fn remove_for(&mut self, removers: Vec<Reply>) -> bool {
-        if removers.is_empty() {
-            return false;
-        }
         let outcome = self.remove().instrument(debug_span!("remove_container")).await;
         let gone = outcome.is_ok();
+        if let Err(error) = &outcome {
+            warn_failure("remove container; it is tried again", error);
+            self.unfinished.again.later();
+        }
         let outcome = outcome.map_err(std::sync::Arc::new);
         for reply in removers {
             answer(reply, outcome.clone().map_err(Error::Shared));
@@ -31,18 +33,27 @@ impl Driver {
     }
 
     /// The record goes once nothing runs. Its files go afterwards, out of the client's
-    /// sight: a file system may take its time, and what a crash leaves is swept.
+    /// sight: a file system may take its time, and what a crash leaves is swept. On a full
+    /// disk they go first, so that there is room to store that it is gone.
     async fn remove(&mut self) -> Result<(), Error> {
         step(Point::REMOVE_CONTAINER_ENDED).await?;
         let cgroup = remove_cgroup(&self.core, self.container.cgroup.clone());
         cgroup.instrument(debug_span!("cgroup")).await?;
         step(Point::REMOVE_CONTAINER_CGROUP).await?;
-        let id = &self.container.id;
-        self.core.forget_container(id).await?;
+        let id = self.container.id.clone();
+        match self.core.forget_container(&id).await {
+            Err(error) if error.kind() == ErrorKind::ResourceExhausted => {
+                warn_failure("forget container; its files go first", &error);
+                let (core, container) = (self.core.clone(), self.container.clone());
+                self.core.disk.run(move || discard(&core, &container)).await??;
+                self.core.forget_container(&id).await?;
+            }
+            other => other?,
+        }
         step(Point::REMOVE_CONTAINER_FORGOTTEN).await?;
-        self.core.containers.remove(id);
+        self.core.containers.remove(&id);
         self.container.removed.store(true, Ordering::Release);
-        self.core.forget_usage(id, &self.container.cgroup);
+        self.core.forget_usage(&id, &self.container.cgroup);
         self.container.sandbox.members.release(&self.record.spec.name);
         berth_failpoint::reached(Point::REMOVE_CONTAINER_UNLISTED).await;
         self.discard_files();

@@ -118,13 +118,7 @@ async fn find_shim(core: &Core, record: &mut SandboxRecord) -> Option<Shim> {
         "connect to shim"
     );
     // One that hangs has a full queue in the end, and is there all the same.
-    (process.is_some() && !nobody_listens(&error)).then(|| Shim::at(&bootstrap))
-}
-
-fn nobody_listens(error: &berth_shim_client::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionRefused, NotFound};
-    let berth_shim_client::Error::Connect { source, .. } = error else { return false };
-    matches!(source.kind(), ConnectionRefused | NotFound)
+    (process.is_some() && !error.is_gone()).then(|| Shim::at(&bootstrap))
 }
 
 async fn adopt_container(

@@ -19,11 +19,10 @@ use tracing::Instrument as _;
 
 use super::stranger;
 use crate::core::{Core, cgroup_path, step, step_blocking, warn_failure};
-use crate::exec::end_abandoned;
 use crate::pending::Object;
 use crate::sandbox::{clear_cgroup, remove_cgroup};
 use crate::undo::Step;
-use crate::{Error, container, files};
+use crate::{Error, container, exec, files};
 
 /// Most entries of one directory that are looked at.
 const MAX_ENTRIES: usize = 100_000;
@@ -37,11 +36,11 @@ pub(super) async fn sweep(
     attached: HashSet<SandboxId>,
 ) {
     shims(core, &sandboxes).await;
-    let commands = end_abandoned(core).await;
+    let commands = exec::sweep(core).await;
     let network = links(core, attached).await;
     let shared = Arc::clone(core);
     let rest = move || {
-        let dirs = directories(&shared, &sandboxes, &containers, &commands)
+        let dirs = directories(&shared, &sandboxes, &containers)
             .and_then(|()| step_blocking(Point::RECOVER_DIRECTORIES_SWEPT));
         let snapshots = snapshots(&shared, &containers)
             .and_then(|()| step_blocking(Point::RECOVER_SNAPSHOTS_SWEPT));
@@ -53,7 +52,7 @@ pub(super) async fn sweep(
         Ok(rest) => rest.into_iter().collect(),
         Err(error) => vec![Err(error)],
     };
-    for failure in rest.into_iter().chain([network]).filter_map(Result::err) {
+    for failure in rest.into_iter().chain([network, commands]).filter_map(Result::err) {
         warn_failure("sweep", &failure);
     }
 }
@@ -103,7 +102,6 @@ fn directories(
     core: &Core,
     sandboxes: &HashSet<SandboxId>,
     containers: &HashSet<ContainerId>,
-    commands: &HashSet<String>,
 ) -> Result<(), Error> {
     let config = &core.config;
     let sockets = sockets(core, sandboxes);
@@ -112,7 +110,6 @@ fn directories(
     for (dir, keep) in [
         (config.sandboxes(), &in_sandboxes as &dyn Fn(&str) -> bool),
         (config.containers(), &in_containers),
-        (config.execs(), &|name: &str| commands.contains(name)),
         (config.sockets(), &|name: &str| sockets.contains(name)),
     ] {
         for name in names(&dir)? {

@@ -10,13 +10,27 @@ use tracing::{Instrument as _, debug_span, info_span};
 
 use super::{Asked, Command, Sandbox, status_of};
 use crate::Error;
-use crate::core::{Core, step};
+use crate::again::Again;
+use crate::core::{Core, step, warn_failure};
 
 pub(super) struct Driver {
     pub(super) core: Arc<Core>,
     pub(super) sandbox: Arc<Sandbox>,
     pub(super) record: SandboxRecord,
     commands: mpsc::Receiver<Asked>,
+    /// What could not be done and is tried again.
+    unfinished: Option<Unfinished>,
+    again: Again,
+}
+
+/// What is tried again until it is done, whether somebody asks for it or not. The greater
+/// one includes the others.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Unfinished {
+    /// The record that the shim is gone.
+    Loss,
+    Stop,
+    Removal,
 }
 
 /// Publishes a stored sandbox, and starts its driver.
@@ -28,7 +42,14 @@ pub(crate) fn spawn(
 ) {
     let span = info_span!(parent: None, "sandbox", sandbox.id = %sandbox.id);
     core.sandboxes.insert(sandbox.id.clone(), Arc::clone(&sandbox));
-    let driver = Driver { core: Arc::clone(core), sandbox, record, commands };
+    let driver = Driver {
+        core: Arc::clone(core),
+        sandbox,
+        record,
+        commands,
+        unfinished: None,
+        again: Again::default(),
+    };
     core.tasks.spawn(driver.run().instrument(span));
 }
 
@@ -46,7 +67,15 @@ impl Driver {
                         break;
                     }
                 }
-                () = gone(shim.as_ref()) => self.lost().await,
+                () = gone(shim.as_ref()) => {
+                    let lost = self.lost().await;
+                    self.noted(Unfinished::Loss, &lost);
+                }
+                () = self.again.due() => {
+                    if self.try_again().instrument(debug_span!("try_again")).await {
+                        break;
+                    }
+                }
             }
         }
         // What still waits wants no more than what was done.
@@ -62,15 +91,43 @@ impl Driver {
         match command {
             Command::Stop(reply) => {
                 let stopped = self.stop().instrument(debug_span!("stop_sandbox")).await;
+                self.noted(Unfinished::Stop, &stopped);
                 answer(reply, stopped);
                 false
             }
             Command::Remove(reply) => {
                 let removed = self.remove().instrument(debug_span!("remove_sandbox")).await;
+                self.noted(Unfinished::Removal, &removed);
                 let gone = removed.is_ok();
                 answer(reply, removed);
                 gone
             }
+        }
+    }
+
+    /// Tries again what could not be done. Says whether the sandbox is gone for good.
+    async fn try_again(&mut self) -> bool {
+        let Some(what) = self.unfinished else { return false };
+        let done = match what {
+            Unfinished::Loss => self.store_loss().await,
+            Unfinished::Stop => self.stop().await,
+            Unfinished::Removal => self.remove().await,
+        };
+        if let Err(error) = &done {
+            warn_failure("finish what failed before", error);
+        }
+        self.noted(what, &done);
+        what == Unfinished::Removal && done.is_ok()
+    }
+
+    /// Remembers what failed, and forgets what was done with all that it includes.
+    fn noted(&mut self, what: Unfinished, outcome: &Result<(), Error>) {
+        if outcome.is_err() {
+            self.unfinished = self.unfinished.max(Some(what));
+            self.again.later();
+        } else if self.unfinished <= Some(what) {
+            self.unfinished = None;
+            self.again.never();
         }
     }
 

@@ -1,30 +1,41 @@
 //! Ready → NotReady, because the shim died.
 
+use std::sync::Arc;
+
 use berth_metadata::SandboxPhase;
 
 use super::driver::Driver;
+use crate::Error;
 use crate::core::{cgroup_error, warn_failure};
 
 impl Driver {
-    /// Marks the sandbox and kills what its shim can no longer answer for. Each container
+    /// Kills what the shim can no longer answer for, and marks the sandbox. Each container
     /// notices by itself. Network and address stay until the sandbox is stopped.
-    pub(super) async fn lost(&mut self) {
+    pub(super) async fn lost(&mut self) -> Result<(), Error> {
         tracing::warn!("shim is gone");
         self.sandbox.shim.set(None);
-        if let Err(error) = self.enter(SandboxPhase::NotReady).await {
-            warn_failure("store that the shim is gone", &error);
-        }
-        if !self.record.owns_cgroup {
-            return;
-        }
-        let killed = self.core.cgroup(&self.sandbox.cgroup).and_then(|cgroup| match cgroup {
-            Some(cgroup) => {
-                cgroup.kill_all().map_err(cgroup_error("kill processes of", &self.sandbox.cgroup))
-            }
-            None => Ok(()),
-        });
-        if let Err(error) = killed {
+        if self.record.owns_cgroup
+            && let Err(error) = self.kill_all().await
+        {
             warn_failure("kill what the shim left", &error);
         }
+        let stored = self.store_loss().await;
+        if let Err(error) = &stored {
+            warn_failure("store that the shim is gone; it is tried again", error);
+        }
+        stored
+    }
+
+    pub(super) async fn store_loss(&mut self) -> Result<(), Error> {
+        self.enter(SandboxPhase::NotReady).await
+    }
+
+    async fn kill_all(&self) -> Result<(), Error> {
+        let (core, path) = (Arc::clone(&self.core), self.sandbox.cgroup.clone());
+        let kill = move || match core.cgroup(&path)? {
+            Some(cgroup) => cgroup.kill_all().map_err(cgroup_error("kill processes of", &path)),
+            None => Ok(()),
+        };
+        self.core.disk.run(kill).await?
     }
 }

@@ -32,7 +32,7 @@ use tracing::Span;
 pub(crate) use self::driver::{answer, spawn};
 pub(crate) use self::run::run;
 pub(crate) use self::teardown::{
-    bootstrap, clear_cgroup, end_shim, process, remove_cgroup, remove_dir, undo_interrupted,
+    bootstrap, clear_cgroup, end_shim, ended, process, remove_cgroup, remove_dir, undo_interrupted,
 };
 use crate::board::Published;
 use crate::core::{Core, cgroup_path};

@@ -13,6 +13,7 @@ use tracing::{Instrument as _, debug_span};
 
 use super::plan::Plan;
 use super::{Sandbox, driver, teardown};
+use crate::container::unless_silent;
 use crate::core::{Core, cgroup_error, cgroup_path, step, step_blocking, warn_failure};
 use crate::names::Claim;
 use crate::pending::Object;
@@ -255,7 +256,9 @@ async fn start_shim(
         step(Point::RUN_SHIM_CREATED).await?;
         started.shim.sandbox_start(id).await.map_err(failed("start sandbox of shim"))
     };
-    sandbox.instrument(debug_span!("shim_sandbox")).await?;
+    let silent = failed("set up shim of sandbox");
+    unless_silent(&started.shim, id, silent, sandbox.instrument(debug_span!("shim_sandbox")))
+        .await?;
     step(Point::RUN_SHIM_STARTED).await?;
     Ok(started)
 }

@@ -1,8 +1,11 @@
 //! Ready → NotReady.
 
+use std::time::Duration;
+
 use berth_failpoint::Point;
 use berth_metadata::SandboxPhase;
 use futures_util::future::join_all;
+use tokio::time::timeout;
 use tracing::{Instrument as _, debug_span};
 
 use super::driver::Driver;
@@ -11,34 +14,46 @@ use crate::Error;
 use crate::container::Command;
 use crate::core::step;
 
-impl Driver {
-    /// Kills the containers and lets go of shim, namespaces, network and cgroup. Every
-    /// step is tried; the first failure is returned, and another stop tries again.
-    pub(super) async fn stop(&mut self) -> Result<(), Error> {
-        // A container in the making would be missed below.
-        self.sandbox.members.close().await;
-        step(Point::STOP_MEMBERS_CLOSED).await?;
-        self.enter(SandboxPhase::NotReady).await?;
-        let mut failures = self.halt_containers().instrument(debug_span!("containers")).await;
-        failures.extend(step(Point::STOP_CONTAINERS_HALTED).await.err());
+/// How long containers in the making may hold up a stop.
+const CLOSE: Duration = Duration::from_secs(10);
 
-        // Their processes are dead, or no one will get them dead: the shim goes, and with
-        // it the last descriptors of the namespaces.
+impl Driver {
+    /// Kills the containers and lets go of shim, namespaces, network and cgroup. The first
+    /// failure is returned; another stop tries again.
+    pub(super) async fn stop(&mut self) -> Result<(), Error> {
+        // A container in the making would be missed below. One that takes for ever cannot be
+        // started in a sandbox that is not ready.
+        let closed = timeout(CLOSE, self.sandbox.members.close()).await;
+        let late = |_| Error::Deadline {
+            what: format!("containers in the making in sandbox {}", self.sandbox.id),
+            limit: CLOSE,
+        };
+        closed.map_err(late)?;
+        step(Point::STOP_MEMBERS_CLOSED).await?;
+        // A store that refuses does not keep the containers alive.
+        let stored = self.enter(SandboxPhase::NotReady).await;
+        let mut failures = self.halt_containers().instrument(debug_span!("containers")).await;
+        failures.extend(stored.err());
+        failures.extend(step(Point::STOP_CONTAINERS_HALTED).await.err());
+        if let Some(failure) = failures.into_iter().next() {
+            // Somebody lives, or how it ended is with the shim alone.
+            return Err(failure);
+        }
+
+        // Everybody is dead: the shim goes, and with it the last descriptors of the
+        // namespaces.
         let (ended, detached) = tokio::join!(
             self.end_shim().instrument(debug_span!("shim")),
             self.detach().instrument(debug_span!("network")),
         );
         let let_go = (ended.is_ok(), detached.is_ok());
-        failures.extend([ended, detached].into_iter().filter_map(Result::err));
-        if self.record.owns_cgroup {
-            let removed = teardown::remove_cgroup(&self.core, self.sandbox.cgroup.clone()).await;
-            failures.extend(removed.err());
-        }
-        failures.extend(step(Point::STOP_CGROUP_REMOVED).await.err());
-        self.forget_parts(let_go).await?;
-        if let Some(failure) = failures.into_iter().next() {
-            return Err(failure);
-        }
+        let removed = match self.record.owns_cgroup {
+            true => teardown::remove_cgroup(&self.core, self.sandbox.cgroup.clone()).await,
+            false => Ok(()),
+        };
+        let passed = step(Point::STOP_CGROUP_REMOVED).await;
+        let forgotten = self.forget_parts(let_go).await;
+        ended.and(detached).and(removed).and(passed).and(forgotten)?;
         berth_failpoint::reached(Point::STOP_STOPPED).await;
         Ok(())
     }

@@ -24,7 +24,9 @@ use crate::undo::{Step, Undo};
 use crate::{Error, files};
 
 /// How long a shim may take to accept a connection when it is to end.
-const CONNECT: Duration = Duration::from_secs(2);
+const CONNECT: Duration = Duration::from_secs(1);
+/// How long it may take to give a sign of life.
+const ALIVE: Duration = Duration::from_secs(1);
 /// How long a shim may take to end by itself before it is killed.
 const END: Duration = Duration::from_secs(5);
 /// How long processes may take to leave a cgroup after they were killed.
@@ -84,6 +86,10 @@ fn clear_once(core: &Core, path: &CgroupPath, until: Instant) -> Result<bool, Er
     match cgroup.remove() {
         Ok(()) => return Ok(true),
         Err(berth_cgroup::Error::Busy { .. }) if Instant::now() < until => {}
+        Err(berth_cgroup::Error::Busy { .. }) => {
+            let what = format!("end of the processes of cgroup {path}");
+            return Err(Error::Deadline { what, limit: LEAVE });
+        }
         Err(source) => return Err(cgroup_error("remove cgroup", path)(source)),
     }
     cgroup.kill_all().map_err(cgroup_error("kill processes of cgroup", path))?;
@@ -144,8 +150,13 @@ pub(crate) fn end_shim(
         let mut ending = false;
         if let Ok(shim) = Shim::connect(&bootstrap, CONNECT, false).await {
             process = process.or_else(|| shim.peer());
-            let answer = tokio::time::timeout(END, shim.sandbox_shutdown(&id)).await;
-            ending = matches!(answer, Ok(Ok(()))) && step(Point::STOP_SHIM_RELEASED).await.is_ok();
+            // One that gives no sign of life need not be asked for more.
+            let alive = shim.sandbox_ping(&id, ALIVE).await;
+            if !matches!(alive, Err(berth_shim_client::Error::Deadline { .. })) {
+                let answer = tokio::time::timeout(END, shim.sandbox_shutdown(&id)).await;
+                ending =
+                    matches!(answer, Ok(Ok(()))) && step(Point::STOP_SHIM_RELEASED).await.is_ok();
+            }
         }
         let socket = core.config.socket(&id);
         if !ending {
@@ -197,7 +208,10 @@ async fn bury(
 
 /// Waits for the end of a process; whether it came within `limit`. A process that only
 /// waits to be reaped has ended.
-async fn ended(process: ProcessId, limit: Duration) -> Result<bool, berth_shim_client::Error> {
+pub(crate) async fn ended(
+    process: ProcessId,
+    limit: Duration,
+) -> Result<bool, berth_shim_client::Error> {
     let pidfd = match process.open() {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
         other => other?,

@@ -1,0 +1,104 @@
+//! What the store, or the node, refuses is tried again until it is done.
+//!
+//! The shim keeps an end that the store does not take, so that a restart learns of it too.
+//! Who waits for the end is told of it all the same: the processes are dead.
+
+use std::sync::Arc;
+
+use berth_failpoint::Point;
+use berth_model::ContainerState;
+use berth_model::container::{ContainerEvent, Exit};
+
+use super::driver::Driver;
+use crate::Error;
+use crate::again::Again;
+use crate::core::{step, warn_failure};
+use crate::error::SharedError;
+
+/// What is to be tried again.
+#[derive(Debug, Default)]
+pub(super) struct Unfinished {
+    /// The end that the store did not take, and why.
+    end: Option<(Exit, SharedError)>,
+    /// Whether the store may hold a state that was taken back.
+    record: bool,
+    /// Whether it is to be removed, even if nobody waits for that any more.
+    pub(super) removal: bool,
+    pub(super) again: Again,
+}
+
+impl Unfinished {
+    /// The store has taken a newer state.
+    pub(super) fn stored(&mut self) {
+        self.record = false;
+    }
+
+    /// Whether it has ended, and its record does not say so yet.
+    pub(super) fn has_end(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Why its end is not stored, if it is not.
+    pub(super) fn refusal(&self) -> Option<Error> {
+        self.end.as_ref().map(|(_, error)| Error::Shared(Arc::clone(error)))
+    }
+}
+
+impl Driver {
+    /// Whether it has ended, by its record or by what its record is about to say.
+    pub(super) fn is_over(&self) -> bool {
+        self.unfinished.has_end() || matches!(self.record.state, ContainerState::Exited { .. })
+    }
+
+    /// Stores how it ended, now or as soon as the store takes it.
+    pub(super) async fn end(&mut self, exit: Exit) {
+        self.ending = None;
+        if let Err(error) = self.store_end(exit.clone()).await {
+            self.unstored(exit, error);
+        }
+    }
+
+    /// The store did not take its end.
+    pub(super) fn unstored(&mut self, exit: Exit, error: Error) {
+        warn_failure("store the end of a container; it is tried again", &error);
+        self.unfinished.end = Some((exit, Arc::new(error)));
+        self.unfinished.again.later();
+    }
+
+    async fn store_end(&mut self, exit: Exit) -> Result<(), Error> {
+        step(Point::STOP_ENDED).await?;
+        self.enter(ContainerEvent::Exited(exit)).await
+    }
+
+    /// Stores what is published: the store may have taken what it said it did not.
+    pub(super) async fn restore(&mut self) {
+        self.unfinished.record = false;
+        if let Err(error) = self.core.save_container(&self.record).await {
+            warn_failure("store the state of a container; it is tried again", &error);
+            self.unfinished.record = true;
+            self.unfinished.again.later();
+        }
+    }
+
+    /// Tries again what could not be done. Says whether the container is gone.
+    pub(super) async fn try_again(&mut self) -> bool {
+        if self.unfinished.record {
+            self.restore().await;
+        }
+        if let Some((exit, _)) = self.unfinished.end.clone() {
+            if let Err(error) = self.store_end(exit.clone()).await {
+                self.unfinished.end = Some((exit, Arc::new(error)));
+                self.unfinished.again.later();
+            } else {
+                tracing::info!("the end of the container is stored");
+                self.unfinished.end = None;
+                self.unfinished.again.never();
+            }
+        }
+        let runs = matches!(self.record.state, ContainerState::Running { .. }) && !self.is_over();
+        if runs || self.starting.is_some() {
+            return false;
+        }
+        self.settle(Vec::new()).await
+    }
+}
