@@ -98,7 +98,8 @@ impl Database {
 
     /// Must succeed before something new is stored: what exists must stay removable.
     pub(crate) fn make_room(&self) -> Result<(), Error> {
-        self.reserve.as_ref().map_or(Ok(()), |reserve| reserve.ensure(&self.lock()))
+        let Some(reserve) = &self.reserve else { return Ok(()) };
+        unread::second_look(&self.path, || reserve.ensure(&self.lock()))
     }
 
     /// Runs `work` on the connection; a failure names `action`.
