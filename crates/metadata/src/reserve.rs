@@ -21,6 +21,9 @@ use crate::Error;
 /// The log with room to spare: SQLite writes it back when it has 1,000 frames, 4.1 MB.
 pub(crate) const LOG: i64 = 6 << 20;
 
+/// The index of a log of up to 4,062 frames (SQLite, "WAL-Index Format").
+const INDEX: i64 = 32 << 10;
+
 /// Most that one more record may add to the database before it is looked at again, bytes.
 const STEP: u64 = 256 << 10;
 
@@ -31,6 +34,9 @@ pub(crate) struct Reserve {
     /// Open as long as the connection is: to close any descriptor of the file would drop
     /// SQLite's locks on it (fcntl(2)).
     database: File,
+    /// The index of the log, for the same reason. SQLite maps it, and allocates but one
+    /// block of each page: where blocks are smaller, a full disk would be a SIGBUS.
+    index: File,
     /// Up to where blocks of the database are allocated.
     allocated: AtomicU64,
 }
@@ -38,9 +44,12 @@ pub(crate) struct Reserve {
 impl Reserve {
     /// For the database at `path`, which is open. On a full disk, nothing is set aside yet.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::File { action: "open", path: path.to_owned(), source };
-        let database = OpenOptions::new().write(true).open(path).map_err(failed)?;
-        Ok(Self { path: path.to_owned(), database, allocated: AtomicU64::new(0) })
+        let open = |path: PathBuf| {
+            let opened = OpenOptions::new().write(true).open(&path);
+            opened.map_err(|source| Error::File { action: "open", path, source })
+        };
+        let (database, index) = (open(path.to_owned())?, open(beside(path, "-shm"))?);
+        Ok(Self { path: path.to_owned(), database, index, allocated: AtomicU64::new(0) })
     }
 
     /// Sets aside what is missing; must succeed before something new is stored.
@@ -53,6 +62,7 @@ impl Reserve {
         if self.allocated.load(Ordering::Relaxed) >= size + STEP {
             return Ok(());
         }
+        allocate(&self.index, INDEX, &beside(&self.path, "-shm"))?;
         let wanted = size + 2 * STEP;
         allocate(&self.database, i64::try_from(wanted).unwrap_or(i64::MAX), &self.path)?;
         self.set_log_aside()?;
@@ -62,7 +72,7 @@ impl Reserve {
 
     /// Sets a whole log aside. Nobody has locks on that file.
     pub(crate) fn set_log_aside(&self) -> Result<(), Error> {
-        let path = log(&self.path);
+        let path = beside(&self.path, "-wal");
         let opened = OpenOptions::new().write(true).open(&path);
         match opened {
             Ok(file) => allocate(&file, LOG, &path),
@@ -88,8 +98,8 @@ fn allocate(file: &File, length: i64, path: &Path) -> Result<(), Error> {
     }
 }
 
-fn log(path: &Path) -> PathBuf {
+fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
-    name.push("-wal");
+    name.push(suffix);
     name.into()
 }

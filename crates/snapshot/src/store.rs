@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use berth_failpoint::Point;
 use berth_model::mount::Mount;
 use berth_model::stats::DiskUsage;
-use berth_model::{ChainId, Digest};
+use berth_model::{ChainId, Digest, ErrorKind};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
@@ -136,7 +136,13 @@ impl Snapshots {
             last = numbers.filter(|number| *number < u64::MAX / 2).fold(last, u64::max);
         }
         inner.next = AtomicU64::new(last + 1);
-        inner.volatile = inner.probe()?;
+        inner.volatile = match inner.probe() {
+            // A start on a full disk must not fail for want of a directory to ask in.
+            Err(error) if error.kind() == ErrorKind::ResourceExhausted => {
+                probe::volatile_supported()
+            }
+            answer => answer?,
+        };
         Ok(Self(Arc::new(inner)))
     }
 

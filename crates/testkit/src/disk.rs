@@ -96,7 +96,7 @@ impl Disk {
             File::create(&image)?.set_len(size.bytes)?;
             let mut mkfs = Command::new("mkfs.ext4");
             // Nothing is set aside for root: it is root that fills it.
-            mkfs.args(["-q", "-F", "-m", "0"]);
+            mkfs.args(["-q", "-F", "-m", "0", "-b", "4096"]);
             if size.inodes > 0 {
                 mkfs.args(["-N", &size.inodes.to_string()]);
             }
