@@ -209,11 +209,12 @@ async fn half_written_files_are_swept_and_running_pods_found() -> Result<()> {
         assert!(fs::symlink_metadata(&path).is_err(), "{} is left", path.display());
     }
     assert_eq!(fs::read_to_string(precious.join("file"))?, "kept");
-    for id in &created[..4] {
+    // A writable layer that nothing was written to is made again; a bundle is not.
+    for id in &created[..3] {
         let refused = node.cri.start_container(id).await;
         ensure!(refused.is_err(), "a container without its files was started");
     }
-    for id in &created[4..] {
+    for id in &created[3..] {
         node.cri.start_container(id).await?;
         assert_eq!(node.wait_exit(id).await?.exit_code, 0);
     }
