@@ -151,20 +151,8 @@ async fn what_exists_is_listed_stopped_and_removed_on_a_disk_without_a_byte_left
     let disk = node.dir().join("root");
 
     root(&node)?.fill(0)?;
-    // What was set aside is used up by new records to a point, and never beyond.
-    let mut refused = None;
-    for number in 0..20 {
-        let mut config = node.sandbox_config(&format!("new-{number}"));
-        config.annotations.insert("large".into(), "x".repeat(100 << 10));
-        match node.cri.run_sandbox(&config).await {
-            Ok(id) => node.cri.stop_sandbox(&id).await.context("StopPodSandbox")?,
-            Err(status) => {
-                refused = Some(status);
-                break;
-            }
-        }
-    }
-    assert_full(&refused.context("no sandbox was refused")?, &disk, "RunPodSandbox");
+    let refused = fill_with_sandboxes(&mut node).await?;
+    assert_full(&refused, &disk, "RunPodSandbox");
     let config = container_config("second", &busybox, &["sleep", "1"]);
     let refused = node.cri.create_container(&lives.id, &lives.config, &config).await;
     assert_full(&refused.err().context("created")?, &disk, "CreateContainer");
@@ -204,6 +192,20 @@ async fn what_exists_is_listed_stopped_and_removed_on_a_disk_without_a_byte_left
     node.cri.pull(&brief).await?;
     node.check_stores()?;
     node.assert_clean().await
+}
+
+/// Runs sandboxes until one is refused, and says how: what the store has set aside is used
+/// up by new records to a point, and never beyond.
+async fn fill_with_sandboxes(node: &mut Node) -> Result<tonic::Status> {
+    for number in 0..20 {
+        let mut config = node.sandbox_config(&format!("new-{number}"));
+        config.annotations.insert("large".into(), "x".repeat(100 << 10));
+        match node.cri.run_sandbox(&config).await {
+            Ok(id) => node.cri.stop_sandbox(&id).await.context("StopPodSandbox")?,
+            Err(status) => return Ok(status),
+        }
+    }
+    anyhow::bail!("no sandbox was refused")
 }
 
 #[tokio::test(flavor = "multi_thread")]
