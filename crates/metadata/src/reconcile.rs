@@ -8,12 +8,16 @@
 //! | none | there | the row was lost: the copy is taken |
 //! | none | unreadable | cannot be rebuilt: ended and swept by whoever asked |
 //!
+//! A database that lost its last changes has also rows of what was removed since, without
+//! a copy. Such a row does not keep its name from a younger copy.
+//!
 //! Leases follow: an address that a sandbox has is leased to it, and to nobody else.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::net::Ipv4Addr;
 
-use berth_model::{SandboxId, SandboxSpec};
+use berth_model::SandboxId;
 
 use crate::copies::{Copies, Record};
 use crate::images::encode;
@@ -28,6 +32,23 @@ struct Found<R> {
     store: bool,
     /// Whether its copy is missing or old.
     copy: bool,
+    /// Whether it has a row and a copy, whatever they say.
+    both: bool,
+}
+
+impl<R: Record> Found<R> {
+    fn of_row(record: R, both: bool) -> Self {
+        Self { record, store: false, copy: true, both }
+    }
+
+    fn of_copy(record: R, both: bool) -> Self {
+        Self { record, store: true, copy: false, both }
+    }
+
+    /// What gives it a name that another has as well: row and copy, or else its youth.
+    fn claim(&self) -> (bool, i64) {
+        (self.both, self.record.created_at())
+    }
 }
 
 /// Changes of leases: addresses to take from whoever has them, and to give.
@@ -45,35 +66,44 @@ impl PodStore {
         };
         let mut sandboxes = compare(copies, self.rows::<SandboxRecord>()?)?;
         let mut containers = compare(copies, self.rows::<ContainerRecord>()?)?;
-        keep_unique(&mut sandboxes);
-        let orphans = drop_orphans(&sandboxes, &mut containers);
+        let name = |record: &SandboxRecord| record.spec.name.clone();
+        let doubles = take_doubles(&mut sandboxes, name);
+        let mut orphans = take_homeless(&sandboxes, &mut containers);
+        let name = |record: &ContainerRecord| (record.sandbox.clone(), record.spec.name.clone());
+        orphans.extend(take_doubles(&mut containers, name));
         let leases = self.lease_changes(&mut sandboxes)?;
-        self.store(&sandboxes, &containers, &orphans, &leases)?;
+        self.store((&sandboxes, &doubles), (&containers, &orphans), &leases)?;
         self.copy_again(copies, &sandboxes)?;
         self.copy_again(copies, &containers)?;
         for orphan in &orphans {
             copies.remove::<ContainerRecord>(orphan.key())?;
         }
+        for double in &doubles {
+            copies.remove::<SandboxRecord>(double.key())?;
+        }
         Ok(Pods { sandboxes: records(sandboxes), containers: records(containers) })
     }
 
-    /// All that was found missing or old, in one commit.
+    /// All that was found missing or old, and what goes, in one commit.
     fn store(
         &self,
-        sandboxes: &[Found<SandboxRecord>],
-        containers: &[Found<ContainerRecord>],
-        orphans: &[ContainerRecord],
+        (sandboxes, doubles): (&[Found<SandboxRecord>], &[SandboxRecord]),
+        (containers, orphans): (&[Found<ContainerRecord>], &[ContainerRecord]),
         leases: &LeaseChanges,
     ) -> Result<(), Error> {
         let sandboxes = rows(sandboxes)?;
         let containers = rows(containers)?;
-        let nothing = sandboxes.is_empty() && containers.is_empty() && orphans.is_empty();
+        let stored = !sandboxes.is_empty() || !containers.is_empty();
+        let nothing = !stored && doubles.is_empty() && orphans.is_empty();
         if nothing && leases.take.is_empty() && leases.give.is_empty() {
             return Ok(());
         }
         self.database.write("store what the copies say", |sql| {
             for orphan in orphans {
                 sql.execute("DELETE FROM containers WHERE id = ?1", [orphan.key()])?;
+            }
+            for double in doubles {
+                sql.execute("DELETE FROM sandboxes WHERE id = ?1", [double.key()])?;
             }
             sandboxes.iter().try_for_each(|(record, row)| insert_sandbox(sql, record, row))?;
             containers.iter().try_for_each(|(record, row)| insert_container(sql, record, row))?;
@@ -162,21 +192,21 @@ fn with_row<R: Record>(copies: &Copies, row: StoredRow<R>) -> Found<R> {
     let key = row.record.key();
     let copy = match copies.read::<R>(key) {
         Ok(Some(text)) if text == row.text => {
-            return Found { record: row.record, store: false, copy: false };
+            return Found { copy: false, ..Found::of_row(row.record, true) };
         }
         Ok(Some(text)) => copies.decode::<R>(key, &text),
-        Ok(None) => return Found { record: row.record, store: false, copy: true },
+        Ok(None) => return Found::of_row(row.record, false),
         Err(error) => Err(error),
     };
     match copy {
         Ok(copy) if copy.rank() > row.record.rank() => {
             tracing::warn!(id = key, "{}: an old row is replaced by its copy", R::TABLE);
-            Found { record: copy, store: true, copy: false }
+            Found::of_copy(copy, true)
         }
-        Ok(_) => Found { record: row.record, store: false, copy: true },
+        Ok(_) => Found::of_row(row.record, true),
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "a copy is written anew");
-            Found { record: row.record, store: false, copy: true }
+            Found::of_row(row.record, true)
         }
     }
 }
@@ -185,7 +215,7 @@ fn without_row<R: Record>(copies: &Copies, key: &str, text: &str) -> Option<Foun
     match copies.decode::<R>(key, text) {
         Ok(record) => {
             tracing::warn!(id = key, "{}: a lost row is made anew from its copy", R::TABLE);
-            Some(Found { record, store: true, copy: false })
+            Some(Found::of_copy(record, false))
         }
         Err(error) => {
             not_rebuilt::<R>(key, &error);
@@ -203,46 +233,50 @@ fn not_rebuilt<R: Record>(key: &str, error: &Error) {
     );
 }
 
-/// A name belongs to one sandbox, and to one container of a sandbox: the row before the
-/// copy.
-fn keep_unique(sandboxes: &mut Vec<Found<SandboxRecord>>) {
-    let name = |spec: &SandboxSpec| spec.name.clone();
-    let mut names: HashSet<_> = sandboxes
-        .iter()
-        .filter(|found| !found.store)
-        .map(|found| name(&found.record.spec))
-        .collect();
-    sandboxes.retain(|found| {
-        let keep = !found.store || names.insert(name(&found.record.spec));
-        if !keep {
-            tracing::error!(id = found.record.key(), "another sandbox has its name");
+/// A name belongs to one sandbox, and to one container of a sandbox: takes out whatever has
+/// the name of another; returns it.
+fn take_doubles<R: Record, N: Eq + Hash>(
+    all: &mut Vec<Found<R>>,
+    name: impl Fn(&R) -> N,
+) -> Vec<R> {
+    let mut owners: HashMap<N, ((bool, i64), String)> = HashMap::new();
+    for found in all.iter() {
+        let claim = (found.claim(), found.record.key().to_owned());
+        let best = owners.entry(name(&found.record)).or_insert_with(|| claim.clone());
+        if claim.0 > best.0 {
+            *best = claim;
         }
-        keep
-    });
+    }
+    take_out(all, |found| {
+        let owner = owners.get(&name(&found.record));
+        let double = owner.is_some_and(|(_, owner)| owner != found.record.key());
+        if double {
+            tracing::error!(id = found.record.key(), "{}: another has its name", R::TABLE);
+        }
+        double
+    })
 }
 
-/// Takes out the containers that have no sandbox, or whose name another one has; returns
-/// those that have a row.
-fn drop_orphans(
+/// Takes out the containers that have no sandbox; returns them.
+fn take_homeless(
     sandboxes: &[Found<SandboxRecord>],
     containers: &mut Vec<Found<ContainerRecord>>,
 ) -> Vec<ContainerRecord> {
     let known: HashSet<_> = sandboxes.iter().map(|found| &found.record.id).collect();
-    let name = |record: &ContainerRecord| (record.sandbox.clone(), record.spec.name.clone());
-    let mut names: HashSet<_> =
-        containers.iter().filter(|found| !found.store).map(|found| name(&found.record)).collect();
-    let mut orphans = Vec::new();
-    containers.retain(|found| {
-        let homeless = !known.contains(&found.record.sandbox);
-        let keep = !homeless && (!found.store || names.insert(name(&found.record)));
-        if !keep {
-            let (id, sandbox) = (found.record.key(), &found.record.sandbox);
-            tracing::error!(id, %sandbox, homeless, "a container is forgotten");
-            orphans.push(found.record.clone());
+    take_out(containers, |found| {
+        let (id, sandbox) = (found.record.key(), &found.record.sandbox);
+        let homeless = !known.contains(sandbox);
+        if homeless {
+            tracing::error!(id, %sandbox, "a container of no sandbox is forgotten");
         }
-        keep
-    });
-    orphans
+        homeless
+    })
+}
+
+fn take_out<R: Record>(all: &mut Vec<Found<R>>, doomed: impl Fn(&Found<R>) -> bool) -> Vec<R> {
+    let (out, kept) = std::mem::take(all).into_iter().partition(doomed);
+    *all = kept;
+    records(out)
 }
 
 fn rows<R: Record>(all: &[Found<R>]) -> Result<Vec<(&R, String)>, Error> {

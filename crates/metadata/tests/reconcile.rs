@@ -140,6 +140,69 @@ fn lost_rows_are_made_anew_and_old_ones_replaced() {
     assert_eq!((leases.len(), leases[0].sandbox.as_str()), (1, "b"));
 }
 
+/// kubelet tries a sandbox that could not be made again under the same name.
+#[test]
+fn a_row_of_what_was_removed_since_takes_no_name_from_what_runs() {
+    let node = Node::new();
+    let named = |id: &str, created_at, name: &str| {
+        let name = SandboxName { name: name.into(), ..sandbox(id).spec.name };
+        let spec = SandboxSpec { name, ..SandboxSpec::default() };
+        SandboxRecord { created_at: Timestamp(created_at), spec, ..sandbox(id) }
+    };
+    let failed = SandboxRecord { phase: SandboxPhase::Creating, ..named("failed", 1, "pod") };
+    let (removed, kept) = (named("removed", 1, "other"), named("kept", 1, "kept"));
+    let called = |id: &str, sandbox: &str, created_at| {
+        let name = ContainerName { name: "main".into(), attempt: 0 };
+        let spec = ContainerSpec { name, ..ContainerSpec::default() };
+        ContainerRecord { spec, created_at: Timestamp(created_at), ..container(id, sandbox) }
+    };
+    let (store, _) = node.open();
+    for sandbox in [&failed, &removed, &kept] {
+        store.put_sandbox(sandbox).unwrap();
+    }
+    store.put_container(&called("in-removed", "removed", 1)).unwrap();
+    store.put_container(&called("first", "kept", 1)).unwrap();
+    drop(store);
+    let runs = [kept.clone(), attached(named("second", 2, "pod"), 9), named("third", 3, "other")];
+    let inside = [running(called("next", "kept", 2)), running(called("in-third", "third", 3))];
+    node.losing(|store| {
+        for gone in [&failed.id, &removed.id] {
+            assert!(store.remove_sandbox(gone).unwrap());
+        }
+        assert!(store.remove_container(&ContainerId::new("first").unwrap()).unwrap());
+        runs[1..].iter().for_each(|sandbox| store.put_sandbox(sandbox).unwrap());
+        inside.iter().for_each(|container| store.put_container(container).unwrap());
+    });
+    for _ in 0..2 {
+        let (store, found) = node.open();
+        assert_eq!((&found.sandboxes[..], &found.containers[..]), (&runs[..], &inside[..]));
+        assert_eq!(store.sandboxes().unwrap(), runs);
+        assert_eq!(store.containers().unwrap(), inside);
+    }
+}
+
+/// A version without copies removed one container and made another.
+#[test]
+fn a_copy_left_by_a_version_without_copies_takes_no_name_from_a_younger_row() {
+    let node = Node::new();
+    let name = ContainerName { name: "main".into(), attempt: 0 };
+    let called = |id: &str, created_at| {
+        let spec = ContainerSpec { name: name.clone(), ..ContainerSpec::default() };
+        ContainerRecord { spec, created_at: Timestamp(created_at), ..container(id, "a") }
+    };
+    let (store, _) = node.open();
+    store.put_sandbox(&sandbox("a")).unwrap();
+    store.put_container(&called("old", 1)).unwrap();
+    let copy = (node.copy("old"), fs::read(node.copy("old")).unwrap());
+    store.remove_container(&ContainerId::new("old").unwrap()).unwrap();
+    store.put_container(&called("new", 2)).unwrap();
+    fs::remove_file(node.copy("new")).unwrap();
+    fs::write(copy.0, copy.1).unwrap();
+    drop(store);
+    assert_eq!(node.open().1.containers, [called("new", 2)]);
+    assert!(!node.copy("old").exists(), "nothing is left to come back");
+}
+
 #[test]
 fn what_was_removed_stays_removed() {
     let node = Node::new();
