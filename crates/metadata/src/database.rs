@@ -47,13 +47,15 @@ impl Schema {
 pub(crate) struct Database {
     path: PathBuf,
     connection: Mutex<Connection>,
+    /// Declared after the connection, so that it is closed after it.
+    file: unread::Kept,
     /// Of whom the file belongs to; an onlooker leaves it as it is.
     reserve: Option<Reserve>,
 }
 
 impl Database {
     pub(crate) fn open(path: &Path, schema: Schema) -> Result<Self, Error> {
-        unread::second_look(path, || Self::open_once(path, schema))
+        unread::second_look(path, None, || Self::open_once(path, schema))
     }
 
     fn open_once(path: &Path, schema: Schema) -> Result<Self, Error> {
@@ -74,7 +76,8 @@ impl Database {
         migrate(&mut connection, &schema).map_err(failed("create tables"))?;
         check_schema(&connection, path, &schema)?;
         connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
-        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), reserve: None })
+        let (path, connection) = (path.to_owned(), Mutex::new(connection));
+        Ok(Self { path, connection, file: unread::Kept::default(), reserve: None })
     }
 
     /// Takes the file into possession: space is set aside for it.
@@ -99,7 +102,7 @@ impl Database {
     /// Must succeed before something new is stored: what exists must stay removable.
     pub(crate) fn make_room(&self) -> Result<(), Error> {
         let Some(reserve) = &self.reserve else { return Ok(()) };
-        unread::second_look(&self.path, || reserve.ensure(&self.lock()))
+        unread::second_look(&self.path, Some(&self.file), || reserve.ensure(&self.lock()))
     }
 
     /// Runs `work` on the connection; a failure names `action`.
@@ -108,7 +111,7 @@ impl Database {
         action: &'static str,
         work: impl Fn(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
-        unread::second_look(&self.path, || {
+        unread::second_look(&self.path, Some(&self.file), || {
             work(&self.lock()).map_err(|source| Error::query(&self.path, action, source))
         })
     }
@@ -127,7 +130,7 @@ impl Database {
             transaction.commit()?;
             Ok(value)
         };
-        unread::second_look(&self.path, || {
+        unread::second_look(&self.path, Some(&self.file), || {
             run().map_err(|source| Error::query(&self.path, action, source))
         })
     }
@@ -247,14 +250,54 @@ fn check_schema(connection: &Connection, path: &Path, schema: &Schema) -> Result
     Err(Error::Damaged { path: path.to_owned(), finding })
 }
 
-/// Every table and index, without regard to white space, and the text encoding.
+/// Every table and index, without regard to white space, and the text encoding. What SQLite
+/// counts rows in (`ANALYZE`, by an operator) changes no answer.
 fn definitions(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     let mut query = connection.prepare(
-        "SELECT concat_ws(' ', type, name, tbl_name, sql) FROM sqlite_schema ORDER BY type, name",
+        "SELECT concat_ws(' ', type, name, tbl_name, sql) FROM sqlite_schema
+         WHERE name NOT GLOB 'sqlite_stat[1-4]' ORDER BY type, name",
     )?;
     let rows = query.query_map([], |row| row.get::<_, String>(0))?;
     let words = |row: String| row.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut all = rows.map(|row| row.map(words)).collect::<rusqlite::Result<Vec<_>>>()?;
     all.push(connection.query_row("PRAGMA encoding", [], |row| row.get(0))?);
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    /// The locks of this process on the file at `path` (proc_locks(5)).
+    fn locks(path: &Path) -> usize {
+        let inode = format!(":{}", std::fs::metadata(path).unwrap().ino());
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        let pid = std::process::id().to_string();
+        let fields = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let ours = |line: &Vec<&str>| line.contains(&pid.as_str());
+        fields.filter(ours).filter(|line| line.iter().any(|word| word.ends_with(&inode))).count()
+    }
+
+    #[test]
+    fn a_second_look_at_a_database_that_is_open_leaves_it_locked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let schema = Schema { steps: &[], sums: &[], durability: Durability::Normal };
+        let database = Database::open(&path, schema).unwrap();
+        let held = locks(&path);
+        assert_ne!(held, 0);
+        let damage = || {
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+            Err::<(), _>(rusqlite::Error::SqliteFailure(code, None))
+        };
+        for error in [
+            database.read("look", |_| damage()).unwrap_err(),
+            database.write("change", |_| damage()).unwrap_err(),
+        ] {
+            assert!(matches!(error, Error::Damaged { .. }), "{error:?}");
+            assert_eq!(locks(&path), held);
+        }
+    }
 }

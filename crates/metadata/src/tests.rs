@@ -288,6 +288,14 @@ fn overwritten_pages_are_found_when_the_file_is_opened() {
 }
 
 #[test]
+fn statistics_that_an_operator_had_taken_are_no_damage() {
+    let files = Files::new();
+    files.pods().put_sandbox(&sandbox("s1", 0)).unwrap();
+    rusqlite::Connection::open(files.path()).unwrap().execute_batch("ANALYZE").unwrap();
+    assert_eq!(files.pods().sandboxes().unwrap(), vec![sandbox("s1", 0)]);
+}
+
+#[test]
 fn a_record_nobody_wrote_is_named() {
     let files = Files::new();
     let store = files.pods();

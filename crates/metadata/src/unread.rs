@@ -6,18 +6,28 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::Error;
 
+/// The file of a database that is open. It is kept as long as the connection is: to close
+/// any descriptor of the file would drop SQLite's locks on it (fcntl(2)), and the next
+/// process to close the database would take the log away under us.
+pub(crate) type Kept = Mutex<Option<File>>;
+
 /// Does `work` with the database at `path`; damage that it finds is believed when every
 /// byte can be read and it is found again.
-pub(crate) fn second_look<T>(path: &Path, work: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+pub(crate) fn second_look<T>(
+    path: &Path,
+    kept: Option<&Kept>,
+    work: impl Fn() -> Result<T, Error>,
+) -> Result<T, Error> {
     match work() {
         Err(Error::Damaged { .. }) => {}
         other => return other,
     }
-    for file in [path.to_owned(), log(path)] {
-        match read(&file) {
+    for (file, kept) in [(path.to_owned(), kept), (log(path), None)] {
+        match read(&file, kept.unwrap_or(&Kept::default())) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::File { action: "read", path: file, source });
             }
@@ -34,8 +44,12 @@ fn log(path: &Path) -> PathBuf {
 }
 
 /// Reads the file to its end, as SQLite does.
-fn read(path: &Path) -> io::Result<()> {
-    let file = File::open(path)?;
+fn read(path: &Path, kept: &Kept) -> io::Result<()> {
+    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = match &mut *kept {
+        Some(file) => file,
+        none => none.insert(File::open(path)?),
+    };
     let (mut piece, mut at) = (vec![0; 64 << 10], 0);
     loop {
         match file.read_at(&mut piece, at)? {
@@ -61,7 +75,7 @@ mod tests {
         let (path, times) = (dir.path().join("store.db"), Cell::new(0));
         let open = |damaged_times: u32| {
             times.set(0);
-            second_look(&path, || {
+            second_look(&path, None, || {
                 times.set(times.get() + 1);
                 if times.get() > damaged_times { Ok(()) } else { Err(damaged(&path)) }
             })
@@ -78,7 +92,7 @@ mod tests {
         // read(2) of a directory is EISDIR.
         let path = dir.path().join("store.db");
         std::fs::create_dir(&path).unwrap();
-        let error = second_look::<()>(&path, || Err(damaged(&path))).unwrap_err();
+        let error = second_look::<()>(&path, None, || Err(damaged(&path))).unwrap_err();
         assert!(matches!(&error, Error::File { path: named, .. } if *named == path), "{error:?}");
     }
 }
