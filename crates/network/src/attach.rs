@@ -248,13 +248,14 @@ impl Network {
     /// # Errors
     /// The kernel's refusals; the address is still released in time.
     pub fn detach(&self, sandbox: &SandboxId, attachment: &Attachment) -> Result<(), Error> {
-        // Before the address can be another's: its ports must not lead there.
+        // Before the address can be another's: its ports must not lead there. As long as
+        // they do, the lease is kept for whoever detaches again.
         let unmapped = self.remove_ports(sandbox, attachment);
         let unmapped = unmapped.and_then(|()| step(Point::STOP_PORTS_REMOVED));
         self.reclaimer.drain(Draining {
             name: Some(attachment.host_interface.clone()),
             index: Some(attachment.host_index),
-            lease: Some((sandbox.clone(), attachment.address)),
+            lease: unmapped.is_ok().then(|| (sandbox.clone(), attachment.address)),
             delete_at: Instant::now() + LINK_GRACE,
         });
         unmapped

@@ -109,6 +109,22 @@ fn an_address_that_cannot_be_given_back_at_once_is_given_back_later() {
 }
 
 #[test]
+fn an_address_is_kept_as_long_as_ports_lead_to_it() {
+    on_default_node(|node| {
+        let pod = node.attach("pod", &[tcp(8080, 80)]);
+        let working = std::mem::replace(&mut *node.network.netfilter(), Socket::route().unwrap());
+        node.network.detach(&pod.id, &pod.attachment).unwrap_err();
+        drop(pod.netns);
+        assert!(node.network.wait_drained(LIMIT));
+        assert_eq!((node.links().len(), node.leased()), (0, vec![id("pod")]));
+        *node.network.netfilter() = working;
+        node.network.detach(&pod.id, &pod.attachment).unwrap();
+        assert!(node.network.wait_drained(LIMIT));
+        assert!(node.leased().is_empty());
+    });
+}
+
+#[test]
 fn what_is_no_namespace_is_refused_and_the_next_attach_works() {
     on_default_node(|node| {
         let file = std::fs::File::open("/proc/self/status").unwrap();
