@@ -255,8 +255,11 @@ impl Child {
         if !matches!(readable(self.pidfd.as_fd(), until), Ok(true)) {
             return Err(self);
         }
-        let status = berth_sys::process::reap(self.pidfd.as_fd()).ok().flatten();
-        Ok(status.as_ref().map(describe))
+        match berth_sys::process::reap(self.pidfd.as_fd()) {
+            // Somebody traces it, and has not seen its end yet (ptrace(2)).
+            Ok(None) => Err(self),
+            status => Ok(status.ok().flatten().as_ref().map(describe)),
+        }
     }
 }
 

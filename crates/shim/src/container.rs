@@ -15,11 +15,12 @@ use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as OciProces
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::end;
 use crate::error::Error;
 use crate::io::{Streams, Uris};
 use crate::log;
 use crate::process::{Process, Status, make};
-use crate::reaper::Reaper;
+use crate::reaper::{Exit, Reaper};
 
 /// Largest `config.json` read, bytes.
 const MAX_SPEC: u64 = 4 << 20;
@@ -197,6 +198,15 @@ impl Container {
             return Ok(cgroup.kill_all()?);
         }
         Ok(cgroup.signal_all(signal)?)
+    }
+
+    /// Keeps how its first process ended in its bundle; how many of its processes the kernel
+    /// killed for their memory.
+    pub(crate) fn keep_end(&self, exit: Exit) -> u64 {
+        let killed = self.cgroup.as_ref().map(Cgroup::oom_kills);
+        let killed = killed.and_then(Result::ok).unwrap_or_default();
+        end::keep(&self.bundle, exit, killed);
+        killed
     }
 
     /// After the end of the first process: none of the others outlives it.

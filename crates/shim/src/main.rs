@@ -9,13 +9,14 @@
 //!
 //! Invariants: one thread, whatever happens; a berthd or containerd that comes or goes
 //! changes nothing here; an exit code is kept until its process is deleted, that of a
-//! container in its bundle too, so that it outlives the shim; no request waits for a container's mount or program, and none for
-//! a log on a file system that others serve (FUSE, NFS): a process of its own writes that.
-//! What may stop the thread all the same: a log on a disk of the node that hangs, for as long
-//! as it does; undoing a creation whose processes do not die (0.2 s), and killing by a cgroup
-//! of v1 that does not freeze (0.02 s). Whatever the shim forks dies with it or is in a cgroup
-//! that its caller kills. Not here: what a container is made of
-//! (`oci-runtime`), networks, images, policy (berthd).
+//! container in its bundle too, so that it outlives the shim; no request waits for a
+//! container's mount or program, and none for a log on a file system that others serve
+//! (FUSE, NFS): a process of its own writes that. What may stop the thread all the same: a
+//! log on a disk of the node that hangs, for as long as it does; undoing a creation whose
+//! processes do not die (0.2 s); killing by a cgroup of v1 that does not freeze (0.02 s); an
+//! Update to less memory than is in use, while the kernel makes room. Whatever the shim forks
+//! dies with it or is in a cgroup that its caller kills. Not here: what a container is made
+//! of (`oci-runtime`), networks, images, policy (berthd).
 
 mod args;
 mod container;

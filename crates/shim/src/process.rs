@@ -64,6 +64,12 @@ struct State {
     failed: bool,
 }
 
+impl State {
+    fn as_told(&self, exit: Exit) -> Exit {
+        Exit { code: if self.failed { START_ERROR } else { exit.code }, ..exit }
+    }
+}
+
 #[derive(Debug)]
 enum Phase {
     Pending(Box<OciProcess>),
@@ -299,12 +305,15 @@ impl Process {
         }
     }
 
-    /// Notes its end; returns it, with the code that others are told.
-    pub(crate) fn finish(&self, mut exit: Exit) -> Exit {
+    /// Its end with the code that others are told.
+    pub(crate) fn as_told(&self, exit: Exit) -> Exit {
+        self.state().as_told(exit)
+    }
+
+    /// Notes its end; returns it as others are told it.
+    pub(crate) fn finish(&self, exit: Exit) -> Exit {
         let mut state = self.state();
-        if state.failed {
-            exit.code = START_ERROR;
-        }
+        let exit = state.as_told(exit);
         state.phase = Phase::Stopped(exit);
         state.pidfd = None;
         drop(state);

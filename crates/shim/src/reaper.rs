@@ -13,17 +13,20 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use berth_sys::spawn::send_signal;
 use nix::sys::signal::Signal;
-use rustix::process::WaitOptions;
+use rustix::process::{WaitIdStatus, WaitOptions};
 use tokio::io::Interest;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::time::sleep;
 
 use crate::io::watch;
 
+/// How often it is looked whether a tracer has let an ended child go.
+const TRACED: Duration = Duration::from_millis(100);
 /// Children reaped before other work of the shim has its turn.
 const TURN: usize = 256;
 
@@ -96,16 +99,28 @@ impl Reaper {
             // An error means that the runtime is shutting down: then nobody asks.
             ready = fd.readable() => drop(ready.map(|mut ready| ready.retain_ready())),
         }
-        // It has ended, and may have been reaped in the same moment.
-        if let Ok(exit) = end.try_recv() {
-            return exit;
+        loop {
+            // It has ended, and may have been reaped in the same moment.
+            if let Ok(exit) = end.try_recv() {
+                return exit;
+            }
+            match berth_sys::process::reap(fd.get_ref().0.as_fd()) {
+                // A tracer that is not its parent sees the end first (ptrace(2)). The pidfd is
+                // readable all the time, and of a quiet process nothing else will tell.
+                Ok(None) => tokio::select! {
+                    biased;
+                    Ok(exit) = &mut end => return exit,
+                    () = sleep(TRACED) => {}
+                },
+                status => {
+                    self.known().remove(&pid);
+                    let status = status.ok().flatten();
+                    let code = status.as_ref().and_then(WaitIdStatus::exit_status);
+                    let signal = status.as_ref().and_then(WaitIdStatus::terminating_signal);
+                    return Exit::now(code, signal);
+                }
+            }
         }
-        let status = berth_sys::process::reap(fd.get_ref().0.as_fd()).ok().flatten();
-        self.known().remove(&pid);
-        status.map_or_else(
-            || Exit::now(None, None),
-            |status| Exit::now(status.exit_status(), status.terminating_signal()),
-        )
     }
 
     /// Reaps a child whose end concerns nobody, whenever that is.

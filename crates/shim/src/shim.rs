@@ -251,9 +251,7 @@ impl Shim {
         tokio::spawn(async move {
             let init = &container.init;
             let Some(exit) = shim.ended(init).await else { return };
-            let killed = container.cgroup.as_ref().map(berth_cgroup::Cgroup::oom_kills);
-            let killed = killed.and_then(Result::ok).unwrap_or_default();
-            end::keep(&container.bundle, exit, killed);
+            let killed = container.keep_end(init.as_told(exit));
             container.init_ended();
             if let Some(streams) = init.streams() {
                 streams.ended().await;
@@ -310,7 +308,14 @@ impl Shim {
             return container.start_exec(&process, &self.reaper, follow).await;
         }
         let starting = process.starting();
-        let pid = process.start().await?;
+        let started = process.start().await;
+        if started.is_err()
+            && let Status::Stopped(exit) = process.status()
+        {
+            // Its end may have been kept before it was known to be a failure.
+            container.keep_end(exit);
+        }
+        let pid = started?;
         self.events.started(&id, pid);
         drop(starting);
         Ok(pid)

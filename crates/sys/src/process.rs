@@ -76,7 +76,8 @@ const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWUSER)
     .union(CloneFlags::CLONE_NEWCGROUP);
 
-/// Reaps a child that has ended, a quiet one too; `None` while it lives.
+/// Reaps a child that has ended, a quiet one too; `None` while it lives, or while a tracer
+/// has not seen its end, although its pidfd is readable then.
 ///
 /// # Errors
 /// `ECHILD` if it is no child of the caller, or was reaped already.

@@ -49,8 +49,8 @@ const OPEN: Duration = Duration::from_secs(8);
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long a writer may go on after its container was forgotten.
 const LINGER: Duration = Duration::from_secs(60);
-/// Pause before a writer that died is followed by another.
-const AGAIN: Duration = Duration::from_secs(1);
+/// Pause before a writer that died is followed by another; longer when that one fails too.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 const OPEN_LOG: u8 = b'O';
 const DRAIN_STREAMS: u8 = b'D';
 
@@ -146,16 +146,37 @@ impl Writer {
             }
             let (path, code) = (self.path.display(), exit.code);
             log::warn(format_args!("the writer of log {path} ended with {code}: another follows"));
-            sleep(AGAIN).await;
-            child = match self.fork(reaper) {
-                Ok(child) => child,
-                Err(error) => {
-                    return log::warn(format_args!("log {path} has no writer: {error}"));
-                }
-            };
-            if let Err(error) = self.ask(OPEN_LOG, OPEN).await {
-                log::warn(format_args!("open log {path} in a new writer: {error}"));
+            let Some(next) = self.successor(reaper).await else { return };
+            child = next;
+        }
+    }
+
+    /// Starts another process, as soon as one can open the log: until then the container may
+    /// have to wait, and nobody else would see to it. `None` if no more is wanted.
+    async fn successor(&self, reaper: &Reaper) -> Option<Child> {
+        let (path, mut pause) = (self.path.display(), AGAIN.0);
+        loop {
+            sleep(pause).await;
+            if self.inner().finished {
+                return None;
             }
+            match self.fork(reaper) {
+                Ok(child) => match self.ask(OPEN_LOG, OPEN).await {
+                    Ok(()) => return Some(child),
+                    // It hangs, and opens the log when that is possible.
+                    Err(error) if error.raw_os_error() == Some(Errno::ETIMEDOUT as i32) => {
+                        log::warn(format_args!("open log {path} in a new writer: {error}"));
+                        return Some(child);
+                    }
+                    Err(error) => {
+                        log::warn(format_args!("open log {path} in a new writer: {error}"));
+                        child.kill();
+                        reaper.wait(child).await;
+                    }
+                },
+                Err(error) => log::warn(format_args!("log {path} has no writer: {error}")),
+            }
+            pause = (pause * 2).min(AGAIN.1);
         }
     }
 

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -19,6 +20,7 @@ pub(crate) struct Served {
 #[derive(Default)]
 struct Shared {
     hangs: Mutex<bool>,
+    refuses: AtomicBool,
     changed: Condvar,
     /// The file, once it was made.
     file: Mutex<Option<Vec<u8>>>,
@@ -45,6 +47,11 @@ impl Served {
     pub(crate) fn hang(&self, hangs: bool) {
         *self.shared.hangs.lock().unwrap() = hangs;
         self.shared.changed.notify_all();
+    }
+
+    /// From here on nothing can be opened, or all again.
+    pub(crate) fn refuse(&self, refuses: bool) {
+        self.shared.refuses.store(refuses, Ordering::Relaxed);
     }
 
     /// What the file holds.
@@ -113,6 +120,8 @@ fn answer(opcode: u32, body: &[u8], node: u64, shared: &Shared) -> Option<Result
             out.resize(64, 0);
             Ok(out)
         }
+        // LOOKUP, OPEN, CREATE
+        1 | 14 | 35 if shared.refuses.load(Ordering::Relaxed) => Err(nix::libc::EIO),
         // LOOKUP
         1 if file.is_some() && body == b"0.log\0" => Ok(entry(size)),
         1 => Err(nix::libc::ENOENT),

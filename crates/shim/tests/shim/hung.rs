@@ -206,6 +206,54 @@ async fn a_writer_that_dies_is_followed_by_another_and_its_log_is_reopened() {
 }
 
 #[tokio::test]
+async fn a_writer_that_dies_while_its_log_cannot_be_opened_is_followed_when_it_can() {
+    if !is_root() {
+        return;
+    }
+    let mut pod = Pod::start().await;
+    pod.complains = true;
+    let served = Served::mount(&pod.dir.path().join("fuse"));
+    let wanted = logging_to(&pod, "a", COUNT, &pod.dir.path().join("fuse/0.log"));
+    pod.shim.create(&wanted).await.unwrap();
+    let [writer] = writers(&pod)[..] else { panic!("not one writer") };
+    served.refuse(true);
+    berth_shim_client::ProcessId::of(writer).unwrap().kill(Signal::SIGKILL).unwrap();
+    pod.shim.start(&wanted.id).await.unwrap();
+    let refused = || std::fs::read_to_string(pod.dir.path().join("shim.log")).unwrap();
+    wait_for("nobody follows", || refused().contains("in a new writer")).await;
+    assert_eq!(served.text(), "");
+    served.refuse(false);
+    // More than a pipe holds: it ends only if somebody reads.
+    assert_eq!(pod.wait(&wanted.id).await.code, 0);
+    assert_eq!(count_in_order(&served.text()), 20_000);
+    pod.shim.delete(&wanted.id).await.unwrap();
+    wait_for("a writer is left", || writers(&pod).is_empty()).await;
+    drop(served);
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn a_writer_that_dies_is_not_followed_once_its_container_is_deleted() {
+    if !is_root() {
+        return;
+    }
+    let mut pod = Pod::start().await;
+    pod.complains = true;
+    let served = Served::mount(&pod.dir.path().join("fuse"));
+    let wanted = logging_to(&pod, "a", COUNT, &pod.dir.path().join("fuse/0.log"));
+    pod.shim.create(&wanted).await.unwrap();
+    let [writer] = writers(&pod)[..] else { panic!("not one writer") };
+    berth_shim_client::ProcessId::of(writer).unwrap().kill(Signal::SIGKILL).unwrap();
+    wait_for("it does not die", || writers(&pod).is_empty()).await;
+    pod.shim.delete(&wanted.id).await.unwrap();
+    // Its successor would have been there by now, and have made the log anew.
+    sleep(Duration::from_millis(1500)).await;
+    assert!(writers(&pod).is_empty(), "somebody writes the log of a deleted container");
+    drop(served);
+    pod.finish().await;
+}
+
+#[tokio::test]
 async fn a_writer_dies_with_its_shim() {
     if !is_root() {
         return;

@@ -159,3 +159,19 @@ async fn a_container_made_while_its_shim_is_told_to_end_is_not_left_behind() {
     assert_eq!(by_delete(&pod, "a").await.code, 1);
     pod.finished().await;
 }
+
+#[tokio::test]
+async fn what_could_not_be_started_is_kept_with_the_code_that_was_told() {
+    if !is_root() {
+        return;
+    }
+    let mut pod = Pod::start().await;
+    pod.complains = true;
+    let container = pod.create("a", &["/bin/nothing"]).await;
+    pod.shim.start(&container).await.unwrap_err();
+    let exit = pod.wait(&container).await;
+    assert_eq!(exit.code, 128);
+    pod.process.kill(Signal::SIGKILL).unwrap();
+    timeout(LONG, pod.shim.closed()).await.unwrap();
+    assert_eq!(by_delete(&pod, "a").await, exit);
+}

@@ -4,6 +4,9 @@
 
 use berth_model::{ContainerId, ExecId};
 use berth_shim_client::{ExecRequest, Input, Output, Process, SandboxOptions};
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -146,5 +149,35 @@ async fn a_process_killed_before_it_was_started_has_its_own_code_and_is_reaped()
     assert_eq!(pod.wait(&container).await.code, 137);
     assert_eq!(zombies(pod.process.pid), 0);
     assert_eq!(pod.shim.delete(&container).await.unwrap().code, 137);
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn a_process_that_ends_while_somebody_traces_it_has_its_own_code() {
+    if !is_root() {
+        return;
+    }
+    let pod = Pod::start().await;
+    let script = "while [ ! -e /tmp/go ]; do :; done; exit 7";
+    let container = pod.create("a", &["/bin/sh", "-c", script]).await;
+    let pid = pod.shim.start(&container).await.unwrap();
+    // As strace(1) on the node does, or gdb(1) in a debugging container.
+    let traced = Pid::from_raw(i32::try_from(pid).unwrap());
+    ptrace::seize(traced, ptrace::Options::empty()).unwrap();
+    std::fs::write(pod.dir.path().join("a/rootfs/tmp/go"), "").unwrap();
+    wait_for("it does not end", || zombies(pod.process.pid) == 1).await;
+    let shim = pod.shim.clone();
+    let mut exit = Box::pin(shim.wait(&container));
+    // Its end is its tracer's first.
+    let early = timeout(std::time::Duration::from_millis(300), exit.as_mut()).await;
+    let seen = waitpid(traced, Some(WaitPidFlag::__WALL)).unwrap();
+    assert_eq!(seen, WaitStatus::Exited(traced, 7));
+    let exit = match early {
+        Ok(exit) => exit,
+        Err(_) => timeout(LONG, exit).await.unwrap(),
+    };
+    assert_eq!(exit.unwrap().code, 7);
+    assert_eq!(zombies(pod.process.pid), 0);
+    pod.shim.delete(&container).await.unwrap();
     pod.finish().await;
 }
