@@ -1,11 +1,12 @@
 //! Opening one file: schema, settings, damage.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::reserve::{self, Reserve};
 use crate::{Error, quarantine, unread};
@@ -71,6 +72,7 @@ impl Database {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection =
             Connection::open_with_flags(path, flags).map_err(failed("open database"))?;
+        refuse_read_only(&connection, path)?;
         configure(&connection, schema.durability).map_err(failed("configure database"))?;
         check_pages(&connection, path)?;
         migrate(&mut connection, &schema).map_err(failed("create tables"))?;
@@ -182,6 +184,21 @@ fn refuse_newer(path: &Path, schema: &Schema) -> Result<(), Error> {
     Ok(())
 }
 
+/// SQLite opens what it cannot open for writing for reading alone, and would go on so for as
+/// long as the connection lives, though the disk failed but once. To be asked before the
+/// file is read: its header can say the same.
+fn refuse_read_only(connection: &Connection, path: &Path) -> Result<(), Error> {
+    let failed = |source| Error::query(path, "open database", source);
+    if !connection.is_readonly(MAIN_DB).map_err(failed)? {
+        return Ok(());
+    }
+    let source = match File::options().write(true).open(path) {
+        Err(source) => source,
+        Ok(_) => std::io::Error::other("it could be opened for reading only"),
+    };
+    Err(Error::File { action: "open for writing", path: path.to_owned(), source })
+}
+
 fn found_version(path: &Path, access: OpenFlags) -> rusqlite::Result<u32> {
     let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
@@ -278,6 +295,21 @@ mod tests {
         let fields = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let ours = |line: &Vec<&str>| line.contains(&pid.as_str());
         fields.filter(ours).filter(|line| line.iter().any(|word| word.ends_with(&inode))).count()
+    }
+
+    /// teeth: crates/metadata/src/database.rs: `if !connection.is_readonly(MAIN_DB).map_err(failed)?` → `if true`
+    #[test]
+    fn a_connection_that_can_only_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let schema = Schema { steps: &[], sums: &[], durability: Durability::Normal };
+        drop(Database::open(&path, schema).unwrap());
+        // As SQLite opens it by itself when it may not write.
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let connection = Connection::open_with_flags(&path, flags).unwrap();
+        let error = refuse_read_only(&connection, &path).unwrap_err();
+        assert!(matches!(error, Error::File { action: "open for writing", .. }), "{error:?}");
+        refuse_read_only(&Connection::open(&path).unwrap(), &path).unwrap();
     }
 
     #[test]

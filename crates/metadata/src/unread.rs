@@ -16,7 +16,7 @@ use crate::Error;
 pub(crate) type Kept = Mutex<Option<File>>;
 
 /// Does `work` with the database at `path`; damage that it finds is believed when every
-/// byte can be read and it is found again.
+/// byte can be read, and written over, and it is found again.
 pub(crate) fn second_look<T>(
     path: &Path,
     kept: Option<&Kept>,
@@ -29,7 +29,7 @@ pub(crate) fn second_look<T>(
     for (file, kept) in [(path.to_owned(), kept), (log(path), None)] {
         match read(&file, kept.unwrap_or(&Kept::default())) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::File { action: "read", path: file, source });
+                return Err(Error::File { action: "open and read", path: file, source });
             }
             _ => {}
         }
@@ -43,12 +43,13 @@ fn log(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Reads the file to its end, as SQLite does.
+/// Reads the file to its end, as SQLite does. A log that cannot be written to would be
+/// called damaged as well.
 fn read(path: &Path, kept: &Kept) -> io::Result<()> {
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
     let file = match &mut *kept {
         Some(file) => file,
-        none => none.insert(File::open(path)?),
+        none => none.insert(File::options().read(true).write(true).open(path)?),
     };
     let (mut piece, mut at) = (vec![0; 64 << 10], 0);
     loop {
