@@ -17,8 +17,8 @@ use crate::{binaries, host, run};
 pub(crate) const USAGE: &str = "usage: cargo xtask torture [OPTION VALUE]...
 
   --seed NUMBER     choices to repeat; without it, new ones
-  --only NAME       failpoints, kills, store, pages, or the start of a failpoint's name
-  --rounds NUMBER   kills at each failpoint, random kills, faults and damages of each store
+  --only NAME       failpoints, kills, store, pages, power, shim, or the start of a failpoint's name
+  --rounds NUMBER   kills at each failpoint, and every other count
   --minutes NUMBER  longest for the failpoints, and for the random kills
 ";
 
@@ -26,8 +26,80 @@ pub(crate) const USAGE: &str = "usage: cargo xtask torture [OPTION VALUE]...
 const COUNTS: (u64, u64) = (20, 2000);
 /// The same in `cargo xtask test`.
 const SMALL: (u64, u64) = (1, 50);
-/// Damages of each store.
-const DAMAGES: u64 = 10_000;
+
+/// A test whose counts are in its environment.
+struct Step {
+    name: &'static str,
+    /// What it does, for the summary.
+    does: &'static str,
+    /// Its file.
+    test: &'static str,
+    /// Each count: its variable, and what it is in a whole run.
+    counts: &'static [(&'static str, &'static str)],
+    seed: &'static str,
+}
+
+const STEPS: [Step; 4] = [
+    Step {
+        name: "store",
+        does: "each system call of both stores fails in turn (EIO, ENOSPC), or is the last one",
+        test: "sweep",
+        counts: &[("BERTH_SWEEP", "all")],
+        seed: "BERTH_SWEEP_SEED",
+    },
+    Step {
+        name: "pages",
+        does: "random damage to the files of both stores",
+        test: "damage",
+        counts: &[("BERTH_ROUNDS", "10000")],
+        seed: "BERTH_SEED",
+    },
+    Step {
+        name: "power",
+        does: "power cuts during pulls, removals and pod starts",
+        test: "power_cut",
+        counts: &[("BERTH_POWER_CUTS", "200")],
+        seed: "BERTH_SEED",
+    },
+    Step {
+        name: "shim",
+        does: "the shim's own tests, with more orphans, kills and MiB of logs",
+        test: "shim",
+        counts: &[
+            ("BERTH_TEST_ORPHANS", "100000"),
+            ("BERTH_TEST_KILLS", "200"),
+            ("BERTH_TEST_LOG_MIB", "100"),
+        ],
+        seed: "BERTH_SEED",
+    },
+];
+
+impl Step {
+    fn command(&self, options: &Options) -> Result<Command> {
+        let built = binaries::build(binaries::Profile::Dev)?;
+        let features = format!("--features={}", binaries::TEST_FEATURES);
+        let mut command =
+            run::cargo(["test", "--workspace", "--locked", &features, "--test", self.test]);
+        command.args(["--", "--show-output"]).env("BERTH_BIN_DIR", built.folder);
+        command.envs(self.counted(options));
+        command.env(self.seed, options.seed.to_string());
+        Ok(command)
+    }
+
+    /// Its counts in this run.
+    fn counted(&self, options: &Options) -> Vec<(&'static str, String)> {
+        let count = |whole: &str| {
+            options.rounds.map_or_else(|| whole.to_owned(), |rounds| rounds.to_string())
+        };
+        self.counts.iter().map(|(variable, whole)| (*variable, count(whole))).collect()
+    }
+
+    fn shown(&self, options: &Options) -> String {
+        let counts = self.counted(options);
+        let counts: Vec<_> = counts.iter().map(|(name, count)| format!("{name}={count}")).collect();
+        counts.join(" ")
+    }
+}
 
 /// What to do, and how often.
 #[derive(Debug, Default)]
@@ -55,10 +127,20 @@ impl Options {
         Ok(options)
     }
 
+    /// How much of a whole run this is, for the summary.
+    fn bounds(&self) -> String {
+        let rounds = self.rounds.map(|rounds| format!("{rounds} of each"));
+        let minutes = self.minutes.map(|minutes| {
+            format!("the failpoints {minutes} minutes at most, and so the random kills")
+        });
+        let bounds: Vec<_> = rounds.into_iter().chain(minutes).collect();
+        if bounds.is_empty() { "the full ones".to_owned() } else { bounds.join(", ") }
+    }
+
     fn wants(&self, step: &str) -> bool {
         match self.only.as_deref() {
             None => true,
-            Some(only @ ("store" | "pages")) => step == only,
+            Some(only) if STEPS.iter().any(|step| step.name == only) => step == only,
             Some(_) => step == "kills",
         }
     }
@@ -103,21 +185,10 @@ fn steps(options: &Options, report: &mut Report, summary: &Path) -> Result<()> {
         }
         failure = failure.and(report.step("torture", command));
     }
-    let stores = [
-        ("store", "sweep", "BERTH_SWEEP", "BERTH_SWEEP_SEED", "all".to_owned()),
-        ("pages", "damage", "BERTH_ROUNDS", "BERTH_SEED", DAMAGES.to_string()),
-    ];
-    for (step, test, counted, seeded, count) in stores {
-        if !options.wants(step) {
-            continue;
+    for step in &STEPS {
+        if options.wants(step.name) {
+            failure = failure.and(report.step(step.name, step.command(options)?));
         }
-        let features = format!("--features={}", binaries::TEST_FEATURES);
-        let mut command =
-            run::cargo(["test", "--workspace", "--locked", &features, "--test", test]);
-        command.args(["--", "--show-output"]);
-        command.env(counted, options.rounds.map_or(count, |rounds| rounds.to_string()));
-        command.env(seeded, options.seed.to_string());
-        failure = failure.and(report.step(step, command));
     }
     failure
 }
@@ -187,29 +258,27 @@ fn page(
          | result | {result} |\n\
          | commit | {commit}{dirty} |\n\
          | seed | {seed} |\n\
+         | counts | {counts} |\n\
          | machine | {machine} |\n\n\
          | step | passed | failed | time |\n|---|---|---|---|\n",
         seed = options.seed,
+        counts = options.bounds(),
         commit = tree.commit,
     );
     for step in report.steps() {
         let (passed, failed, took) = (step.passed, step.failed, step.took.as_secs_f64());
         page += &format!("| {} | {passed} | {failed} | {took:.0} s |\n", step.name);
     }
-    page.push_str(STORES);
+    page += "\n";
+    for step in STEPS.iter().filter(|step| options.wants(step.name)) {
+        page += &format!("- `{}`: {} ({}).\n", step.name, step.does, step.shown(options));
+    }
+    page += "\nA test that passed is one in the table, however many rounds it made.\n\n";
     if options.wants("kills") {
         page.push_str(&fs::read_to_string(summary).unwrap_or_default());
     }
     Ok(page)
 }
-
-/// What the steps beside the kills do.
-const STORES: &str = "
-`store`: both stores, with each of their system calls failing in turn (EIO, ENOSPC, a kill \
-there), once and for ever; `pages`: random damage to each file of the stores. Both print \
-what they did; a test that passed is one row here, however many rounds it took.
-
-";
 
 fn machine() -> Result<String> {
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
