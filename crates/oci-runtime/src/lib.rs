@@ -87,7 +87,7 @@ pub fn create(request: CreateRequest<'_>) -> Result<Creating, Error> {
         socket: theirs.as_fd(),
     };
     let caller = rustix::process::getpid();
-    let forked = fork(&worker_options(), |_| worker::create(&plan, &around, caller))
+    let forked = fork(&worker_options(), |child| worker::create(child, &plan, &around, caller))
         .map_err(Error::fork("the worker"))?;
     Ok(Creating::new(ours, forked, Some((request.cgroups.clone(), plan.cgroup))))
 }
@@ -108,7 +108,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Creating, Error> {
         socket: theirs.as_fd(),
     };
     let caller = rustix::process::getpid();
-    let forked = fork(&worker_options(), |_| worker::exec(&plan, &around, caller))
+    let forked = fork(&worker_options(), |child| worker::exec(child, &plan, &around, caller))
         .map_err(Error::fork("the worker"))?;
     Ok(Creating::new(ours, forked, None))
 }

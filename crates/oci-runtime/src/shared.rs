@@ -54,6 +54,11 @@ impl SharedMounts {
         Ok(MakingMounts { socket: ours, helper: (child.pid, child.pidfd) })
     }
 
+    /// What [`Self::clone_shm`] works with.
+    pub(crate) fn namespace(&self) -> Option<BorrowedFd<'_>> {
+        self.namespace.as_ref().map(AsFd::as_fd)
+    }
+
     /// A detached clone of the shared `/dev/shm`.
     ///
     /// Moves the calling process through the namespace and back to `home`, so its working

@@ -1,13 +1,14 @@
 //! The worker: what has to be done outside the container, then the clone of its process.
 //!
-//! It inherits the caller's descriptors and keeps none; the process it clones closes all but
-//! those handed to it here. It ends as soon as the process exists.
+//! It closes the caller's descriptors but those it works with; the process it clones closes all
+//! but those handed to it here. It ends as soon as the process exists.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use berth_cgroup::{Cgroup, JoinHandles};
-use berth_sys::process::{ForkOptions, fork};
+use berth_sys::descriptor::close_all_but;
+use berth_sys::process::{ForkOptions, InChild, fork};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -43,14 +44,19 @@ pub(crate) struct Joined<'a> {
 }
 
 /// Runs the worker of a new container; the code is the process's exit code.
-pub(crate) fn create(plan: &ContainerPlan, around: &Surroundings<'_>, caller: Pid) -> u8 {
-    let made = become_worker(caller).and_then(|()| make_container(plan, around));
+pub(crate) fn create(
+    child: &InChild,
+    plan: &ContainerPlan,
+    around: &Surroundings<'_>,
+    caller: Pid,
+) -> u8 {
+    let made = become_worker(caller).and_then(|()| make_container(child, plan, around));
     finish(around.socket, made)
 }
 
 /// Runs the worker of a further process.
-pub(crate) fn exec(plan: &ProcessPlan, around: &Joined<'_>, caller: Pid) -> u8 {
-    let made = become_worker(caller).and_then(|()| make_process(plan, around));
+pub(crate) fn exec(child: &InChild, plan: &ProcessPlan, around: &Joined<'_>, caller: Pid) -> u8 {
+    let made = become_worker(caller).and_then(|()| make_process(child, plan, around));
     finish(around.socket, made)
 }
 
@@ -64,11 +70,21 @@ fn finish(socket: BorrowedFd<'_>, outcome: Result<(), Error>) -> u8 {
     }
 }
 
-fn make_container(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<(), Error> {
+fn make_container(
+    child: &InChild,
+    plan: &ContainerPlan,
+    around: &Surroundings<'_>,
+) -> Result<(), Error> {
+    // Before the others go: a namespace may be named by its descriptor.
+    let namespaces = open_namespaces(&plan.namespaces.join)?;
+    let mut keep: Vec<BorrowedFd<'_>> = namespaces.iter().map(|(_, fd)| fd.as_fd()).collect();
+    keep.push(around.socket);
+    keep.extend(around.shared.namespace());
+    let_go(child, keep, around.stdio)?;
     let handles = make_cgroup(plan, around)?;
     let sources = open_sources(plan, around)?;
     let stdio = stdio::guard(around.stdio)?;
-    let cgroup_namespace = join_namespaces(&plan.namespaces.join)?;
+    let cgroup_namespace = join_namespaces(namespaces)?;
     let inherited = Inherited {
         socket: around.socket,
         stdio: &stdio,
@@ -89,8 +105,9 @@ fn make_container(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<(),
         .map_err(Error::fork("the container's init"))
 }
 
-fn make_process(plan: &ProcessPlan, around: &Joined<'_>) -> Result<(), Error> {
+fn make_process(child: &InChild, plan: &ProcessPlan, around: &Joined<'_>) -> Result<(), Error> {
     let init = around.init;
+    let_go(child, vec![around.socket, init], around.stdio)?;
     let handles = match around.cgroup {
         Some(cgroup) => Some(cgroup.join_handles().map_err(cgroup_error(cgroup.path()))?),
         None => None,
@@ -133,6 +150,20 @@ fn become_worker(caller: Pid) -> Result<(), Error> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(Error::setup("make the worker not dumpable"))?;
     berth_sys::signal::reset_to_default().map_err(Error::setup("reset signals"))
+}
+
+/// Closes what is the caller's alone. A worker may hang where no signal reaches it: with the
+/// caller's sockets open its death would be noticed by nobody, and with the pipes of its
+/// containers no stream would end.
+fn let_go<'a>(
+    child: &InChild,
+    mut keep: Vec<BorrowedFd<'a>>,
+    stdio: &'a Stdio,
+) -> Result<(), Error> {
+    if let Stdio::Fds { stdin, stdout, stderr } = stdio {
+        keep.extend([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
+    }
+    close_all_but(child, &keep).map_err(Error::setup("close the caller's descriptors"))
 }
 
 /// Has the kernel kill this process when its parent, the caller, dies.
@@ -192,30 +223,33 @@ fn clone_source(source: &Path, recursive: bool) -> Result<OwnedFd, Error> {
     })
 }
 
-/// Joins existing namespaces; that of cgroups is returned, for init to join it after it has
-/// joined its cgroup.
-fn join_namespaces(namespaces: &[Namespace]) -> Result<Option<OwnedFd>, Error> {
-    let failed = |namespace: &Namespace, source: Errno| Error::Namespace {
-        kind: namespace.kind.into(),
-        path: namespace.path.clone(),
-        source,
-    };
-    // All are opened before the first is joined: a path may depend on where this process is.
+/// Opens existing namespaces. All are opened before the first is joined: a path may depend on
+/// where this process is.
+fn open_namespaces(namespaces: &[Namespace]) -> Result<Vec<(&Namespace, OwnedFd)>, Error> {
     let mut opened = Vec::with_capacity(namespaces.len());
     for namespace in namespaces {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&namespace.path, flags, Mode::empty())
-            .map_err(|errno| failed(namespace, AnyErrno::from(errno).0))?;
+            .map_err(|errno| unjoined(namespace, AnyErrno::from(errno).0))?;
         opened.push((namespace, fd));
     }
+    Ok(opened)
+}
+
+/// Joins them; that of cgroups is returned, for init to join it after it has joined its cgroup.
+fn join_namespaces(opened: Vec<(&Namespace, OwnedFd)>) -> Result<Option<OwnedFd>, Error> {
     let mut cgroup = None;
     for (namespace, fd) in opened {
         if namespace.flag == CloneFlags::CLONE_NEWCGROUP {
             cgroup = Some(fd);
         } else {
             // The flag makes the kernel refuse a namespace of another kind.
-            setns(&fd, namespace.flag).map_err(|errno| failed(namespace, errno))?;
+            setns(&fd, namespace.flag).map_err(|errno| unjoined(namespace, errno))?;
         }
     }
     Ok(cgroup)
+}
+
+fn unjoined(namespace: &Namespace, source: Errno) -> Error {
+    Error::Namespace { kind: namespace.kind.into(), path: namespace.path.clone(), source }
 }

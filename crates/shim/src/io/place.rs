@@ -81,7 +81,8 @@ fn warm(at: &OwnedFd, next: &Path) -> bool {
     }
 }
 
-/// Whether the node itself keeps the files: on a disk, or in memory.
+/// Whether the node itself keeps the files: on a disk, or in memory. What a process serves
+/// from a disk (`fuseblk`, NTFS for one) counts as the node's own.
 fn is_own(directory: &OwnedFd) -> bool {
     // Nothing is asked for, so nobody is asked; the device is known anyway.
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;

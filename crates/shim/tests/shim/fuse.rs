@@ -22,6 +22,8 @@ struct Shared {
     hangs: Mutex<bool>,
     refuses: AtomicBool,
     changed: Condvar,
+    /// Whether somebody waits for an answer, who cannot be killed before.
+    awaited: AtomicBool,
     /// The file, once it was made.
     file: Mutex<Option<Vec<u8>>>,
 }
@@ -47,6 +49,11 @@ impl Served {
     pub(crate) fn hang(&self, hangs: bool) {
         *self.shared.hangs.lock().unwrap() = hangs;
         self.shared.changed.notify_all();
+    }
+
+    /// Whether somebody waits for an answer, who cannot be killed before.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.shared.awaited.load(Ordering::Relaxed)
     }
 
     /// From here on nothing can be opened, or all again.
@@ -85,9 +92,11 @@ fn serve(mut device: &File, shared: &Shared) {
         };
         let mut hangs = shared.hangs.lock().unwrap();
         while *hangs {
+            shared.awaited.store(true, Ordering::Relaxed);
             hangs = shared.changed.wait(hangs).unwrap();
         }
         drop(hangs);
+        shared.awaited.store(false, Ordering::Relaxed);
         let request = &request[..length];
         let Some(outcome) = answer(word(request, 4), &request[40..], long(request, 16), shared)
         else {

@@ -174,6 +174,41 @@ async fn a_creation_whose_mount_hangs_stops_nobody_else_and_ends_when_it_can() {
 }
 
 #[tokio::test]
+async fn a_shim_killed_while_a_creation_hangs_is_seen_to_be_gone_at_once() {
+    if !is_root() {
+        return;
+    }
+    let pod = Pod::start().await;
+    let served = Served::mount(&pod.dir.path().join("fuse"));
+    // It has begun to serve: the next question is the one that it has when it hangs.
+    assert!(!pod.dir.path().join("fuse/other").exists());
+    served.hang(true);
+    let source = pod.dir.path().join("fuse/nothing");
+    let bundle = pod.bundle("a", &["/bin/echo"], |spec| {
+        spec["mounts"].as_array_mut().unwrap().push(serde_json::json!({
+            "destination": "/data", "type": "bind", "source": source, "options": ["bind"]
+        }));
+    });
+    let wanted = pod.wanted("a", bundle);
+    let creating = {
+        let shim = pod.shim.clone();
+        tokio::spawn(async move { shim.create(&wanted).await })
+    };
+    let path = format!("/proc/{0}/task/{0}/children", pod.process.pid);
+    wait_for("no creation hangs", || served.is_awaited()).await;
+    let worker = std::fs::read_to_string(&path).unwrap().trim().parse().unwrap();
+    let worker = berth_shim_client::ProcessId::of(worker).unwrap();
+    pod.process.kill(Signal::SIGKILL).unwrap();
+    // The worker cannot die yet; it has nothing of the shim's that would keep its caller waiting.
+    timeout(PROMPT, pod.shim.closed()).await.expect("the shim seems to be there");
+    timeout(PROMPT, creating).await.unwrap().unwrap().unwrap_err();
+    assert!(is_alive(worker));
+    served.hang(false);
+    wait_for("the worker goes on", || !is_alive(worker)).await;
+    drop(served);
+}
+
+#[tokio::test]
 async fn a_writer_that_dies_is_followed_by_another_and_its_log_is_reopened() {
     if !is_root() {
         return;
