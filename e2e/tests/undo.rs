@@ -128,6 +128,41 @@ async fn a_container_that_fails_to_be_created_at_any_step_leaves_nothing() -> Re
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_fails_at_any_step_can_be_tried_again() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    let config = sleeper(&image);
+    each_fault(&mut node, points("start")?, async |node, point, code| {
+        let create = |program: &str| {
+            let mut config = config.clone();
+            config.command[0] = program.to_owned();
+            config
+        };
+        // One point is only on the way of a program that cannot be executed.
+        let refused = point == "start.refused";
+        let config = create(if refused { "/no/such/program" } else { "sleep" });
+        let id = node.cri.create_container(&pod.id, &pod.config, &config).await?;
+        let started = node.cri.start_container(&id).await;
+        match refused {
+            true => ensure!(started.is_err(), "a missing program started"),
+            false => failed(started, code)?,
+        }
+        let state = node.cri.container_status(&id).await?.state();
+        ensure!(state != v1::ContainerState::ContainerRunning, "it runs");
+        if state == v1::ContainerState::ContainerCreated && !refused {
+            node.cri.start_container(&id).await.context("next try")?;
+        }
+        node.cri.remove_container(&id).await?;
+        node.settle(&known(&[&pod], &[]))?;
+        let id = node.run(&pod, &create("sleep")).await.context("next container")?;
+        node.cri.exec(&id, &["true"], 10).await?;
+        node.cri.remove_container(&id).await?;
+        Ok(())
+    })
+    .await?;
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_or_removal_that_fails_at_any_step_is_finished() -> Result<()> {
     let mut node = Node::start().await?;
     let image = node.busybox().await?;
@@ -145,6 +180,8 @@ async fn a_stop_or_removal_that_fails_at_any_step_is_finished() -> Result<()> {
         if !right(node.cri.stop_container(&id, 1).await)? {
             node.cri.stop_container(&id, 1).await.context("next stop of the container")?;
         }
+        // Who stops it is answered when it is dead; its record may follow.
+        undone(node).await?;
         let status = node.cri.container_status(&id).await?;
         ensure!(status.state() == v1::ContainerState::ContainerExited, "{status:?}");
         ensure!(status.exit_code == 137, "{status:?}");
@@ -264,6 +301,62 @@ async fn undo_that_fails_is_seen_tried_again_and_in_nobodys_way() -> Result<()> 
     assert_eq!(lines("detach network; it is tried again"), 1, "one warning for each step");
     assert_eq!(lines("was taken back"), 1);
     node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_removal_or_end_that_fails_is_seen_until_it_is_done() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    node.daemon().arm("stop.ended error EIO\n")?;
+    let id = node.run(&pod, &script(&image, "exit 3")).await?;
+    let end = [format!("container {id}: store the end of container")];
+    shows(&mut node, &end).await?;
+    node.daemon().arm("")?;
+    undone(&mut node).await?;
+    assert_eq!(node.cri.container_status(&id).await?.exit_code, 3);
+    assert_eq!(undo_status(&mut node).await?["recovered"], 1);
+
+    node.daemon().arm("remove.container_ended error EIO\n")?;
+    failed(node.cri.remove_container(&id).await, Code::Internal)?;
+    let container = format!("container {id}: remove container");
+    shows(&mut node, &[container]).await?;
+    node.daemon().arm("")?;
+    undone(&mut node).await?;
+    ensure!(node.cri.containers().await?.is_empty(), "the container is listed");
+
+    for (point, step) in
+        [("stop.members_closed", "stop sandbox"), ("remove.sandbox_stopped", "remove sandbox")]
+    {
+        node.daemon().arm(&format!("{point} error EIO\n"))?;
+        let outcome = match step {
+            "stop sandbox" => node.cri.stop_sandbox(&pod.id).await,
+            _ => node.cri.remove_sandbox(&pod.id).await,
+        };
+        failed(outcome, Code::Internal)?;
+        shows(&mut node, &[format!("sandbox {}: {step}", pod.id)]).await?;
+        node.daemon().arm("")?;
+        undone(&mut node).await?;
+    }
+    ensure!(node.cri.sandboxes().await?.is_empty(), "the sandbox is listed");
+    assert_eq!(undo_status(&mut node).await?["recovered"], 4);
+    node.assert_clean().await
+}
+
+/// Waits until exactly this is shown as unfinished.
+async fn shows(node: &mut Node, expected: &[String]) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let status = undo_status(node).await?;
+        let oldest = status["oldest"].as_array().context("oldest")?.iter();
+        let text = |left: &Value, key: &str| left[key].as_str().unwrap_or_default().to_owned();
+        let shown: Vec<_> = oldest
+            .map(|left| format!("{}: {}", text(left, "object"), text(left, "step")))
+            .collect();
+        if shown == expected {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "not {expected:?}: {status}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

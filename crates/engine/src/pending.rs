@@ -1,4 +1,5 @@
-//! What could not be taken back yet, and is tried again.
+//! What could not be taken back, or finished, yet, and is tried again: by itself, or by the
+//! driver of the object, which then says so here ([`Pending::show`]).
 //!
 //! ```text
 //! failed --1 s, 2 s, 4 s … 60 s--> tried again --> done
@@ -66,10 +67,21 @@ struct Chain {
     tried: watch::Receiver<u32>,
 }
 
+/// What a driver tries again.
+#[derive(Debug)]
+struct Shown {
+    step: &'static str,
+    since: Instant,
+    tries: u32,
+    error: String,
+}
+
 /// The steps that are tried again.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     chains: Mutex<BTreeMap<u64, Chain>>,
+    /// By the object's name.
+    shown: Mutex<BTreeMap<String, Shown>>,
     next: AtomicU64,
     /// Tries that failed.
     failures: AtomicU64,
@@ -196,20 +208,58 @@ impl Pending {
         }
     }
 
+    /// The driver of `object` failed to do `step`, and tries again. What it failed to do
+    /// last is what is shown of it.
+    pub(crate) fn show(&self, object: &Object, step: &'static str, error: &Error) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        let object = &object.name;
+        let told = error.told();
+        let mut shown = self.shown();
+        let entry = shown.entry(object.clone()).or_insert_with(|| {
+            let (since, error) = (Instant::now(), String::new());
+            Shown { step: "", since, tries: 0, error }
+        });
+        if entry.step == step {
+            tracing::debug!(object, error = told, "{step}");
+        } else {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(object, error, "{step}; it is tried again");
+        }
+        entry.step = step;
+        entry.tries += 1;
+        entry.error = told;
+    }
+
+    /// The driver of `object` has nothing more to try.
+    pub(crate) fn clear(&self, object: &Object) {
+        let Some(entry) = self.shown().remove(&object.name) else { return };
+        self.recovered.fetch_add(1, Ordering::Relaxed);
+        let (object, tries) = (&object.name, entry.tries + 1);
+        tracing::info!(object, tries, "what failed at first was done: {}", entry.step);
+    }
+
     /// What is tried again, oldest first, and how it went so far.
     pub(crate) fn status(&self) -> UndoStatus {
-        let chains = self.lock();
-        let unfinished = chains.values().flat_map(|chain| {
-            chain.failures.iter().map(|(step, error)| UnfinishedUndo {
+        let mut unfinished = Vec::new();
+        for chain in self.lock().values() {
+            unfinished.extend(chain.failures.iter().map(|(step, error)| UnfinishedUndo {
                 object: chain.object.name.clone(),
                 step,
                 tries: chain.tries,
                 elapsed: chain.since.elapsed(),
                 error: error.clone(),
-            })
-        });
+            }));
+        }
+        unfinished.extend(self.shown().iter().map(|(object, shown)| UnfinishedUndo {
+            object: object.clone(),
+            step: shown.step,
+            tries: shown.tries,
+            elapsed: shown.since.elapsed(),
+            error: shown.error.clone(),
+        }));
+        unfinished.sort_by_key(|left| std::cmp::Reverse(left.elapsed));
         UndoStatus {
-            unfinished: unfinished.collect(),
+            unfinished,
             failures: self.failures.load(Ordering::Relaxed),
             recovered: self.recovered.load(Ordering::Relaxed),
         }
@@ -217,6 +267,10 @@ impl Pending {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Chain>> {
         self.chains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shown(&self) -> MutexGuard<'_, BTreeMap<String, Shown>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -269,6 +323,26 @@ mod tests {
         assert!(status.unfinished.is_empty(), "{status:?}");
         assert_eq!((status.failures, status.recovered), (8, 1));
         assert!(pending.tasks.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_drivers_try_again_is_shown_until_it_is_done() {
+        let pending = pending(None, u32::MAX);
+        sleep(Duration::from_millis(500)).await;
+        let object = Object::new("container", "b");
+        pending.clear(&object);
+        pending.show(&object, "store the end", &Error::ShuttingDown);
+        pending.show(&object, "remove", &Error::ShuttingDown);
+        let status = pending.status();
+        let [first, second] = &status.unfinished[..] else { panic!("{status:?}") };
+        assert_eq!((first.object.as_str(), first.tries), ("sandbox a", 1), "oldest first");
+        assert_eq!(
+            (second.object.as_str(), second.step, second.tries),
+            ("container b", "remove", 2)
+        );
+        pending.clear(&object);
+        let status = pending.status();
+        assert_eq!((status.unfinished.len(), status.failures, status.recovered), (1, 3, 1));
     }
 
     #[tokio::test(start_paused = true)]

@@ -131,14 +131,15 @@ pub struct NodeStatus {
     pub network: Condition,
 }
 
-/// What of failed or finished work could not be taken back yet.
+/// What could not be taken back after a failure, or not be finished, yet.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct UndoStatus {
     /// Steps that failed and are tried again, oldest first.
     pub unfinished: Vec<UnfinishedUndo>,
     /// Tries that failed since the start.
     pub failures: u64,
-    /// Objects of which something could be taken back only later, since the start.
+    /// Objects of which something could be taken back or finished only later, since the
+    /// start.
     pub recovered: u64,
 }
 

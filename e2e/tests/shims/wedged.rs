@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use berth_api::v1;
-use berth_testkit::{Node, bind, container_config, script};
+use berth_testkit::{Known, Node, bind, container_config, script};
 
 use super::{SOON, Shim, lives, members, others_are_served, shims, until};
 
@@ -194,4 +194,51 @@ async fn wedged_shim_that_comes_back_finishes_its_start() -> Result<()> {
     (&mut hung.start).await??;
     until("it has run", || hung.mark.exists()).await?;
     hung.node.assert_clean().await
+}
+
+/// Its socket is the one way to a shim whose sandbox was being made.
+#[tokio::test(flavor = "multi_thread")]
+async fn wedged_shim_that_cannot_be_reached_is_ended_later() -> Result<()> {
+    let mut node = Node::start().await?;
+    let config = node.sandbox_config("pod");
+    node.daemon().arm("run.shim_spawned kill\n")?;
+    ensure!(node.cri.run_sandbox(&config).await.is_err(), "the daemon did not die");
+    node.kill_daemon()?;
+    node.daemon().arm("")?;
+    let shim = *shims(&node)?.first().context("no shim")?;
+    let socket = std::fs::read_dir(node.dir().join("run/s"))?.next().context("no socket")??.path();
+    shim.stop()?;
+    let stat = format!("/proc/{}/stat", shim.0);
+    let stopped = || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "));
+    until("the shim is stopped", stopped).await?;
+    // Whoever connects now hears EAGAIN: its queue is full.
+    let mut queue = Vec::new();
+    while let Ok(waiting) = tokio::net::UnixStream::connect(&socket).await {
+        queue.push(waiting);
+        ensure!(queue.len() < 1000, "its queue has no end");
+    }
+    node.start_daemon().await?;
+    ensure!(node.cri.sandboxes().await?.is_empty(), "half a sandbox is listed");
+    ensure!(unfinished(&mut node).await? > 0, "the shim is forgotten");
+    ensure!(socket.exists(), "nobody finds the shim any more");
+
+    drop(queue);
+    shim.resume()?;
+    let began = Instant::now();
+    while unfinished(&mut node).await? > 0 {
+        ensure!(began.elapsed() < Duration::from_secs(90), "it is not ended");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    node.settle(&Known::default())?;
+    ensure!(!lives(shim.0.as_raw().unsigned_abs()) && !socket.exists(), "something is left");
+    node.assert_clean().await
+}
+
+/// How much is tried again, by the verbose status.
+async fn unfinished(node: &mut Node) -> Result<u64> {
+    let request = v1::StatusRequest { verbose: true };
+    let info = node.cri.runtime.status(request).await?.into_inner().info;
+    let text: String = info.into_values().collect();
+    let status: serde_json::Value = serde_json::from_str(&text)?;
+    status["undo"]["unfinished"].as_u64().context("no count")
 }

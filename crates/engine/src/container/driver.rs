@@ -20,7 +20,9 @@ use super::start::Starting;
 use super::stop::{Stopping, Waiter};
 use super::{Asked, Command, Container, exit, status_of};
 use crate::Error;
+use crate::again::Again;
 use crate::core::{Core, step};
+use crate::pending::Object;
 use crate::sandbox::answer;
 
 /// Resolves when the container's first process has ended; `None` when its shim is gone.
@@ -77,6 +79,8 @@ pub(crate) fn spawn(
     };
     let core = Arc::clone(core);
     let tasks = core.tasks.clone();
+    let object = Object::new("container", &container.id);
+    let unfinished = Unfinished::new(Again::new(&core.pending, object));
     let driver = Driver {
         core,
         container,
@@ -87,7 +91,7 @@ pub(crate) fn spawn(
         starting: None,
         ending,
         stopping: None,
-        unfinished: Unfinished::default(),
+        unfinished,
     };
     tasks.spawn(driver.run().instrument(span));
 }

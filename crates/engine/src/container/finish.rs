@@ -12,11 +12,11 @@ use berth_model::container::{ContainerEvent, Exit};
 use super::driver::Driver;
 use crate::Error;
 use crate::again::Again;
-use crate::core::{step, warn_failure};
+use crate::core::step;
 use crate::error::SharedError;
 
 /// What is to be tried again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Unfinished {
     /// The end that the store did not take, and why.
     end: Option<(Exit, SharedError)>,
@@ -28,9 +28,21 @@ pub(super) struct Unfinished {
 }
 
 impl Unfinished {
+    pub(super) fn new(again: Again) -> Self {
+        Self { end: None, record: false, removal: false, again }
+    }
+
     /// The store has taken a newer state.
     pub(super) fn stored(&mut self) {
         self.record = false;
+        self.done();
+    }
+
+    /// Something was done; perhaps it was the last.
+    pub(super) fn done(&mut self) {
+        if self.end.is_none() && !self.record && !self.removal {
+            self.again.never();
+        }
     }
 
     /// Whether it has ended, and its record does not say so yet.
@@ -60,9 +72,8 @@ impl Driver {
 
     /// The store did not take its end.
     pub(super) fn unstored(&mut self, exit: Exit, error: Error) {
-        warn_failure("store the end of a container; it is tried again", &error);
+        self.unfinished.again.later("store the end of container", &error);
         self.unfinished.end = Some((exit, Arc::new(error)));
-        self.unfinished.again.later();
     }
 
     async fn store_end(&mut self, exit: Exit) -> Result<(), Error> {
@@ -72,11 +83,12 @@ impl Driver {
 
     /// Stores what is published: the store may have taken what it said it did not.
     pub(super) async fn restore(&mut self) {
-        self.unfinished.record = false;
-        if let Err(error) = self.core.save_container(&self.record).await {
-            warn_failure("store the state of a container; it is tried again", &error);
-            self.unfinished.record = true;
-            self.unfinished.again.later();
+        match self.core.save_container(&self.record).await {
+            Ok(()) => self.unfinished.stored(),
+            Err(error) => {
+                self.unfinished.record = true;
+                self.unfinished.again.later("store the state of container", &error);
+            }
         }
     }
 
@@ -86,13 +98,12 @@ impl Driver {
             self.restore().await;
         }
         if let Some((exit, _)) = self.unfinished.end.clone() {
-            if let Err(error) = self.store_end(exit.clone()).await {
-                self.unfinished.end = Some((exit, Arc::new(error)));
-                self.unfinished.again.later();
-            } else {
-                tracing::info!("the end of the container is stored");
-                self.unfinished.end = None;
-                self.unfinished.again.never();
+            match self.store_end(exit.clone()).await {
+                Ok(()) => {
+                    self.unfinished.end = None;
+                    self.unfinished.done();
+                }
+                Err(error) => self.unstored(exit, error),
             }
         }
         let runs = matches!(self.record.state, ContainerState::Running { .. }) && !self.is_over();

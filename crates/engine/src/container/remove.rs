@@ -21,9 +21,9 @@ impl Driver {
     pub(super) async fn remove_for(&mut self, removers: Vec<Reply>) -> bool {
         let outcome = self.remove().instrument(debug_span!("remove_container")).await;
         let gone = outcome.is_ok();
-        if let Err(error) = &outcome {
-            warn_failure("remove container; it is tried again", error);
-            self.unfinished.again.later();
+        match &outcome {
+            Ok(()) => self.unfinished.again.never(),
+            Err(error) => self.unfinished.again.later("remove container", error),
         }
         let outcome = outcome.map_err(std::sync::Arc::new);
         for reply in removers {

@@ -133,7 +133,9 @@ impl Driver {
             return false;
         };
         let mut next = effort.next();
-        if next.is_hopeless() && !effort.is_hopeless() {
+        if next.is_hopeless() {
+            let error = self.undying();
+            self.unfinished.again.show("kill container", &error);
             self.give_up();
         }
         if next == Effort::Killed && self.kill_by_shim(Signal::SIGKILL as i32).await.is_err() {
@@ -273,9 +275,13 @@ impl Driver {
                     reply
                 }
             };
-            let what = format!("end of killed container {}", self.container.id);
-            answer(reply, Err(Error::Deadline { what, limit: Effort::limit() }));
+            answer(reply, Err(self.undying()));
         }
+    }
+
+    fn undying(&self) -> Error {
+        let what = format!("end of killed container {}", self.container.id);
+        Error::Deadline { what, limit: Effort::limit() }
     }
 
     /// It does not run: answers whoever waited for that, in the order of what they wait
@@ -293,6 +299,7 @@ impl Driver {
             }
         }
         self.unfinished.removal |= !removers.is_empty();
+        self.unfinished.done();
         // The shim keeps an end that is not stored, unless nobody will ask for it.
         if self.unfinished.removal || !self.unfinished.has_end() {
             self.release_task().await;

@@ -12,6 +12,7 @@ use berth_model::{ContainerId, SandboxId};
 use berth_shim_client::{ApiVersion, Bootstrap, ProcessId, Shim};
 use nix::sys::signal::Signal;
 
+use super::sweep::remove_file;
 use crate::core::{Core, cgroup_error, cgroup_path, warn_failure};
 use crate::pending::Object;
 use crate::sandbox::end_shim;
@@ -23,18 +24,38 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// Longest command line and list of children that is read, bytes.
 const MAX_PROC: u64 = 1 << 20;
 
-/// Ends the shim that listens on the socket called `name`, if there is one. Its socket is
-/// swept with the others.
-pub(super) async fn end(core: &Arc<Core>, name: String) {
+/// Ends the shim that listens on the socket called `name`, if there is one; says whether
+/// its socket may be swept with the others. One that cannot be reached or ended now is
+/// tried again, and its socket, the one way to it, stays until then.
+pub(super) async fn end(core: &Arc<Core>, name: String) -> bool {
+    let Err(error) = end_once(core, name.clone()).await else { return true };
+    let object = Object::new("socket", core.config.sockets().join(&name).display());
+    let shared = Arc::clone(core);
+    let step = Step::new("sweep shim", move || {
+        let (core, name) = (Arc::clone(&shared), name.clone());
+        async move { end_once(&core, name).await }
+    });
+    core.pending.take_step(object, step, error);
+    false
+}
+
+async fn end_once(core: &Arc<Core>, name: String) -> Result<(), Error> {
     let socket = core.config.sockets().join(&name);
     let is_socket = std::fs::symlink_metadata(&socket).map(|found| found.file_type().is_socket());
     if !is_socket.unwrap_or(false) {
-        return;
+        return Ok(());
     }
     let address = format!("unix://{}", socket.display());
     let bootstrap = Bootstrap { version: ApiVersion::V3, address };
-    let Ok(shim) = Shim::connect(&bootstrap, CONNECT, false).await else { return };
-    let Some(process) = shim.peer() else { return };
+    let shim = match Shim::connect(&bootstrap, CONNECT, false).await {
+        Ok(shim) => shim,
+        Err(error) if error.is_gone() => {
+            tracing::warn!(path = %socket.display(), "sweep: socket of no shim");
+            return remove_file(&socket);
+        }
+        Err(source) => return Err(Error::Shim { action: "end shim at", id: name, source }),
+    };
+    let Some(process) = shim.peer() else { return Ok(()) };
     drop(shim);
     let Some(id) = sandbox_of(process, &name) else {
         tracing::warn!(
@@ -42,22 +63,18 @@ pub(super) async fn end(core: &Arc<Core>, name: String) {
             pid = process.pid,
             "a process that is no shim of ours listens here; it is left alone"
         );
-        return;
+        return Ok(());
     };
     tracing::error!(sandbox.id = %id, pid = process.pid, "sweep: a shim of no record is ended");
     // A shim that must be killed leaves its containers behind.
-    let (shared, children) = (Arc::clone(core), move || children(process));
-    let cgroups = core.disk.run(children).await.unwrap_or_default();
-    if let Err(error) = end_shim(core, id.clone(), None).await {
-        let object = Object::new("sandbox", &id);
-        let shared = Arc::clone(core);
-        let step = Step::new("sweep shim", move || end_shim(&shared, id.clone(), None));
-        core.pending.take_step(object, step, error);
-    }
+    let cgroups = core.disk.run(move || children(process)).await.unwrap_or_default();
+    let ended = end_shim(core, id.clone(), None).await;
+    let shared = Arc::clone(core);
     let left = core.disk.run(move || cgroups.into_iter().for_each(|child| kill(&shared, child)));
     if let Err(error) = left.await {
         warn_failure("sweep what a shim left", &error);
     }
+    ended
 }
 
 /// The sandbox that the process says it is the shim of; the socket has the start of its

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_cgroup::CgroupPath;
@@ -35,12 +35,12 @@ pub(super) async fn sweep(
     containers: HashSet<ContainerId>,
     attached: HashSet<SandboxId>,
 ) {
-    shims(core, &sandboxes).await;
+    let unused = shims(core, &sandboxes).await;
     let commands = exec::sweep(core).await;
     let network = links(core, attached).await;
     let shared = Arc::clone(core);
     let rest = move || {
-        let dirs = directories(&shared, &sandboxes, &containers)
+        let dirs = directories(&shared, &sandboxes, &containers, &unused)
             .and_then(|()| step_blocking(Point::RECOVER_DIRECTORIES_SWEPT));
         let snapshots = snapshots(&shared, &containers)
             .and_then(|()| step_blocking(Point::RECOVER_SNAPSHOTS_SWEPT));
@@ -58,11 +58,13 @@ pub(super) async fn sweep(
 }
 
 /// Shims of sandboxes that no record names. They are found by their sockets: of a sandbox
-/// that was being removed, or made, nothing else may be there.
-async fn shims(core: &Arc<Core>, live: &HashSet<SandboxId>) {
+/// that was being removed, or made, nothing else may be there. Tells which sockets
+/// are of no use any more; another may be the only way to a shim.
+async fn shims(core: &Arc<Core>, live: &HashSet<SandboxId>) -> HashSet<String> {
     let dir = core.config.sockets();
-    let Ok(Ok(names)) = core.disk.run(move || names(&dir)).await else { return };
+    let Ok(Ok(names)) = core.disk.run(move || names(&dir)).await else { return HashSet::new() };
     let known = sockets(core, live);
+    let ended = Arc::new(Mutex::new(HashSet::new()));
     let ending: Vec<_> = names
         .into_iter()
         .filter_map(|name| name.into_string().ok())
@@ -70,7 +72,13 @@ async fn shims(core: &Arc<Core>, live: &HashSet<SandboxId>) {
         .map(|name| {
             let core = Arc::clone(core);
             let tasks = core.tasks.clone();
-            tasks.spawn(async move { stranger::end(&core, name).await }.in_current_span())
+            let ended = Arc::clone(&ended);
+            let work = async move {
+                if stranger::end(&core, name.clone()).await {
+                    ended.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+                }
+            };
+            tasks.spawn(work.in_current_span())
         })
         .collect();
     // Those that hang are ended while others are served.
@@ -80,6 +88,7 @@ async fn shims(core: &Arc<Core>, live: &HashSet<SandboxId>) {
     if let Err(error) = step(Point::RECOVER_SHIMS_SWEPT).await {
         warn_failure("sweep shims", &error);
     }
+    std::mem::take(&mut *ended.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Names of the sockets of the given sandboxes' shims.
@@ -102,15 +111,15 @@ fn directories(
     core: &Core,
     sandboxes: &HashSet<SandboxId>,
     containers: &HashSet<ContainerId>,
+    unused: &HashSet<String>,
 ) -> Result<(), Error> {
     let config = &core.config;
-    let sockets = sockets(core, sandboxes);
     let in_sandboxes = |name: &str| is_sandbox(sandboxes, name);
     let in_containers = |name: &str| is_container(containers, name);
     for (dir, keep) in [
         (config.sandboxes(), &in_sandboxes as &dyn Fn(&str) -> bool),
         (config.containers(), &in_containers),
-        (config.sockets(), &|name: &str| sockets.contains(name)),
+        (config.sockets(), &|name: &str| !unused.contains(name)),
     ] {
         for name in names(&dir)? {
             if name.to_str().is_some_and(keep) {
@@ -142,7 +151,7 @@ fn remove(path: &Path) -> Result<(), Error> {
 }
 
 /// A shim that is ending removes its socket itself.
-fn remove_file(path: &Path) -> Result<(), Error> {
+pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::io("remove", path)(error))

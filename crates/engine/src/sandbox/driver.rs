@@ -11,7 +11,8 @@ use tracing::{Instrument as _, debug_span, info_span};
 use super::{Asked, Command, Sandbox, status_of};
 use crate::Error;
 use crate::again::Again;
-use crate::core::{Core, step, warn_failure};
+use crate::core::{Core, step};
+use crate::pending::Object;
 
 pub(super) struct Driver {
     pub(super) core: Arc<Core>,
@@ -33,6 +34,17 @@ enum Unfinished {
     Removal,
 }
 
+impl Unfinished {
+    /// For people.
+    fn told(self) -> &'static str {
+        match self {
+            Self::Loss => "store that the shim is gone",
+            Self::Stop => "stop sandbox",
+            Self::Removal => "remove sandbox",
+        }
+    }
+}
+
 /// Publishes a stored sandbox, and starts its driver.
 pub(crate) fn spawn(
     core: &Arc<Core>,
@@ -42,14 +54,9 @@ pub(crate) fn spawn(
 ) {
     let span = info_span!(parent: None, "sandbox", sandbox.id = %sandbox.id);
     core.sandboxes.insert(sandbox.id.clone(), Arc::clone(&sandbox));
-    let driver = Driver {
-        core: Arc::clone(core),
-        sandbox,
-        record,
-        commands,
-        unfinished: None,
-        again: Again::default(),
-    };
+    let again = Again::new(&core.pending, Object::new("sandbox", &sandbox.id));
+    let driver =
+        Driver { core: Arc::clone(core), sandbox, record, commands, unfinished: None, again };
     core.tasks.spawn(driver.run().instrument(span));
 }
 
@@ -113,18 +120,16 @@ impl Driver {
             Unfinished::Stop => self.stop().await,
             Unfinished::Removal => self.remove().await,
         };
-        if let Err(error) = &done {
-            warn_failure("finish what failed before", error);
-        }
         self.noted(what, &done);
         what == Unfinished::Removal && done.is_ok()
     }
 
     /// Remembers what failed, and forgets what was done with all that it includes.
     fn noted(&mut self, what: Unfinished, outcome: &Result<(), Error>) {
-        if outcome.is_err() {
-            self.unfinished = self.unfinished.max(Some(what));
-            self.again.later();
+        if let Err(error) = outcome {
+            let greatest = self.unfinished.map_or(what, |unfinished| unfinished.max(what));
+            self.unfinished = Some(greatest);
+            self.again.later(greatest.told(), error);
         } else if self.unfinished <= Some(what) {
             self.unfinished = None;
             self.again.never();

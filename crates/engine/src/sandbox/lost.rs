@@ -19,11 +19,7 @@ impl Driver {
         {
             warn_failure("kill what the shim left", &error);
         }
-        let stored = self.store_loss().await;
-        if let Err(error) = &stored {
-            warn_failure("store that the shim is gone; it is tried again", error);
-        }
-        stored
+        self.store_loss().await
     }
 
     pub(super) async fn store_loss(&mut self) -> Result<(), Error> {

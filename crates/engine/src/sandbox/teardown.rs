@@ -128,7 +128,8 @@ fn attachment(record: &AttachmentRecord) -> Attachment {
 }
 
 /// Asks the shim to end, and kills it if it does not. Without a record it is looked for
-/// where it was told to listen.
+/// where it was told to listen, and unless nobody listens there, its end is certain only
+/// once it was reached: until then its socket, the one way to it, stays.
 ///
 /// A shim that says it let go of everything is awaited in the background: nobody needs
 /// its last moments.
@@ -148,15 +149,19 @@ pub(crate) fn end_shim(
         };
         let mut process = record.as_ref().and_then(process);
         let mut ending = false;
-        if let Ok(shim) = Shim::connect(&bootstrap, CONNECT, false).await {
-            process = process.or_else(|| shim.peer());
-            // One that gives no sign of life need not be asked for more.
-            let alive = shim.sandbox_ping(&id, ALIVE).await;
-            if !matches!(alive, Err(berth_shim_client::Error::Deadline { .. })) {
-                let answer = tokio::time::timeout(END, shim.sandbox_shutdown(&id)).await;
-                ending =
-                    matches!(answer, Ok(Ok(()))) && step(Point::STOP_SHIM_RELEASED).await.is_ok();
+        match Shim::connect(&bootstrap, CONNECT, false).await {
+            Ok(shim) => {
+                process = process.or_else(|| shim.peer());
+                match release(&shim, &id).await {
+                    Ok(()) => ending = step(Point::STOP_SHIM_RELEASED).await.is_ok(),
+                    Err(error) if process.is_none() => return Err(error),
+                    Err(_) => {}
+                }
             }
+            Err(source) if process.is_none() && !source.is_gone() => {
+                return Err(unended(&id, source));
+            }
+            Err(_) => {}
         }
         let socket = core.config.socket(&id);
         if !ending {
@@ -179,6 +184,23 @@ pub(crate) fn end_shim(
     }
 }
 
+/// Has the shim let go of everything.
+async fn release(shim: &Shim, id: &SandboxId) -> Result<(), Error> {
+    // One that gives no sign of life need not be asked for more.
+    if let Err(error @ berth_shim_client::Error::Deadline { .. }) =
+        shim.sandbox_ping(id, ALIVE).await
+    {
+        return Err(unended(id, error));
+    }
+    let late = |_| Error::Deadline { what: format!("end of shim {id}"), limit: END };
+    let answer = tokio::time::timeout(END, shim.sandbox_shutdown(id)).await;
+    answer.map_err(late)?.map_err(|source| unended(id, source))
+}
+
+fn unended(id: &SandboxId, source: berth_shim_client::Error) -> Error {
+    Error::Shim { action: "end shim of", id: id.to_string(), source }
+}
+
 /// Waits until the process is gone, having killed it first or when it takes too long;
 /// then removes its socket.
 async fn bury(
@@ -187,7 +209,7 @@ async fn bury(
     id: &SandboxId,
     socket: PathBuf,
 ) -> Result<(), Error> {
-    let failed = |source| Error::Shim { action: "end shim of", id: id.to_string(), source };
+    let failed = |source| unended(id, source);
     if let Some(process) = process {
         let gone = !kill && ended(process, END).await.map_err(failed)?;
         if !gone {
