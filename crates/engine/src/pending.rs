@@ -193,13 +193,15 @@ impl Pending {
             let concerned =
                 chains.values().filter(|chain| chain.object.pod.as_deref() == Some(pod));
             let tried = concerned.map(|chain| {
+                let mut tried = chain.tried.clone();
+                // Before the try can begin, which may be over at once.
+                tried.mark_unchanged();
                 chain.hurry.notify_one();
-                chain.tried.clone()
+                tried
             });
             tried.collect()
         };
         let tried = concerned.into_iter().map(|mut tried| async move {
-            tried.mark_unchanged();
             // An error means that all is done.
             let _done = tried.changed().await;
         });
