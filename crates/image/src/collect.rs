@@ -96,15 +96,16 @@ impl Inner {
     /// Takes away what no row names, and the rows that name nothing; returns how many
     /// layers and blobs went.
     pub(crate) fn sweep(&self) -> Result<(usize, usize), Error> {
-        let mut rows = HashSet::new();
+        let (mut rows, mut gone) = (HashSet::new(), Vec::new());
         for row in self.store.snapshots().map_err(store("list layers"))? {
             let committed = self.snapshots.is_committed(row.chain);
             if committed.map_err(|source| Error::Snapshot { action: "find layer", source })? {
                 rows.insert(row.chain);
             } else {
-                self.store.remove_snapshot(&row.chain).map_err(store("remove layer record"))?;
+                gone.push(row.chain);
             }
         }
+        self.store.forget(None, &gone, &[]).map_err(store("remove layer records"))?;
         step_blocking(Point::RECOVER_LAYER_ROWS)?;
         let swept = self.snapshots.sweep_committed(&rows);
         let swept = swept.map_err(|source| Error::Snapshot { action: "sweep layers", source })?;
@@ -127,9 +128,8 @@ impl Inner {
                 trash.extend(self.detach_blob(digest)?);
             }
         }
-        for gone in rows.difference(&present) {
-            self.store.remove_blob(gone).map_err(store("remove blob record"))?;
-        }
+        let gone: Vec<_> = rows.difference(&present).copied().collect();
+        self.store.forget(None, &[], &gone).map_err(store("remove blob records"))?;
         let removed = trash.len();
         self.cleaner.take(trash);
         Ok(removed)
@@ -146,8 +146,9 @@ impl Inner {
         let gate = self.pins.close();
         step_blocking(Point::COLLECT_CLOSED)?;
         let garbage = self.garbage(&gate, gone)?;
-        if let Some(id) = gone {
-            self.store.remove_image(id).map_err(store("remove image"))?;
+        let forgotten = self.store.forget(gone, &garbage.chains, &garbage.blobs);
+        forgotten.map_err(store("remove records"))?;
+        if gone.is_some() {
             step_blocking(Point::REMOVE_IMAGE_FORGOTTEN)?;
         }
         self.discard(gate, &garbage)
@@ -190,7 +191,7 @@ impl Inner {
         Ok(Garbage { chains, blobs })
     }
 
-    /// Rows first, then names, then the gate opens, then files.
+    /// Of what no row names any more: names first, then the gate opens, then files go.
     fn discard(&self, gate: Gate<'_>, garbage: &Garbage) -> Result<(usize, usize), Error> {
         let mut trash = Vec::with_capacity(garbage.chains.len() + garbage.blobs.len());
         let taken = self.take_away(garbage, &mut trash);
@@ -210,7 +211,6 @@ impl Inner {
 
     fn take_away(&self, garbage: &Garbage, trash: &mut Vec<Trash>) -> Result<(), Error> {
         for chain in &garbage.chains {
-            self.store.remove_snapshot(chain).map_err(store("remove layer record"))?;
             step_blocking(Point::COLLECT_LAYER_FORGOTTEN)?;
             let detached = self.snapshots.detach_committed(*chain);
             let failed = |source| Error::Snapshot { action: "remove layer", source };
@@ -218,7 +218,6 @@ impl Inner {
             step_blocking(Point::COLLECT_LAYER_DETACHED)?;
         }
         for digest in &garbage.blobs {
-            self.store.remove_blob(digest).map_err(store("remove blob record"))?;
             step_blocking(Point::COLLECT_BLOB_FORGOTTEN)?;
             trash.extend(self.detach_blob(*digest)?);
             step_blocking(Point::COLLECT_BLOB_DETACHED)?;

@@ -40,6 +40,10 @@ const SCHEMA: Schema = Schema {
     durability: Durability::Full,
 };
 
+/// Rows that one commit forgets. Each may change a page or more, and the log has room for
+/// 500 beyond those at which it is written back.
+const FORGOTTEN_AT_ONCE: usize = 64;
+
 /// The store of images; shared by reference between threads.
 #[derive(Debug)]
 pub struct ImageStore {
@@ -151,7 +155,10 @@ impl ImageStore {
 
     /// Forgets one name; says whether it was known. The image stays.
     pub fn untag(&self, reference: &str) -> Result<bool, Error> {
-        self.delete("remove image name", "DELETE FROM names WHERE reference = ?1", reference)
+        self.database.write("remove image name", |sql| {
+            let delete = "DELETE FROM names WHERE reference = ?1";
+            Ok(sql.prepare_cached(delete)?.execute([reference])? > 0)
+        })
     }
 
     /// Stores that a blob was verified and is on disk.
@@ -185,11 +192,6 @@ impl ImageStore {
         rows.into_iter().map(BlobRow::record).collect()
     }
 
-    /// Forgets a blob; says whether it was known.
-    pub fn remove_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        self.delete("remove blob", "DELETE FROM blobs WHERE digest = ?1", &digest.to_string())
-    }
-
     /// Stores a committed snapshot.
     pub fn put_snapshot(&self, snapshot: &SnapshotRecord) -> Result<(), Error> {
         self.database.make_room()?;
@@ -220,9 +222,29 @@ impl ImageStore {
         rows.into_iter().map(SnapshotRow::record).collect()
     }
 
-    /// Forgets a snapshot; says whether it was known.
-    pub fn remove_snapshot(&self, chain: &ChainId) -> Result<bool, Error> {
-        self.delete("remove snapshot", "DELETE FROM snapshots WHERE chain = ?1", &chain.to_string())
+    /// Forgets `image`, if one is named, then layers and blobs: few commits, of which each
+    /// waits for the disk, and none of them larger than the space set aside for the log.
+    pub fn forget(
+        &self,
+        image: Option<&Digest>,
+        chains: &[ChainId],
+        blobs: &[Digest],
+    ) -> Result<(), Error> {
+        let images = image.map(|id| ("DELETE FROM images WHERE id = ?1", id.to_string()));
+        let chains = chains
+            .iter()
+            .map(|chain| ("DELETE FROM snapshots WHERE chain = ?1", chain.to_string()));
+        let blobs =
+            blobs.iter().map(|digest| ("DELETE FROM blobs WHERE digest = ?1", digest.to_string()));
+        let all: Vec<_> = images.into_iter().chain(chains).chain(blobs).collect();
+        for some in all.chunks(FORGOTTEN_AT_ONCE) {
+            self.database.write("remove what nothing needs", |sql| {
+                some.iter().try_for_each(|(delete, key)| {
+                    sql.prepare_cached(delete)?.execute([key]).map(drop)
+                })
+            })?;
+        }
+        Ok(())
     }
 
     fn one(
@@ -233,10 +255,6 @@ impl ImageStore {
     ) -> Result<Option<ImageRecord>, Error> {
         let found = self.database.read(action, |sql| find(sql, query, key))?;
         found.map(|(names, row)| row.record(names)).transpose()
-    }
-
-    fn delete(&self, action: &'static str, query: &str, key: &str) -> Result<bool, Error> {
-        self.database.write(action, |sql| Ok(sql.prepare_cached(query)?.execute([key])? > 0))
     }
 }
 

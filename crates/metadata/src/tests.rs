@@ -127,8 +127,33 @@ fn what_was_stored_is_there_after_a_reopen() {
     assert_eq!(store.snapshots().unwrap(), vec![snapshot.clone()]);
     assert_eq!(store.snapshot(&snapshot.chain).unwrap(), Some(snapshot.clone()));
     assert_eq!(store.blob(&Digest::of(b"layer")).unwrap().map(|blob| blob.size), Some(9));
-    assert!(store.remove_snapshot(&snapshot.chain).unwrap());
-    assert!(!store.remove_snapshot(&snapshot.chain).unwrap());
+}
+
+/// teeth: crates/metadata/src/images.rs: `images.into_iter().chain(chains).chain(blobs)` → `images.into_iter().chain(chains)`
+#[test]
+fn an_image_and_hundreds_of_its_layers_and_blobs_are_forgotten_and_no_others() {
+    let files = Files::new();
+    let store = files.images();
+    let (gone, kept) = (image("a", &["r.example/a:1"]), image("b", &["r.example/b:1"]));
+    let digests: Vec<_> = (0..200).map(|n: u32| Digest::of(&n.to_le_bytes())).collect();
+    let chains: Vec<_> = digests.iter().copied().map(ChainId).collect();
+    store.put_image(&gone).unwrap();
+    store.put_image(&kept).unwrap();
+    for chain in &chains {
+        let (parent, dir) = (None, format!("committed/{}", chain.0));
+        let snapshot = SnapshotRecord { chain: *chain, parent, bytes: 1, inodes: 1, dir };
+        store.put_snapshot(&snapshot).unwrap();
+        store.put_blob(&chain.0, 9).unwrap();
+    }
+    store.forget(Some(&gone.id), &chains[1..], &digests[..199]).unwrap();
+    assert_eq!(store.images().unwrap(), [kept]);
+    let layers: Vec<_> = store.snapshots().unwrap().into_iter().map(|row| row.chain).collect();
+    assert_eq!(layers, chains[..1]);
+    let blobs: Vec<_> = store.blobs().unwrap().into_iter().map(|row| row.digest).collect();
+    assert_eq!(blobs, digests[199..]);
+    // What is forgotten already is none the worse for it.
+    store.forget(Some(&gone.id), &chains, &digests).unwrap();
+    assert!(store.snapshots().unwrap().is_empty() && store.blobs().unwrap().is_empty());
 }
 
 #[test]

@@ -284,10 +284,7 @@ async fn a_layer_in_use_outlives_the_loss_of_its_row() {
     node.restart();
     let store = berth_metadata::ImageStore::open(&root.join("images.db")).unwrap();
     for image in [&one, &two] {
-        store.remove_image(&image.id).unwrap();
-        for chain in &image.chain {
-            store.remove_snapshot(chain).unwrap();
-        }
+        store.forget(Some(&image.id), &image.chain, &[]).unwrap();
     }
     drop(store);
     let used = InUse { image: one.id, name: String::new(), chain: one.chain.clone() };
