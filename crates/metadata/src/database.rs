@@ -209,7 +209,8 @@ fn found_version(path: &Path, access: OpenFlags) -> rusqlite::Result<u32> {
 /// Caches stay under 2 MB per connection; temporary tables never touch the disk.
 fn configure(connection: &Connection, durability: Durability) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    // The answer comes before the commit: what fails there is only told by reading on.
+    connection.pragma(None, "journal_mode", "WAL", |_| Ok(()))?;
     connection.pragma_update(
         None,
         "synchronous",

@@ -68,7 +68,7 @@ impl Case {
 
 /// The calls that touch the store in an undisturbed run, and how often each.
 pub(crate) fn calls(script: &Script) -> BTreeMap<String, usize> {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = trace::directory();
     let ran = trace::run(script, &dir.path().join("store.db"), None);
     assert!(ran.success && Said::of(&ran.stdout).done, "undisturbed: {}{}", ran.stdout, ran.stderr);
     assert!(Said::of(&ran.stdout).errors.is_empty(), "undisturbed: {}", ran.stdout);

@@ -30,8 +30,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use cases::{Case, Fault};
 use script::{Script, State};
 
-/// Cases of each script in `cargo test`.
+/// Cases of each script in `cargo test`; a script that fills the log has large records.
 const SAMPLE: usize = 36;
+const LARGE: usize = 12;
 /// Cases of a script that fills the log, of all.
 const LARGE_SAMPLE: usize = 2000;
 
@@ -48,7 +49,7 @@ fn worker() {
         }
         Err(_) => {
             for script in Script::all() {
-                let dir = tempfile::tempdir().unwrap();
+                let dir = trace::directory();
                 let path = dir.path().join("store.db");
                 script.perform(&path);
                 assert_eq!(script.read(&path).unwrap(), script.state(script.len()));
@@ -107,6 +108,7 @@ fn chosen(script: &Script, mut all: Vec<Case>) -> Vec<Case> {
     let sample = match std::env::var("BERTH_SWEEP").unwrap_or_default().as_str() {
         "all" if !script.large => return all,
         "all" => LARGE_SAMPLE,
+        "" if script.large => LARGE,
         "" => SAMPLE,
         number => number.parse().expect("BERTH_SWEEP is `all` or a number"),
     };
@@ -141,7 +143,7 @@ fn splitmix(state: &mut u64) -> u64 {
 
 /// One worker, disturbed once or from one call on, and what is left of its work.
 fn check(script: &Script, case: &Case) -> Result<(), String> {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = trace::directory();
     let path = dir.path().join("store.db");
     let ran = trace::run(script, &path, Some(case));
     let said = cases::Said::of(&ran.stdout);
@@ -179,6 +181,9 @@ fn left_behind(
     if found != before && (done || found != after) {
         return Err(format!("{acknowledged} commits were acknowledged, and there is {found:#?}"));
     }
+    if script.pods {
+        copied(script, path, found.clone().copied())?;
+    }
     let sound = script::integrity(path);
     if sound != "ok" {
         return Err(format!("integrity check: {sound}"));
@@ -187,20 +192,36 @@ fn left_behind(
     let expected = script.state(script.len());
     script.finish(path, if found == before { acknowledged } else { acknowledged + 1 });
     match script.read(path) {
-        Ok(state) if state == expected => only_the_store(path),
+        Ok(state) if state == expected => only_the_store(script, path),
         Ok(state) => Err(format!("the rest of the script led to {state:#?}")),
         Err(error) => Err(format!("it does not open again: {error:?}")),
     }
 }
 
+/// The copies of records alone must lead to `expected`.
+fn copied(script: &Script, path: &Path, expected: State) -> Result<(), String> {
+    match script.rebuilt(path) {
+        Ok(rebuilt) if rebuilt == expected => {}
+        other => return Err(format!("the copies would make {other:#?} of {expected:#?}")),
+    }
+    for suffix in ["", "-wal", "-shm"] {
+        let file = path.with_file_name(format!("rebuilt.db{suffix}"));
+        std::fs::remove_file(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    Ok(())
+}
+
 /// Nothing but the database is beside a database that was closed, and what is kept for
 /// its log: a log without a byte, and its index.
-fn only_the_store(path: &Path) -> Result<(), String> {
+fn only_the_store(script: &Script, path: &Path) -> Result<(), String> {
     let own = path.file_name().unwrap().to_string_lossy();
     for entry in std::fs::read_dir(path.parent().unwrap()).unwrap() {
         let entry = entry.unwrap();
         let name = entry.file_name().to_string_lossy().into_owned();
         let length = entry.metadata().unwrap().len();
+        if script.pods && name == "run" {
+            continue;
+        }
         match name.strip_prefix(&*own) {
             Some("" | "-shm") => {}
             Some("-wal") if length == 0 => {}

@@ -1,11 +1,12 @@
 //! What the worker commits, and what must then be there.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use berth_metadata::{
-    BlobRecord, ContainerRecord, Error, ImageStore, Lease, PodStore, SandboxPhase, SandboxRecord,
-    SnapshotRecord,
+    BlobRecord, ContainerRecord, Copies, Error, ImageStore, Lease, PodStore, SandboxPhase,
+    SandboxRecord, SnapshotRecord,
 };
 use berth_model::container::{ContainerName, ContainerSpec, Timestamp};
 use berth_model::image::ImageRecord;
@@ -33,6 +34,8 @@ enum Step {
     Release(SandboxId),
     PutImage(Box<ImageRecord>),
     RemoveImage(Digest),
+    /// An image, with a layer and the blob of the same digest.
+    Forget(Digest, Digest),
     PutBlobs(Vec<BlobRecord>),
     PutSnapshot(SnapshotRecord),
 }
@@ -57,7 +60,7 @@ enum Store {
 /// A sequence of commits.
 pub(crate) struct Script {
     pub(crate) name: &'static str,
-    pods: bool,
+    pub(crate) pods: bool,
     /// It is for what happens when the log is full; each call of it is like many others.
     pub(crate) large: bool,
     steps: Vec<Step>,
@@ -137,12 +140,38 @@ impl Script {
         state
     }
 
+    /// As berthd opens it: what is taken for damaged is set aside. Images are lost so, and
+    /// pods made anew from their copies, which must not be needed for anything here.
     fn open(&self, path: &Path) -> Result<Store, Error> {
         Ok(match self.pods {
-            true => Store::Pods(PodStore::open(path)?),
-            // As berthd opens it: what is taken for damaged is set aside, and so lost.
+            true => Store::Pods(PodStore::recover(path, &copies(path))?.0),
             false => Store::Images(ImageStore::recover(path)?),
         })
+    }
+
+    /// Where the copy of each record that the script stores is kept, and the directories
+    /// that are made for it.
+    pub(crate) fn copied(&self, path: &Path) -> Vec<PathBuf> {
+        let copies = copies(path);
+        let dirs: BTreeSet<_> = self
+            .steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::PutSandbox(record) => Some(copies.sandboxes.join(record.id.as_str())),
+                Step::PutContainer(record) => Some(copies.containers.join(record.id.as_str())),
+                _ => None,
+            })
+            .collect();
+        let files = |dir: &PathBuf| ["record.json", "record.new"].map(|name| dir.join(name));
+        let files: Vec<_> = dirs.iter().flat_map(files).collect();
+        let roots = [copies.sandboxes, copies.containers].into_iter().filter(|_| self.pods);
+        roots.chain(dirs).chain(files).collect()
+    }
+
+    /// What the copies alone would make of a store that is lost.
+    pub(crate) fn rebuilt(&self, path: &Path) -> Result<State, Error> {
+        let (store, _) = PodStore::recover(&path.with_file_name("rebuilt.db"), &copies(path))?;
+        Store::Pods(store).state()
     }
 
     fn attempt(&self, step: &Step, store: &mut Option<Store>, path: &Path) -> Result<(), Error> {
@@ -165,6 +194,12 @@ impl Script {
     }
 }
 
+/// Beside the store, as nothing else is.
+fn copies(path: &Path) -> Copies {
+    let run = path.with_file_name("run");
+    Copies { sandboxes: run.join("sandboxes"), containers: run.join("containers") }
+}
+
 fn commit_pods(store: &PodStore, step: &Step) -> Result<(), Error> {
     match step {
         Step::PutSandbox(record) => store.put_sandbox(record),
@@ -181,6 +216,7 @@ fn commit_images(store: &ImageStore, step: &Step) -> Result<(), Error> {
     match step {
         Step::PutImage(record) => store.put_image(record),
         Step::RemoveImage(id) => store.remove_image(id).map(drop),
+        Step::Forget(id, layer) => store.forget(Some(id), &[ChainId(*layer)], &[*layer]),
         Step::PutBlobs(blobs) => store.put_blobs(blobs),
         Step::PutSnapshot(record) => store.put_snapshot(record),
         other => panic!("{other:?} is not for images"),
@@ -235,10 +271,22 @@ impl State {
                 self.images.push((**record).clone());
             }
             Step::RemoveImage(id) => self.images.retain(|known| known.id != *id),
+            Step::Forget(id, layer) => {
+                self.images.retain(|known| known.id != *id);
+                self.snapshots.retain(|known| known.chain.0 != *layer);
+                self.blobs.retain(|known| known.digest != *layer);
+            }
             Step::PutBlobs(blobs) => self.blobs.extend(blobs),
             Step::PutSnapshot(record) => self.snapshots.push(record.clone()),
         }
         self.sort();
+    }
+
+    /// What copies are kept of.
+    pub(crate) fn copied(mut self) -> Self {
+        self.sandboxes.retain(|record| record.phase != SandboxPhase::Creating);
+        self.leases.clear();
+        self
     }
 
     fn sort(&mut self) {
@@ -376,6 +424,7 @@ fn images() -> Vec<Step> {
     steps.push(image("b", "b", 10_000));
     steps.push(Step::RemoveImage(Digest::of(b"a")));
     steps.push(image("c", "c", 1));
+    steps.push(Step::Forget(Digest::of(b"b"), Digest::of(b"two")));
     steps
 }
 

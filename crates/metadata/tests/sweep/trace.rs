@@ -32,9 +32,9 @@ pub(crate) fn possible() -> Result<(), String> {
 pub(crate) fn run(script: &Script, path: &Path, case: Option<&Case>) -> Ran {
     let log = path.with_file_name("trace");
     let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "-o"]).arg(&log);
+    command.args(["-f", "--seccomp-bpf", "-qq", "-o"]).arg(&log);
     // Only calls that touch the store are counted, and fail.
-    for touched in touched(path) {
+    for touched in touched(path).into_iter().chain(script.copied(path)) {
         command.arg("-P").arg(touched);
     }
     match case {
@@ -58,6 +58,13 @@ pub(crate) fn run(script: &Script, path: &Path, case: Option<&Case>) -> Ran {
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         trace,
     }
+}
+
+/// A directory for a store; thousands of commits that wait for a disk would measure that.
+pub(crate) fn directory() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    dir.unwrap()
 }
 
 fn touched(path: &Path) -> Vec<PathBuf> {
