@@ -91,6 +91,15 @@ impl Node {
         berth_metadata::PodStore::open(&self.dir.path().join("root/pods.db")).unwrap()
     }
 
+    /// Leaves `pods.db` alone to say what there was.
+    pub(crate) fn forget_copies(&self) {
+        for kind in ["sandboxes", "containers"] {
+            for entry in std::fs::read_dir(self.path().join("state").join(kind)).unwrap() {
+                std::fs::remove_file(entry.unwrap().path().join("record.json")).unwrap();
+            }
+        }
+    }
+
     pub(crate) fn sandbox_spec(&self, name: &str) -> SandboxSpec {
         SandboxSpec {
             name: SandboxName {

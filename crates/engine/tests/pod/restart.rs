@@ -90,7 +90,12 @@ fn after_a_reboot_nothing_is_ready_and_everything_can_be_removed() {
         let sandbox = node.sandbox("reboot").await;
         let id = node.create(&sandbox, "main", "exec sleep 1000").await;
         node.start_container(&id).await;
+        let shim = node.engine.sandbox(&sandbox).unwrap().shim_pid;
         node.engine.shutdown().await;
+        // A reboot leaves no process, and nothing in the state directory.
+        let shim = nix::unistd::Pid::from_raw(i32::try_from(shim).unwrap());
+        nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL).unwrap();
+        node.forget_copies();
         let pods = node.pods();
         let mut record = pods.sandboxes().unwrap().remove(0);
         record.boot_id = "another boot".into();
@@ -118,6 +123,8 @@ fn a_sandbox_whose_making_was_interrupted_is_undone() {
         let mut record = pods.sandboxes().unwrap().remove(0);
         record.phase = berth_metadata::SandboxPhase::Creating;
         (record.shim, record.network) = (None, None);
+        // What is being made has no copy yet.
+        node.forget_copies();
         pods.put_sandbox(&record).unwrap();
         drop(pods);
 
