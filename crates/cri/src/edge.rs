@@ -101,20 +101,27 @@ mod tests {
         assert_eq!(traceparent(&MetadataMap::new()), None);
     }
 
-    #[tokio::test]
-    async fn a_failed_request_becomes_a_status() {
-        let span = request_span!(INFO, "cri.test");
-        let result = answer(span, Request::new(7), async |seven: i32| {
-            assert_eq!(seven, 7);
-            Err::<(), _>(Error::Missing("config"))
+    #[test]
+    fn a_failed_request_becomes_a_status() {
+        logged(async {
+            let span = request_span!(INFO, "cri.test");
+            let result = answer(span, Request::new(7), async |seven: i32| {
+                assert_eq!(seven, 7);
+                Err::<(), _>(Error::Missing("config"))
+            });
+            let status = result.await.unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument);
+            assert_eq!(status.message(), "config is missing");
         });
-        let status = result.await.unwrap_err();
-        assert_eq!(status.code(), tonic::Code::InvalidArgument);
-        assert_eq!(status.message(), "config is missing");
     }
+
+    /// Whether anybody listens to a place in the code is remembered for all threads: the
+    /// tests that pass the same places do so one after the other.
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
     /// What is logged at `info` while `work` runs.
     fn logged(work: impl Future<Output = ()>) -> String {
+        let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (reader, writer) = std::io::pipe().unwrap();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::INFO)

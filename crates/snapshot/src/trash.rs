@@ -48,8 +48,16 @@ impl Trash {
         if inner.sizes().contains_key(&self.path) {
             return Ok(());
         }
-        let found = tree::usage(inner.open_directory(&self.path)?.as_fd())?;
-        let size = Size { bytes: found.bytes, inodes: found.inodes };
+        let size = match inner.open_directory(&self.path) {
+            // A link that led to a layer, or whatever had a layer's name.
+            Err(Error::Io { source: Errno::ENOTDIR | Errno::ELOOP, .. }) => {
+                Size { bytes: 0, inodes: 1 }
+            }
+            directory => {
+                let found = tree::usage(directory?.as_fd())?;
+                Size { bytes: found.bytes, inodes: found.inodes }
+            }
+        };
         inner.sizes().insert(self.path.clone(), size);
         Ok(())
     }
