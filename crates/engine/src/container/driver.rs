@@ -108,7 +108,10 @@ impl Driver {
                     self.ending = None;
                     self.ended(exited).instrument(debug_span!("exited")).await
                 }
-                outcome = Starting::outcome(&mut self.starting) => self.begun(outcome).await,
+                outcome = Starting::outcome(&mut self.starting) => {
+                    let request = Starting::request(self.starting.as_ref());
+                    self.begun(outcome).instrument(request).await
+                }
                 () = Stopping::died(&mut self.stopping) => {
                     self.died().await
                 }

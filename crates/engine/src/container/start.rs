@@ -22,7 +22,7 @@ use berth_model::{ContainerId, ContainerState, ErrorKind, SandboxId};
 use berth_shim_client::{CreateRequest, Input, Output, Shim};
 use berth_snapshot::{Durability, SnapshotKey};
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{Instrument as _, debug_span};
+use tracing::{Instrument as _, Span, debug_span};
 
 use super::decide::{self, SHIM_ANSWER, Verdict};
 use super::driver::Driver;
@@ -58,6 +58,8 @@ pub(super) enum Failure {
 
 /// A start under way.
 pub(super) struct Starting {
+    /// The span of the request that began it: what it leads to is told there as well.
+    request: Span,
     work: Pin<Box<dyn Future<Output = Result<Executed, Failure>> + Send>>,
     /// When it is given up.
     until: Instant,
@@ -67,6 +69,11 @@ pub(super) struct Starting {
 }
 
 impl Starting {
+    /// The span of the request that began it.
+    pub(super) fn request(starting: Option<&Self>) -> Span {
+        starting.map_or_else(Span::none, |starting| starting.request.clone())
+    }
+
     /// How it ended; never without one.
     pub(super) async fn outcome(starting: &mut Option<Self>) -> Result<Executed, Failure> {
         let Some(starting) = starting else { return std::future::pending().await };
@@ -96,6 +103,7 @@ impl Driver {
                 };
                 let span = debug_span!("start_container");
                 self.starting = Some(Starting {
+                    request: Span::current(),
                     work: Box::pin(work.run(shim).instrument(span)),
                     until: Instant::now() + START,
                     starters: vec![reply],
