@@ -3,7 +3,8 @@
 //! The shim's one thread must not wait for a file system that others serve
 //! ([`super::place`]). There, and only there, a forked child reads the container's pipes and
 //! writes the log; a file system that does not answer stops that child and, once its pipe is
-//! full, the container, and nobody else. No line is lost: they wait in the pipe.
+//! full, the container, and nobody else. No line is lost, for they wait in the pipe, but the
+//! unfinished one of a writer that is killed.
 //!
 //! ```text
 //! container --pipe--> writer --> log        shim <--requests, answers--> writer
