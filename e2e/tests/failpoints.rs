@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Result;
-use berth_api::v1::NamespaceMode;
+use anyhow::{Context as _, Result};
+use berth_api::v1::{ContainerState, NamespaceMode};
 use berth_testkit::tar::Tar;
 use berth_testkit::{
     Node, container_config, failpoints, image, sandbox_security, script, security,
@@ -101,4 +101,26 @@ async fn die_at(
     anyhow::ensure!(verb(node).await.is_err(), "the daemon did not die at {point}");
     node.daemon().arm("")?;
     node.kill_and_restart().await
+}
+
+/// A daemon that dies while it cleans up after a failed start has told nobody of it: the
+/// container was not started, and the next start says what is wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_error_that_nobody_was_told_of_is_told_by_the_next_start() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    for point in ["stop.cgroup_killed", "start.refused"] {
+        let config = container_config("main", &image, &["/no/such/program"]);
+        let id = node.cri.create_container(&pod.id, &pod.config, &config).await?;
+        let start = async |node: &mut Node| Ok(node.cri.start_container(&id).await?);
+        die_at(&mut node, point, start).await?;
+        let status = node.cri.container_status(&id).await?;
+        assert_eq!(status.state(), ContainerState::ContainerCreated, "{point}: {status:?}");
+        let refused = node.cri.start_container(&id).await.err().context("it was executed")?;
+        assert!(refused.message().contains("/no/such/program"), "{point}: {refused:?}");
+        let status = node.cri.container_status(&id).await?;
+        let end = (status.exit_code, status.reason.as_str());
+        assert_eq!(end, (128, "StartError"), "{point}: {status:?}");
+        node.cri.remove_container(&id).await?;
+    }
+    node.assert_clean().await
 }

@@ -168,6 +168,7 @@ impl ImageStore {
 
     /// Stores several blobs in one commit.
     pub fn put_blobs(&self, blobs: &[BlobRecord]) -> Result<(), Error> {
+        self.database.make_room()?;
         self.database
             .write("store blobs", |sql| blobs.iter().try_for_each(|blob| insert_blob(sql, blob)))
     }

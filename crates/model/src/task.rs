@@ -16,6 +16,13 @@ pub struct TaskEnd {
     pub at: Timestamp,
     /// Processes of the container that the kernel killed for the memory limit.
     pub oom_kills: u64,
+    /// Whether its program was executed; a shim that does not say so has not looked.
+    #[serde(default = "executed")]
+    pub executed: bool,
+}
+
+fn executed() -> bool {
+    true
 }
 
 impl TaskEnd {

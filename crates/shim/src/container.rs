@@ -205,7 +205,7 @@ impl Container {
     pub(crate) fn keep_end(&self, exit: Exit) -> u64 {
         let killed = self.cgroup.as_ref().map(Cgroup::oom_kills);
         let killed = killed.and_then(Result::ok).unwrap_or_default();
-        end::keep(&self.bundle, exit, killed);
+        end::keep(&self.bundle, exit, self.init.was_executed(), killed);
         killed
     }
 

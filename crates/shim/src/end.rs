@@ -15,12 +15,13 @@ use crate::log;
 use crate::reaper::Exit;
 
 /// Keeps the end of a container. A bundle that is gone already needs no such file.
-pub(crate) fn keep(bundle: &Path, exit: Exit, oom_kills: u64) {
+pub(crate) fn keep(bundle: &Path, exit: Exit, executed: bool, oom_kills: u64) {
     let since = exit.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let end = TaskEnd {
         code: i32::try_from(exit.code).unwrap_or(255),
         at: Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)),
         oom_kills,
+        executed,
     };
     // Renamed when it is whole: a reader never sees half of it.
     let (new, path) = (bundle.join(".exit.json"), bundle.join(TaskEnd::FILE));
@@ -66,7 +67,7 @@ mod tests {
         let bundle = tempfile::tempdir().unwrap();
         assert_eq!(of(bundle.path()), None);
         let exit = Exit { code: 137, at: SystemTime::UNIX_EPOCH + Duration::new(1_800_000_000, 7) };
-        keep(bundle.path(), exit, 2);
+        keep(bundle.path(), exit, true, 2);
         assert_eq!(of(bundle.path()), Some(exit));
         assert_eq!(std::fs::read_dir(bundle.path()).unwrap().count(), 1);
         forget(bundle.path()).unwrap();
@@ -74,6 +75,6 @@ mod tests {
         assert_eq!(of(bundle.path()), None);
         std::fs::write(bundle.path().join(TaskEnd::FILE), b"{\"code\":").unwrap();
         assert_eq!(of(bundle.path()), None);
-        keep(&bundle.path().join("gone"), exit, 0);
+        keep(&bundle.path().join("gone"), exit, false, 0);
     }
 }

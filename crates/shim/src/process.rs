@@ -61,6 +61,8 @@ struct State {
     streams: Option<Arc<Streams>>,
     /// The input was closed before there were streams.
     input_closed: bool,
+    /// It was let go to execute its program.
+    released: bool,
     failed: bool,
 }
 
@@ -97,6 +99,7 @@ impl Process {
             pidfd: Some(Arc::new(made.pidfd)),
             streams: Some(Arc::new(streams)),
             input_closed: false,
+            released: false,
             failed: false,
         };
         Self::new(id, uris, state)
@@ -112,6 +115,7 @@ impl Process {
             pidfd: None,
             streams: None,
             input_closed: false,
+            released: false,
             failed: false,
         };
         Self::new(id, uris, state)
@@ -219,7 +223,10 @@ impl Process {
         let handle = {
             let mut state = self.state();
             match std::mem::replace(&mut state.phase, Phase::Starting) {
-                Phase::Created(handle) => handle,
+                Phase::Created(handle) => {
+                    state.released = true;
+                    handle
+                }
                 other => {
                     let error = self.refused(&other);
                     state.phase = other;
@@ -303,6 +310,12 @@ impl Process {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// Whether its program was executed, as far as is known before its start is told.
+    pub(crate) fn was_executed(&self) -> bool {
+        let state = self.state();
+        state.released && !state.failed
     }
 
     /// Its end with the code that others are told.

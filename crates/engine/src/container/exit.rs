@@ -1,5 +1,6 @@
 //! What the end of a container's first process leads to.
 
+use std::path::Path;
 use std::time::Duration;
 
 use berth_failpoint::Point;
@@ -12,7 +13,7 @@ use tokio::time::timeout;
 
 use super::decide::{self, SHIM_ANSWER};
 use super::driver::{Driver, Ending};
-use crate::core::{cgroup_error, warn_failure};
+use crate::core::{Core, cgroup_error, warn_failure};
 use crate::{clock, files};
 
 /// Pause before the shim is asked again: short at first, since a shim that was killed looks
@@ -43,6 +44,14 @@ pub(super) fn watch(shim: Shim, id: ContainerId) -> Ending {
             }
         }
     })
+}
+
+/// The end that a shim has left in a bundle, if it saw one.
+pub(crate) async fn task_end(core: &Core, bundle: &Path) -> Option<TaskEnd> {
+    let path = bundle.join(TaskEnd::FILE);
+    let read = move || files::read_bounded(&path, TaskEnd::MAX_BYTES);
+    let json = core.disk.run(read).await.ok()?.ok()?;
+    serde_json::from_slice(&json).ok()
 }
 
 impl Driver {
@@ -119,10 +128,7 @@ impl Driver {
 
     /// What a shim that cannot be asked has left in the bundle, if it saw the end.
     async fn left_by_shim(&mut self) -> Option<TaskEnd> {
-        let path = self.container.bundle.join(TaskEnd::FILE);
-        let read = move || files::read_bounded(&path, TaskEnd::MAX_BYTES);
-        let json = self.core.disk.run(read).await.ok()?.ok()?;
-        serde_json::from_slice(&json).ok()
+        task_end(&self.core, &self.container.bundle).await
     }
 
     /// How many of its processes the kernel killed for the memory limit; none if the

@@ -30,6 +30,7 @@ use tracing::Span;
 
 pub(crate) use self::create::{create, remove_snapshot};
 pub(crate) use self::driver::{Adoption, spawn};
+pub(crate) use self::exit::task_end;
 pub(crate) use self::start::unless_silent;
 use crate::board::Published;
 use crate::core::{Core, cgroup_path};

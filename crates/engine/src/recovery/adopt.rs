@@ -131,7 +131,7 @@ async fn adopt_container(
     let found = match shim {
         None => without_shim(&record.state),
         Some(shim) => {
-            let found = ask(shim, &record, silent).await;
+            let found = ask(core, shim, &record, silent).await;
             if let Some((pid, at)) = found.started {
                 // The daemon died between the start and its record.
                 let event = ContainerEvent::Started { pid, at };
@@ -172,15 +172,29 @@ struct Found {
 }
 
 /// Asks the shim once; who was silent about one container is not asked about the next.
-async fn ask(shim: &Shim, record: &ContainerRecord, silent: &mut bool) -> Found {
+async fn ask(core: &Core, shim: &Shim, record: &ContainerRecord, silent: &mut bool) -> Found {
     let answer = if *silent { None } else { timeout(ANSWER, shim.state(&record.id)).await.ok() };
     *silent |= answer.is_none();
     let known = match answer {
+        // The daemon died before it told that a start had failed; a start makes it anew.
+        Some(Ok(TaskState { status: TaskStatus::Stopped(_), pid }))
+            if never_ran(core, record).await =>
+        {
+            Known::Task(TaskState { status: TaskStatus::Created, pid })
+        }
         Some(Ok(state)) => Known::Task(state),
         Some(Err(error)) if error.kind() == ErrorKind::NotFound => Known::Nothing,
         Some(Err(_)) | None => Known::Silent,
     };
     decide(&record.state, known, shim)
+}
+
+/// Whether no record says that it ran, and the shim that it never did.
+async fn never_ran(core: &Core, record: &ContainerRecord) -> bool {
+    matches!(record.state, ContainerState::Created)
+        && container::task_end(core, &core.config.containers().join(&record.id))
+            .await
+            .is_some_and(|end| !end.executed)
 }
 
 /// What a shim says of a container.

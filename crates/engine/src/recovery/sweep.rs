@@ -205,7 +205,7 @@ fn cgroups(
     let shims = core.config.shim_cgroup.as_deref();
     for name in children(core, &base)? {
         let Ok(path) = base.child(&name) else { continue };
-        if shims.is_some_and(|shims| shims.trim_end_matches('/').starts_with(path.as_str())) {
+        if shims.is_some_and(|shims| Path::new(shims).starts_with(path.as_str())) {
             continue;
         }
         if !is_sandbox(sandboxes, &name) {

@@ -37,6 +37,7 @@ impl Task for TaskService {
             Status::Running if container.paused() => api::Status::PAUSED,
             Status::Running => api::Status::RUNNING,
             Status::Stopped(exit) => {
+                let exit = process.told(exit).await;
                 response.exit_status = exit.code;
                 response.exited_at = Some(timestamp(exit.at)).into();
                 api::Status::STOPPED
