@@ -19,6 +19,7 @@ pub(crate) const USAGE: &str = "usage: cargo xtask torture [OPTION VALUE]...
   --seed NUMBER     choices to repeat; without it, new ones
   --only NAME       failpoints, kills, store, pages, power, shim, or the start of a failpoint's name
   --rounds NUMBER   kills at each failpoint, and every other count
+  --ways NUMBER     kills on each way to each failpoint, in place of one that is drawn
   --minutes NUMBER  longest for the failpoints, and for the random kills
 ";
 
@@ -107,6 +108,7 @@ struct Options {
     seed: u64,
     only: Option<String>,
     rounds: Option<u64>,
+    ways: Option<u64>,
     minutes: Option<u64>,
 }
 
@@ -120,6 +122,7 @@ impl Options {
                 "--seed" => options.seed = number()?,
                 "--only" => options.only = Some((*value).to_owned()),
                 "--rounds" => options.rounds = Some(number()?),
+                "--ways" => options.ways = Some(number()?),
                 "--minutes" => options.minutes = Some(number()?),
                 _ => bail!("{USAGE}"),
             }
@@ -130,10 +133,11 @@ impl Options {
     /// How much of a whole run this is, for the summary.
     fn bounds(&self) -> String {
         let rounds = self.rounds.map(|rounds| format!("{rounds} of each"));
+        let ways = self.ways.map(|ways| format!("{ways} of each way to a failpoint"));
         let minutes = self.minutes.map(|minutes| {
             format!("the failpoints {minutes} minutes at most, and so the random kills")
         });
-        let bounds: Vec<_> = rounds.into_iter().chain(minutes).collect();
+        let bounds: Vec<_> = rounds.into_iter().chain(ways).chain(minutes).collect();
         if bounds.is_empty() { "the full ones".to_owned() } else { bounds.join(", ") }
     }
 
@@ -179,6 +183,9 @@ fn steps(options: &Options, report: &mut Report, summary: &Path) -> Result<()> {
         command.args(["--seed", &options.seed.to_string()]).arg("--summary").arg(summary);
         if let Some(only) = &options.only {
             command.args(["--only", only]);
+        }
+        if let Some(ways) = options.ways {
+            command.args(["--ways", &ways.to_string()]);
         }
         if let Some(minutes) = options.minutes {
             command.args(["--minutes", &minutes.to_string()]);
@@ -307,6 +314,8 @@ mod tests {
         let options = Options::parse(&["--only", "run.stored"]).unwrap();
         assert!(options.wants("kills") && !options.wants("store"));
         assert!(Options::parse(&[]).unwrap().wants("pages"));
+        let options = Options::parse(&["--rounds", "3", "--ways", "2"]).unwrap();
+        assert_eq!(options.bounds(), "3 of each, 2 of each way to a failpoint");
         assert!(Options::parse(&["--seed"]).is_err() && Options::parse(&["--fast", "1"]).is_err());
     }
 

@@ -46,6 +46,12 @@ impl Process {
         Self::find(self.pid).is_some_and(|now| now.started == self.started && now.state != 'Z')
     }
 
+    /// Whether it was stopped by a signal: until it goes on it reaps nobody, and nobody else
+    /// can reap its children.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.state == 'T'
+    }
+
     /// Its command line.
     pub(crate) fn command(&self) -> String {
         let command = fs::read_to_string(format!("/proc/{}/cmdline", self.pid));

@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, bail};
 pub(crate) const USAGE: &str = "usage: berth-torture [OPTION VALUE]...
 
   --seed NUMBER        choices to repeat; without it, new ones
-  --failpoints NUMBER  kills at each failpoint (1)
+  --failpoints NUMBER  kills at each failpoint, each on one of the ways there (1)
+  --ways NUMBER        kills on each way to each failpoint, in place of the above
   --kills NUMBER       random kills under load (50)
   --only NAME          failpoints, kills, or the start of a failpoint's name
   --minutes NUMBER     begin no round of a kind after this time
@@ -21,6 +22,7 @@ pub(crate) const USAGE: &str = "usage: berth-torture [OPTION VALUE]...
 pub(crate) struct Options {
     pub(crate) seed: u64,
     pub(crate) failpoints: u64,
+    pub(crate) ways: Option<u64>,
     pub(crate) kills: u64,
     only: Option<String>,
     limit: Option<Duration>,
@@ -35,6 +37,7 @@ impl Options {
         let mut options = Self {
             seed: u64::from(std::process::id()) ^ crate::stage::nanos().unsigned_abs(),
             failpoints: 1,
+            ways: None,
             kills: 50,
             only: None,
             limit: None,
@@ -48,6 +51,7 @@ impl Options {
             match name.as_str() {
                 "--seed" => options.seed = number()?,
                 "--failpoints" => options.failpoints = number()?,
+                "--ways" => options.ways = Some(number()?),
                 "--kills" => options.kills = number()?,
                 "--only" => options.only = Some(value.clone()),
                 "--minutes" => options.limit = Some(Duration::from_secs(number()? * 60)),

@@ -15,7 +15,7 @@ pub(crate) const RULES: &[&str] = &[
     "every workload ended with the code, or by the signal, that the harness chose; 255 if its shim was killed; its end is not before its start, nor after the moment at which it was seen gone",
     "every log of a shim that lived is numbered lines in CRI format without gap, repetition or tear, also of what was written while no daemon ran",
     "pods that no verb concerns have the same first process, with the same start time, and answer the same status as before",
-    "nothing is on the node beside what is known to exist: mounts, network links, addresses, cgroups, snapshots, records, bundles, sockets, FIFOs, ingests, descriptors of namespaces and processes, processes; no zombie",
+    "nothing is on the node beside what is known to exist: mounts, network links, addresses, cgroups, snapshots, records, bundles, sockets, FIFOs, ingests, descriptors of namespaces and processes, processes; no zombie but below a shim that the harness has stopped",
     "at the end nothing at all is left, and berthd is as large as it was",
 ];
 

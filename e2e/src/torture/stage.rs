@@ -217,7 +217,8 @@ impl Stage {
     }
 
     /// Descendants of this process that are neither daemon nor registry, nor the shim of a
-    /// sandbox that is known or its `init`, nor in its containers; and every zombie.
+    /// sandbox that is known or its `init`, nor in its containers; and every zombie that
+    /// somebody could have reaped.
     fn strange_processes(&self, known: &Known) -> Result<Vec<Process>> {
         let own = [self.node.daemon().pid(), Some(self.node.registry.pid())];
         let (mut shims, mut strange) = (BTreeMap::new(), Vec::new());
@@ -228,15 +229,14 @@ impl Stage {
             let command = process.command();
             let of = known.sandboxes.iter().find(|id| command.contains(id.as_str()));
             let shim =
-                of.is_some_and(|of| *shims.entry(of.clone()).or_insert(process.pid) == process.pid);
-            let init =
-                process.name == "berth-init" && shims.values().any(|pid| *pid == process.parent);
+                of.is_some_and(|of| shims.entry(of.clone()).or_insert(process.clone()) == &process);
+            let parent = shims.values().find(|shim| shim.pid == process.parent);
             let contained = || {
                 let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", process.pid));
                 let cgroups = cgroups.unwrap_or_default();
                 known.containers.iter().any(|id| cgroups.contains(id.as_str()))
             };
-            if process.state == 'Z' || (!shim && !init && !contained()) {
+            if !belongs(&process, parent, || shim || contained()) {
                 strange.push(process);
             }
         }
@@ -281,6 +281,15 @@ pub(crate) fn nanos() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
+/// Whether a process, or what is left of it, may be there. `parent` is the shim that it is a
+/// child of.
+fn belongs(process: &Process, parent: Option<&Process>, known: impl FnOnce() -> bool) -> bool {
+    match process.state {
+        'Z' => parent.is_some_and(Process::is_stopped),
+        _ => (parent.is_some() && process.name == "berth-init") || known(),
+    }
+}
+
 fn check_list(what: &str, listed: Vec<String>, known: &BTreeSet<String>) -> Result<()> {
     let count = listed.len();
     let listed: BTreeSet<String> = listed.into_iter().collect();
@@ -289,4 +298,32 @@ fn check_list(what: &str, listed: Vec<String>, known: &BTreeSet<String>) -> Resu
     let strange: Vec<_> = listed.difference(known).collect();
     ensure!(lost.is_empty() && strange.is_empty(), "{what}: lost {lost:?}, unknown {strange:?}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(name: &str, state: char) -> Process {
+        Process { pid: 7, parent: 1, name: name.to_owned(), state, started: 1 }
+    }
+
+    #[test]
+    fn only_the_zombie_of_a_stopped_shim_may_be_there() {
+        let zombie = |parent: Option<&Process>| belongs(&process("sh", 'Z'), parent, || true);
+        assert!(zombie(Some(&process("shim", 'T'))));
+        for state in ['S', 'R', 'D', 'Z'] {
+            assert!(!zombie(Some(&process("shim", state))), "{state}");
+        }
+        assert!(!zombie(None));
+    }
+
+    #[test]
+    fn what_runs_is_a_shims_init_or_of_something_known() {
+        let shim = process("shim", 'T');
+        assert!(belongs(&process("berth-init", 'S'), Some(&shim), || false));
+        assert!(!belongs(&process("berth-init", 'S'), None, || false));
+        assert!(!belongs(&process("sh", 'S'), Some(&shim), || false));
+        assert!(belongs(&process("sh", 'S'), None, || true));
+    }
 }

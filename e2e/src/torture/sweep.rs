@@ -7,14 +7,16 @@
 //! ```
 //!
 //! Which scene passes which point is observed, not told: a new point is swept without a
-//! change here, and one that no scene passes is a failure.
+//! change here, and one that no scene passes is a failure. A round draws one of the ways to
+//! its point, or each way has its turn.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use berth_testkit::binaries;
 use tokio::task::block_in_place;
 
@@ -46,12 +48,22 @@ struct Way {
     passes: u64,
 }
 
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.scene)?;
+        self.first.as_ref().map_or(Ok(()), |first| write!(f, " after {first}"))
+    }
+}
+
 #[derive(Debug)]
 struct Sweep {
     seed: u64,
     stage: Stage,
     ways: BTreeMap<String, Vec<Way>>,
     ready: Times,
+    killed: u64,
+    /// Rounds in which the point was not reached.
+    missed: u64,
     tally: Tally,
 }
 
@@ -60,28 +72,35 @@ pub(crate) async fn sweep(options: &Options) -> Result<Tally> {
     let points = points(options)?;
     let stage = Stage::new().await?;
     let tally = Tally::new("failpoints");
-    let mut sweep =
-        Sweep { seed: options.seed, stage, ways: BTreeMap::new(), ready: Times::default(), tally };
+    let mut sweep = Sweep {
+        seed: options.seed,
+        stage,
+        ways: BTreeMap::new(),
+        ready: Times::default(),
+        killed: 0,
+        missed: 0,
+        tally,
+    };
     for scene in Scene::ALL {
         let observed = sweep.observe(scene).await;
         sweep.outcome(options, &format!("{scene:?} unharmed"), observed).await?;
     }
-    let mut killed = 0;
-    'rounds: for repetition in 0..options.failpoints {
-        for point in &points {
-            if options.expired() || sweep.tally.failures.len() >= ENOUGH {
-                break 'rounds;
-            }
-            let done = sweep.round(point, repetition).await;
-            killed += 1;
-            sweep.outcome(options, &format!("{point} #{repetition}"), done).await?;
-        }
+    match options.ways {
+        None => sweep.draw(options, &points).await?,
+        Some(turns) => sweep.each_way(options, &points, turns).await?,
     }
     let ended = sweep.stage.end().await;
     sweep.tally.count("the end", ended);
     let mut tally = sweep.tally;
     tally.fact("failpoints", points.len().to_string());
-    tally.fact("kills at a failpoint", killed.to_string());
+    tally.fact("kills at a failpoint", sweep.killed.to_string());
+    if options.ways.is_some() {
+        tally.fact(
+            "ways to a failpoint",
+            sweep.ways.values().map(Vec::len).sum::<usize>().to_string(),
+        );
+        tally.fact("ways that led past it this time", sweep.missed.to_string());
+    }
     tally.fact("berthd serves again after", sweep.ready.shown());
     Ok(tally)
 }
@@ -133,6 +152,58 @@ impl Sweep {
             }
         }
         Ok(())
+    }
+
+    /// Kills the daemon at each point, each time on one of the ways that lead there.
+    async fn draw(&mut self, options: &Options, points: &[String]) -> Result<()> {
+        for repetition in 0..options.failpoints {
+            for point in points {
+                if self.is_enough(options) {
+                    return Ok(());
+                }
+                let done = self.round(point, repetition).await;
+                self.killed += 1;
+                self.outcome(options, &format!("{point} #{repetition}"), done).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills the daemon at each point on each way that leads there.
+    async fn each_way(&mut self, options: &Options, points: &[String], turns: u64) -> Result<()> {
+        // The ways to the points of recovery are those that have been gone.
+        let recovery = points.iter().any(|point| is_recovery(point));
+        let others = self.ways.keys().filter(|point| recovery && !points.contains(point));
+        let mut points: Vec<String> = others.cloned().chain(points.iter().cloned()).collect();
+        for turn in 0..turns {
+            for point in &points {
+                let (ways, killed) =
+                    (self.ways.get(point).cloned().unwrap_or_default(), self.killed);
+                for way in &ways {
+                    if self.is_enough(options) {
+                        return Ok(());
+                    }
+                    let round = format!("{point} {way} #{turn}");
+                    let mut random = Random::new(self.seed, &round);
+                    let done = self.play(point, way, turn % way.passes, &mut random).await;
+                    match done {
+                        Ok(false) => self.missed += 1,
+                        Ok(true) | Err(_) => self.killed += 1,
+                    }
+                    self.outcome(options, &round, done.map(drop)).await?;
+                }
+                if self.killed == killed {
+                    let never = Err(anyhow!("no scene passes it"));
+                    self.outcome(options, &format!("{point} #{turn}"), never).await?;
+                }
+            }
+            points.retain(|point| options.wants(point));
+        }
+        Ok(())
+    }
+
+    fn is_enough(&self, options: &Options) -> bool {
+        options.expired() || self.tally.failures.len() >= ENOUGH
     }
 
     /// Kills the daemon at `point`, on one of the ways that lead there.
