@@ -1,0 +1,56 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Measures how dense and how fast container runtimes are, by the CRI they answer.
+#[derive(Debug, Parser)]
+#[command(name = "berth-bench", version)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    pub(crate) task: Task,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
+    /// Says what answers on the sockets.
+    Who(Common),
+}
+
+/// What every benchmark over the CRI takes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Common {
+    /// Socket of the runtime that is measured.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: PathBuf,
+    /// Socket of the runtime that it is compared with.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) versus: Option<PathBuf>,
+    /// Runtime handler to ask for; without it, the runtime's default.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub(crate) handler: String,
+    /// Runtime handler to ask the other one for.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub(crate) versus_handler: String,
+    /// Image of the containers, with `sh`, `sleep` and `true`; without it, one is made of
+    /// this machine's busybox and served by a registry on loopback.
+    #[arg(long, value_name = "REFERENCE")]
+    pub(crate) image: Option<String>,
+    /// Cgroup below which pods are made; a slice (`x.slice`) for runtimes that use systemd.
+    #[arg(long, value_name = "PATH", default_value = "/berth-bench")]
+    pub(crate) cgroup_parent: String,
+    /// Rounds, in each of which every runtime has its turn.
+    #[arg(long, value_name = "NUMBER", default_value_t = 5)]
+    pub(crate) rounds: usize,
+    /// Longest wait for a quiet machine before a turn, seconds; 0 does not wait.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) patience: u64,
+    /// Where to write everything that was measured, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Where to draw charts (SVG).
+    #[arg(long, value_name = "DIR")]
+    pub(crate) charts: Option<PathBuf>,
+}

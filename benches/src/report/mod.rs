@@ -1,0 +1,87 @@
+//! What was measured: a model that is kept as JSON, and shown as a table and as charts.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::stats::{self, Summary};
+
+/// One benchmark: what was done, to whom, and every sample.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Bench {
+    /// Its subcommand: `start`, `exec`, ….
+    pub(crate) name: String,
+    /// What was done, in one sentence.
+    pub(crate) what: String,
+    /// Settings that change the numbers.
+    pub(crate) settings: BTreeMap<String, String>,
+    pub(crate) metrics: Vec<Metric>,
+    /// What grows with the number of pods, or with time.
+    pub(crate) curves: Vec<Curve>,
+    /// What a reader must know to read the numbers rightly.
+    pub(crate) notes: Vec<String>,
+}
+
+/// One quantity of every target.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Metric {
+    /// `up`, `down`, `RunPodSandbox`, ….
+    pub(crate) name: String,
+    /// `ms`, `KiB`, `1/s`, ….
+    pub(crate) unit: String,
+    pub(crate) better: Better,
+    /// Samples by target, in the order of the targets.
+    pub(crate) series: Vec<Series>,
+}
+
+/// Which direction is an improvement.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Better {
+    Lower,
+    Higher,
+}
+
+/// Samples of one target.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Series {
+    pub(crate) target: String,
+    /// Of each round; the rounds of all targets were interleaved.
+    pub(crate) rounds: Vec<Vec<f64>>,
+}
+
+impl Series {
+    /// Of all rounds together.
+    pub(crate) fn summary(&self) -> Option<Summary> {
+        Summary::of(self.rounds.iter().flatten().copied())
+    }
+}
+
+impl Metric {
+    /// The first target over each other one, round by round: its name and the ratios.
+    pub(crate) fn ratios(&self) -> Vec<(String, Summary)> {
+        let Some((first, others)) = self.series.split_first() else { return Vec::new() };
+        let ratio = |other: &Series| {
+            Some((other.target.clone(), stats::ratios(&first.rounds, &other.rounds)?))
+        };
+        others.iter().filter_map(ratio).collect()
+    }
+}
+
+/// A quantity over another one, for every target.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Curve {
+    pub(crate) name: String,
+    /// What is on the horizontal axis, with its unit.
+    pub(crate) x: String,
+    /// What is on the vertical axis, with its unit.
+    pub(crate) y: String,
+    pub(crate) series: Vec<Points>,
+}
+
+/// A curve of one target.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Points {
+    pub(crate) target: String,
+    pub(crate) points: Vec<(f64, f64)>,
+}
