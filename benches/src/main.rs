@@ -7,25 +7,44 @@
 //! | module | is |
 //! |---|---|
 //! | `options` | the command line |
-//! | `target` | one runtime: its socket, what it says of itself, pods as kubelet makes them |
-//! | `plan` | how much is measured, and the rounds in which targets take turns |
+//! | `session` | a run: targets, images, and the removal of all that was made |
+//! | `target`, `pod` | one runtime; pods as kubelet makes them, and how long verbs take |
+//! | `plan`, `quiet` | the rounds in which targets take turns; waiting for a quiet machine |
+//! | `cpu`, `cgroups`, `settle` | what the whole machine used, and until when |
+//! | `bench` | the benchmarks over the CRI |
+//! | `facts` | what machine it was |
 //! | `stats` | quantiles and ratios; pure |
 //! | `report` | what was measured, as JSON, as a table, as charts |
 
 #![allow(clippy::print_stdout, reason = "the tables are its output")]
+#![allow(dead_code, reason = "benchmarks that use it are on their way")]
 
+mod bench;
+mod cgroups;
+mod cpu;
+mod facts;
 mod options;
 mod plan;
+mod pod;
+mod quiet;
 mod report;
+mod session;
+mod settle;
 mod stats;
 mod target;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser as _;
 
-use crate::options::Options;
+use crate::facts::Facts;
+use crate::options::{Common, Options, Task};
+use crate::plan::Plan;
+use crate::report::{Bench, Report};
+use crate::session::{Session, Wanted};
+use crate::target::Target;
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -44,13 +63,56 @@ fn main() -> ExitCode {
 
 async fn run(options: Options) -> Result<()> {
     match options.task {
-        options::Task::Who(common) => {
-            for socket in std::iter::once(&common.socket).chain(&common.versus) {
-                let mut cri = berth_testkit::Cri::connect(socket).await?;
-                let version = target::Target::version(&mut cri, socket).await?;
-                println!("{}: {} {}", socket.display(), version.name, version.version);
-            }
-            Ok(())
+        Task::Who(common) => who(&common).await,
+        Task::Start { common, options } => {
+            let plan = Plan::new(&common, options.pods, options.warm_up);
+            let pause = Duration::from_millis(options.pause);
+            one(&common, &plan, async |plan, targets| bench::start::run(plan, targets, pause).await)
+                .await
+        }
+        Task::Exec { common, options } => {
+            let plan = Plan::new(&common, options.commands, options.warm_up);
+            one(&common, &plan, bench::exec::run).await
         }
     }
+}
+
+async fn who(common: &Common) -> Result<()> {
+    for wanted in Wanted::of(common) {
+        let mut cri = berth_testkit::Cri::connect(&wanted.socket).await?;
+        let version = Target::version(&mut cri, &wanted.socket).await?;
+        println!("{}: {} {}", wanted.socket.display(), version.name, version.version);
+    }
+    Ok(())
+}
+
+/// Runs one benchmark, shows it and keeps it; whatever happens, what it made is removed.
+async fn one(
+    common: &Common,
+    plan: &Plan,
+    bench: impl AsyncFnOnce(&Plan, &mut [Target]) -> Result<Bench>,
+) -> Result<()> {
+    let image = common.image.as_deref();
+    let mut session = Session::open(&Wanted::of(common), image, &common.cgroup_parent).await?;
+    let measured = async {
+        let mut report = Report::new(Facts::gather()?, &session.targets);
+        println!("{}", report.machine.line());
+        report.benches.push(session.measure(plan, bench).await?);
+        Ok(report)
+    };
+    let measured: Result<Report> = measured.await;
+    let closed = session.close().await;
+    let report = measured?;
+    show(common, &report)?;
+    closed
+}
+
+fn show(common: &Common, report: &Report) -> Result<()> {
+    for target in &report.targets {
+        println!("{}: {} {}", target.name, target.runtime.name, target.runtime.version);
+    }
+    for bench in &report.benches {
+        println!("\n{}", report::table(bench));
+    }
+    common.json.as_ref().map_or(Ok(()), |file| report.write(file))
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::{exec, start};
+
 /// Measures how dense and how fast container runtimes are, by the CRI they answer.
 #[derive(Debug, Parser)]
 #[command(name = "berth-bench", version)]
@@ -17,6 +19,20 @@ pub(crate) struct Options {
 pub(crate) enum Task {
     /// Says what answers on the sockets.
     Who(Common),
+    /// Measures how one pod at a time comes up and goes down, and what it costs the machine.
+    Start {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: start::Options,
+    },
+    /// Measures commands in a running container.
+    Exec {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: exec::Options,
+    },
 }
 
 /// What every benchmark over the CRI takes.

@@ -2,8 +2,13 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
+
+use crate::options::Common;
+use crate::quiet::{Before, Noise, Watch};
+
 /// What all benchmarks have in common.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Plan {
     /// Rounds; in each every target has its turn, and the first to have it changes.
     pub(crate) rounds: usize,
@@ -11,13 +16,47 @@ pub(crate) struct Plan {
     pub(crate) samples: usize,
     /// Samples of each target before the first round that are thrown away.
     pub(crate) warm_up: usize,
-    /// Longest wait for a quiet machine before a turn.
-    pub(crate) patience: Duration,
+    watch: Watch,
 }
 
 impl Plan {
+    /// `samples` in each turn, after `warm_up` that do not count.
+    pub(crate) fn new(common: &Common, samples: usize, warm_up: usize) -> Self {
+        let watch = Watch::new(Duration::from_secs(common.patience));
+        Self { rounds: common.rounds, samples, warm_up, watch }
+    }
+
     /// The order of `targets` targets in a round: rotated, so that none is always first.
     pub(crate) fn order(targets: usize, round: usize) -> impl Iterator<Item = usize> {
         (0..targets).map(move |turn| (turn + round) % targets)
+    }
+
+    /// Every turn of every round: the index of its target.
+    pub(crate) fn turns(&self, targets: usize) -> impl Iterator<Item = usize> + use<> {
+        (0..self.rounds).flat_map(move |round| Self::order(targets, round))
+    }
+
+    /// Waits for a quiet machine; to be called before each turn.
+    pub(crate) async fn quiet(&self) -> Result<Before> {
+        self.watch.begin().await
+    }
+
+    /// How noisy the machine was since the last call.
+    pub(crate) fn noise(&self) -> Result<Noise> {
+        self.watch.noise()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_is_first_in_its_turn() {
+        let order = |round| Plan::order(3, round).collect::<Vec<_>>();
+        assert_eq!(
+            [order(0), order(1), order(2), order(3)],
+            [vec![0, 1, 2], vec![1, 2, 0], vec![2, 0, 1], vec![0, 1, 2],]
+        );
     }
 }

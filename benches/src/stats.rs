@@ -48,7 +48,7 @@ pub(crate) fn quantile(sorted: &[f64], percent: usize) -> Option<f64> {
 pub(crate) fn median(sorted: &[f64]) -> Option<f64> {
     let middle = sorted.len() / 2;
     let upper = *sorted.get(middle)?;
-    Some(if sorted.len() % 2 == 0 { (sorted[middle - 1] + upper) / 2.0 } else { upper })
+    Some(if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + upper) / 2.0 } else { upper })
 }
 
 /// Medians of the rounds of `ours` over those of `theirs`, round by round: what disturbed a
@@ -59,7 +59,7 @@ pub(crate) fn ratios(ours: &[Vec<f64>], theirs: &[Vec<f64>]) -> Option<Summary> 
     Summary::of(
         pairs
             .filter_map(|(our, their)| Some((middle(our)?, middle(their)?)))
-            .filter(|(_, their)| *their > 0.0)
+            .filter(|(our, their)| *our >= 0.0 && *their > 0.0)
             .map(|(our, their)| our / their),
     )
 }

@@ -1,14 +1,16 @@
-//! One runtime: its socket, what it says of itself, and pods as kubelet makes them.
+//! One runtime: its socket, and what it says of itself.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use berth_api::v1;
 use berth_testkit::Cri;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
 
-/// A runtime to be measured.
-#[derive(Debug)]
+/// A runtime to be measured. Clones share the connection.
+#[derive(Clone, Debug)]
 pub(crate) struct Target {
     /// For tables: `berth`, `containerd + runc`, ….
     pub(crate) name: String,
@@ -25,6 +27,8 @@ pub(crate) struct Target {
     pub(crate) logs: PathBuf,
     /// The image of its containers, pulled.
     pub(crate) image: String,
+    /// The label value that tells this run's pods from those of others.
+    pub(crate) run: String,
 }
 
 /// What a runtime says of itself.
@@ -42,4 +46,13 @@ impl Target {
         let answer = answer.into_inner();
         Ok(Version { name: answer.runtime_name, version: answer.runtime_version })
     }
+}
+
+/// Pid of the process that listens on `socket`; 0 if it lives in another pid namespace.
+pub(crate) fn daemon_of(socket: &Path) -> Result<u32> {
+    let stream =
+        UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
+    let peer = getsockopt(&stream, PeerCredentials)
+        .with_context(|| format!("ask who listens on {}", socket.display()))?;
+    Ok(u32::try_from(peer.pid()).unwrap_or(0))
 }

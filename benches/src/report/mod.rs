@@ -1,10 +1,19 @@
 //! What was measured: a model that is kept as JSON, and shown as a table and as charts.
 
+mod file;
+mod sheet;
+mod table;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::quiet::Noise;
 use crate::stats::{self, Summary};
+
+pub(crate) use file::Report;
+pub(crate) use sheet::Sheet;
+pub(crate) use table::table;
 
 /// One benchmark: what was done, to whom, and every sample.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -20,6 +29,36 @@ pub(crate) struct Bench {
     pub(crate) curves: Vec<Curve>,
     /// What a reader must know to read the numbers rightly.
     pub(crate) notes: Vec<String>,
+    /// How noisy the machine was.
+    pub(crate) noise: Option<Noise>,
+}
+
+impl Bench {
+    /// A benchmark that has measured nothing yet.
+    pub(crate) fn new(name: &str, what: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            what: what.to_owned(),
+            settings: BTreeMap::new(),
+            metrics: Vec::new(),
+            curves: Vec::new(),
+            notes: Vec::new(),
+            noise: None,
+        }
+    }
+
+    /// Notes a setting that changes the numbers.
+    pub(crate) fn setting(&mut self, name: &str, value: impl ToString) {
+        self.settings.insert(name.to_owned(), value.to_string());
+    }
+
+    /// Notes what a reader must know.
+    pub(crate) fn note(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        if !self.notes.contains(&text) {
+            self.notes.push(text);
+        }
+    }
 }
 
 /// One quantity of every target.

@@ -6,13 +6,14 @@
 //! and are shared among those inside, as systemd has it: what a container must not
 //! propagate to its node would show.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Pid, gettid};
 
 const NONE: Option<&str> = None;
@@ -32,6 +33,21 @@ impl Machine {
     /// Makes a network with nothing but a loopback interface that is up, and the real
     /// machine's mounts.
     pub fn new() -> Result<Self> {
+        Self::living(enter)
+    }
+
+    /// Joins the network of the process `pid`, with the mounts of this process: what is
+    /// served on loopback in there, that process reaches.
+    pub fn in_network_of(pid: u32) -> Result<Self> {
+        Self::living(move || {
+            let path = format!("/proc/{pid}/ns/net");
+            let namespace = File::open(&path).with_context(|| format!("open {path}"))?;
+            setns(namespace, CloneFlags::CLONE_NEWNET).with_context(|| format!("join {path}"))?;
+            Ok(gettid())
+        })
+    }
+
+    fn living(enter: impl FnOnce() -> Result<Pid> + Send + 'static) -> Result<Self> {
         let (jobs, queue) = channel::<Job>();
         let (ready, made) = channel::<Result<Pid>>();
         let thread = thread::Builder::new()

@@ -1,0 +1,140 @@
+//! One pod at a time: up until its first byte of output is in its log, down until all its
+//! verbs have answered, and settled: the processor time of the whole machine, for each pod,
+//! until the kernel has really taken it apart.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use tokio::time::sleep;
+
+use crate::cpu::{Reading, Used};
+use crate::plan::Plan;
+use crate::pod::{Down, Up};
+use crate::quiet::Before;
+use crate::report::{Bench, Better, Sheet};
+use crate::settle::{Objects, Settled};
+use crate::target::Target;
+
+/// What `start` takes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Options {
+    /// Pods in each turn.
+    #[arg(long, value_name = "NUMBER", default_value_t = 20)]
+    pub(crate) pods: usize,
+    /// Pods of each runtime before the first turn, which do not count.
+    #[arg(long, value_name = "NUMBER", default_value_t = 5)]
+    pub(crate) warm_up: usize,
+    /// Milliseconds of rest before each pod: a node seldom starts pods back to back, and a
+    /// machine that slept is slower.
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub(crate) pause: u64,
+}
+
+const WHAT: &str = "one pod with one container at a time, up until its first byte of output \
+                    is in its log, then down";
+
+/// What a turn gave.
+struct Turn {
+    pods: Vec<(Up, Down)>,
+    used: Used,
+    idle: f64,
+    settled: Settled,
+}
+
+/// Starts and ends pods of all targets in turn.
+pub(crate) async fn run(plan: &Plan, targets: &mut [Target], pause: Duration) -> Result<Bench> {
+    ensure!(plan.samples > 0 && plan.rounds > 0, "nothing to measure: no pods or no rounds");
+    let mut bench = Bench::new("start", WHAT);
+    bench.setting("pods per turn", plan.samples);
+    bench.setting("rounds", plan.rounds);
+    bench.setting("rest before each pod, ms", pause.as_millis());
+    let mut sheet = Sheet::new(targets);
+    for target in &mut *targets {
+        let before = Objects::count(target.daemon)?;
+        pods(target, "warm", plan.warm_up, Duration::ZERO).await?;
+        before.settle(target.daemon).await?;
+    }
+    for (number, index) in plan.turns(targets.len()).enumerate() {
+        let target = &mut targets[index];
+        let turn = one_turn(plan, target, &format!("turn-{number}"), pause).await?;
+        for left in &turn.settled.left {
+            bench.note(format!("{}: not settled: {left}", target.name));
+        }
+        turn.tell(index, &mut sheet);
+    }
+    bench.metrics = sheet.into_metrics();
+    explain(&mut bench);
+    Ok(bench)
+}
+
+fn explain(bench: &mut Bench) {
+    bench.note(
+        "up is the sum of its three verbs and of the wait for output; first byte is counted from \
+         StartContainer's answer, and 0 if output was there before",
+    );
+    bench.note(
+        "settled is processor time of the whole machine for each pod, from before its \
+         RunPodSandbox until its network namespace, links and cgroups are gone and 0.3 s more, \
+         without idle, iowait, steal, the machine's idle rate just before the turn, and this \
+         tool's own time; all are stated in rows of their own",
+    );
+}
+
+async fn one_turn(plan: &Plan, target: &mut Target, name: &str, pause: Duration) -> Result<Turn> {
+    let Before { busy: idle, .. } = plan.quiet().await?;
+    let objects = Objects::count(target.daemon)?;
+    let start = Reading::take()?;
+    let pods = pods(target, name, plan.samples, pause).await?;
+    let settled = objects.settle(target.daemon).await?;
+    let used = Reading::take()?.since(&start);
+    Ok(Turn { pods, used, idle, settled })
+}
+
+async fn pods(
+    target: &mut Target,
+    name: &str,
+    count: usize,
+    pause: Duration,
+) -> Result<Vec<(Up, Down)>> {
+    let mut taken = Vec::with_capacity(count);
+    for number in 0..count {
+        sleep(pause).await;
+        let (pod, up) = target.up(&format!("{name}-{number}")).await?;
+        taken.push((up, target.down(&pod).await?));
+    }
+    Ok(taken)
+}
+
+impl Turn {
+    /// Writes what the turn gave down for the target of index `target`.
+    fn tell(&self, target: usize, sheet: &mut Sheet) {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let lower = |name| (name, "ms", Better::Lower);
+        let ups = self.pods.iter().map(|(up, _)| up);
+        let downs = self.pods.iter().map(|(_, down)| down);
+        let mut up = |name, of: fn(&Up) -> Duration| {
+            sheet.add(target, lower(name), ups.clone().map(|up| ms(of(up))));
+        };
+        up("up", Up::total);
+        up("RunPodSandbox", |up| up.run);
+        up("CreateContainer", |up| up.create);
+        up("StartContainer", |up| up.start);
+        up("first byte", |up| up.output);
+        let mut down = |name, of: fn(&Down) -> Duration| {
+            sheet.add(target, lower(name), downs.clone().map(|down| ms(of(down))));
+        };
+        down("down", Down::total);
+        down("StopContainer", |down| down.stop);
+        down("RemoveContainer", |down| down.remove);
+        down("StopPodSandbox", |down| down.stop_sandbox);
+        down("RemovePodSandbox", |down| down.remove_sandbox);
+        let pods: f64 = self.pods.iter().map(|_| 1.0).sum();
+        let cpu = |name| (name, "ms CPU", Better::Lower);
+        let settled = self.used.beyond(self.idle);
+        sheet.add(target, cpu("settled"), [settled * 1e3 / pods]);
+        sheet.add(target, cpu("idle rate, taken off"), [self.used.at(self.idle) * 1e3 / pods]);
+        sheet.add(target, cpu("own time, taken off"), [ms(self.used.own) / pods]);
+        sheet.add(target, lower("last pod gone after"), [ms(self.settled.after)]);
+    }
+}

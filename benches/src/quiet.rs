@@ -1,0 +1,178 @@
+//! Waits for a quiet machine before each turn, and says how noisy it was.
+
+use std::fs;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
+
+use crate::cpu::Reading;
+use crate::stats::Summary;
+
+/// One look at the machine.
+const WINDOW: Duration = Duration::from_millis(500);
+/// So many quiet looks in a row make a quiet machine.
+const WINDOWS: usize = 2;
+/// A machine is quiet when others use no more of all its processors than this.
+const QUIET: f64 = 0.08;
+
+/// Looks at the machine before each turn, and remembers what it saw.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    /// Longest wait before a turn.
+    patience: Duration,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    turns: Vec<Turn>,
+    load_before: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    before: Before,
+    start: Reading,
+    stalled: Option<Duration>,
+    /// Known when the turn has ended.
+    during: Option<During>,
+}
+
+/// What a turn found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Before {
+    /// How busy the machine is with other things, of all its processors.
+    pub(crate) busy: f64,
+    quiet: bool,
+    waited: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct During {
+    stolen: f64,
+    stalled: Option<f64>,
+}
+
+/// How noisy the machine was.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Noise {
+    /// Turns that were waited for.
+    pub(crate) turns: usize,
+    /// Turns that began on a machine that was still not quiet when patience ended.
+    pub(crate) noisy: usize,
+    /// Waited in all, seconds.
+    pub(crate) waited: f64,
+    /// What others used just before each turn, % of all processors.
+    pub(crate) busy_before: Option<Summary>,
+    /// What the host of a virtual machine took during each turn, % of all processors.
+    pub(crate) stolen: Option<Summary>,
+    /// Part of each turn in which something had to wait for a processor (`/proc/pressure`), %.
+    pub(crate) pressure: Option<Summary>,
+    /// Load average of one minute, before the first turn and after the last.
+    pub(crate) load: (Option<f64>, Option<f64>),
+}
+
+impl Watch {
+    /// Waits no longer than `patience` before a turn.
+    pub(crate) fn new(patience: Duration) -> Self {
+        Self { patience, ..Self::default() }
+    }
+
+    /// Begins a turn as soon as the machine is quiet, or patience has ended.
+    pub(crate) async fn begin(&self) -> Result<Before> {
+        self.end()?;
+        let started = Instant::now();
+        let mut looks = Vec::new();
+        let before = loop {
+            let first = Reading::take()?;
+            sleep(WINDOW).await;
+            looks.push(Reading::take()?.since(&first).busy());
+            let last = &looks[looks.len().saturating_sub(WINDOWS)..];
+            let quiet = last.len() == WINDOWS && last.iter().all(|busy| *busy <= QUIET);
+            let waited = started.elapsed();
+            if quiet || (last.len() == WINDOWS && waited >= self.patience) {
+                break Before { busy: mean(last), quiet, waited };
+            }
+        };
+        let turn = Turn { before, start: Reading::take()?, stalled: stalled(), during: None };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.load_before = seen.load_before.or_else(load);
+        seen.turns.push(turn);
+        Ok(before)
+    }
+
+    /// Ends the turn that runs, if one does.
+    pub(crate) fn end(&self) -> Result<()> {
+        let now = Reading::take()?;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = seen.turns.last_mut().filter(|turn| turn.during.is_none());
+        let Some(turn) = running else { return Ok(()) };
+        let used = now.since(&turn.start);
+        let stalls = stalled().zip(turn.stalled).map(|(now, then)| now.saturating_sub(then));
+        let stalled = stalls.map(|stalled| stalled.as_secs_f64() / used.wall.as_secs_f64());
+        turn.during = Some(During { stolen: used.stolen(), stalled });
+        Ok(())
+    }
+
+    /// What was seen since the last call.
+    pub(crate) fn noise(&self) -> Result<Noise> {
+        self.end()?;
+        let seen = {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *seen)
+        };
+        let turns = &seen.turns;
+        let percent = |shares: Vec<f64>| Summary::of(shares.into_iter().map(|share| share * 100.0));
+        let during = || turns.iter().filter_map(|turn| turn.during);
+        Ok(Noise {
+            turns: turns.len(),
+            noisy: turns.iter().filter(|turn| !turn.before.quiet).count(),
+            waited: turns.iter().map(|turn| turn.before.waited.as_secs_f64()).sum(),
+            busy_before: percent(turns.iter().map(|turn| turn.before.busy).collect()),
+            stolen: percent(during().map(|during| during.stolen).collect()),
+            pressure: percent(during().filter_map(|during| during.stalled).collect()),
+            load: (seen.load_before, load()),
+        })
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    let count: f64 = values.iter().map(|_| 1.0).sum();
+    if count > 0.0 { values.iter().sum::<f64>() / count } else { 0.0 }
+}
+
+fn load() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
+}
+
+/// For how long, since boot, something had to wait for a processor; `None` where the kernel
+/// does not say.
+fn stalled() -> Option<Duration> {
+    let text = fs::read_to_string("/proc/pressure/cpu").ok()?;
+    let total = text.lines().next()?.rsplit_once("total=")?.1;
+    Some(Duration::from_micros(total.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mean_of_nothing_is_nothing() {
+        assert_eq!((mean(&[]), mean(&[1.0, 3.0])), (0.0, 2.0));
+    }
+
+    #[tokio::test]
+    async fn every_turn_is_in_the_noise_once_and_ends_when_the_next_begins() {
+        let watch = Watch::new(Duration::ZERO);
+        watch.begin().await.unwrap();
+        watch.begin().await.unwrap();
+        let noise = watch.noise().unwrap();
+        let ended = noise.stolen.unwrap().count;
+        assert_eq!((noise.turns, ended, noise.busy_before.unwrap().count), (2, 2, 2));
+        assert_eq!(watch.noise().unwrap().turns, 0);
+    }
+}

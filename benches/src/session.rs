@@ -1,0 +1,298 @@
+//! A run: its targets with their images, and the removal of all that it made, also after a
+//! failure or an interruption.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use berth_api::v1;
+use berth_testkit::{Cri, Machine, image, registry::Registry};
+use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{sleep, timeout};
+
+use crate::options::Common;
+use crate::plan::Plan;
+use crate::report::Bench;
+use crate::target::{self, Target};
+use crate::{cgroups, pod};
+
+/// Longest wait for a runtime to remove what a run left on it.
+const CLEANING: Duration = Duration::from_secs(120);
+/// The repository of images that a run makes.
+const REPOSITORY: &str = "berth-bench";
+
+/// A runtime that is to be measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// What tables call it; `None` is what it calls itself, with its handler.
+    pub(crate) name: Option<String>,
+    pub(crate) socket: PathBuf,
+    pub(crate) handler: String,
+}
+
+/// Targets, and what was made for them.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) targets: Vec<Target>,
+    run: String,
+    dir: TempDir,
+    /// Images to remove, with the index of the target that has it.
+    images: Vec<(usize, String)>,
+    cgroups: cgroups::Parent,
+}
+
+impl Wanted {
+    /// What the command line asks for.
+    pub(crate) fn of(common: &Common) -> Vec<Self> {
+        let wanted = |socket: &Path, handler: &str| Self {
+            name: None,
+            socket: socket.to_owned(),
+            handler: handler.to_owned(),
+        };
+        let versus = common.versus.as_deref();
+        std::iter::once(wanted(&common.socket, &common.handler))
+            .chain(versus.map(|socket| wanted(socket, &common.versus_handler)))
+            .collect()
+    }
+}
+
+impl Session {
+    /// Connects to all that is `wanted`, and gives each the image `image`, or one that is
+    /// made here. Removes pods that a run left which no longer lives.
+    pub(crate) async fn open(
+        wanted: &[Wanted],
+        image: Option<&str>,
+        cgroup_parent: &str,
+    ) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("berth-bench-").tempdir();
+        let dir = dir.context("make a directory")?;
+        let cgroups = cgroups::Parent::new(cgroup_parent)?;
+        let run = own_run()?;
+        let mut session = Self { targets: Vec::new(), run, dir, images: Vec::new(), cgroups };
+        let opened = session.connect_all(wanted, image, cgroup_parent).await;
+        if let Err(error) = opened {
+            session.close().await.unwrap_or_else(|error| eprintln!("berth-bench: {error:#}"));
+            return Err(error);
+        }
+        Ok(session)
+    }
+
+    async fn connect_all(
+        &mut self,
+        wanted: &[Wanted],
+        image: Option<&str>,
+        cgroup_parent: &str,
+    ) -> Result<()> {
+        for (index, wanted) in wanted.iter().enumerate() {
+            let mut cri = Cri::connect(&wanted.socket).await?;
+            let version = Target::version(&mut cri, &wanted.socket).await?;
+            let logs = self.dir.path().join(format!("logs-{index}"));
+            fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
+            let mut target = Target {
+                name: wanted.name.clone().unwrap_or_else(|| called(&version, &wanted.handler)),
+                socket: wanted.socket.clone(),
+                cri,
+                handler: wanted.handler.clone(),
+                version,
+                daemon: target::daemon_of(&wanted.socket)?,
+                cgroup_parent: cgroup_parent.to_owned(),
+                logs,
+                image: String::new(),
+                run: self.run.clone(),
+            };
+            remove_leftovers(&mut target).await?;
+            self.targets.push(target);
+            self.give_image(index, image).await?;
+        }
+        tell_apart(&mut self.targets);
+        Ok(())
+    }
+
+    /// Pulls `image`, or makes one and serves it where the daemon finds it: on the loopback
+    /// of its network namespace.
+    async fn give_image(&mut self, index: usize, image: Option<&str>) -> Result<()> {
+        let target = &mut self.targets[index];
+        if let Some(image) = image {
+            image.clone_into(&mut target.image);
+            let pulled = target.cri.pull(image).await;
+            pulled.with_context(|| format!("{}: pull {image}", target.name))?;
+            return Ok(());
+        }
+        let machine = network_of(target)?;
+        let registry = Registry::start(&machine, &self.dir.path().join(index.to_string()))?;
+        let repository = format!("{REPOSITORY}/{}/busybox", self.run);
+        let image = registry.push(&machine, &repository, "latest", &image::busybox()?)?;
+        self.images.push((index, image.clone()));
+        let pulled = target.cri.pull(&image).await;
+        pulled.with_context(|| format!("{}: pull {image}", target.name))?;
+        target.image = image;
+        Ok(())
+    }
+
+    /// A directory of this run, which is removed with it.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Runs one benchmark; an interruption (SIGINT, SIGTERM) ends it with an error.
+    pub(crate) async fn measure(
+        &mut self,
+        plan: &Plan,
+        bench: impl AsyncFnOnce(&Plan, &mut [Target]) -> Result<Bench>,
+    ) -> Result<Bench> {
+        let mut bench = tokio::select! {
+            bench = bench(plan, &mut self.targets) => bench?,
+            interrupted = interrupted() => {
+                interrupted?;
+                bail!("interrupted");
+            }
+        };
+        bench.noise = Some(plan.noise()?);
+        Ok(bench)
+    }
+
+    /// Removes everything that the run made; all steps are done, the first error is told.
+    pub(crate) async fn close(mut self) -> Result<()> {
+        let cleaning = async {
+            let mut results = Vec::new();
+            for target in &mut self.targets {
+                results.push(remove_pods(target, |run| run == self.run).await);
+            }
+            for (index, image) in &self.images {
+                let Some(target) = self.targets.get_mut(*index) else { continue };
+                let removed = target.cri.remove_image(image).await;
+                results.push(removed.with_context(|| format!("{}: remove {image}", target.name)));
+            }
+            results.into_iter().collect::<Result<()>>()
+        };
+        let cleaned = tokio::select! {
+            cleaned = timeout(CLEANING, cleaning) => {
+                cleaned.unwrap_or_else(|_| bail!("pods are not removed after {CLEANING:?}"))
+            }
+            _ = interrupted() => bail!("interrupted while pods were being removed"),
+        };
+        self.cgroups.remove();
+        cleaned.context("clean up")
+    }
+}
+
+/// The network namespace of a target's daemon, or this program's if that is unknown.
+pub(crate) fn network_of(target: &Target) -> Result<Machine> {
+    let pid = if target.daemon == 0 { std::process::id() } else { target.daemon };
+    Machine::in_network_of(pid)
+}
+
+fn called(version: &target::Version, handler: &str) -> String {
+    if handler.is_empty() { version.name.clone() } else { format!("{} {handler}", version.name) }
+}
+
+/// Gives targets of one name numbers: a table must tell them apart.
+fn tell_apart(targets: &mut [Target]) {
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    for target in targets {
+        let times = seen.entry(target.name.clone()).or_default();
+        *times += 1;
+        if *times > 1 {
+            target.name = format!("{} ({times})", target.name);
+        }
+    }
+}
+
+/// Returns when somebody wants this program to end.
+async fn interrupted() -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// Names this run by its process: pid and start time, which no other process ever has both.
+fn own_run() -> Result<String> {
+    let pid = std::process::id();
+    let start = start_time(pid).context("read when this process was started")?;
+    Ok(format!("{pid}-{start}"))
+}
+
+/// Whether the process that a run is named by has ended.
+fn is_over(run: &str) -> bool {
+    let Some((pid, start)) = run.split_once('-') else { return false };
+    let Ok(pid) = pid.parse() else { return false };
+    start_time(pid).as_deref() != Some(start)
+}
+
+/// When `pid` was started, in ticks since boot (proc(5), `stat`, field 22).
+fn start_time(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(19).map(str::to_owned)
+}
+
+async fn remove_leftovers(target: &mut Target) -> Result<()> {
+    remove_pods(target, is_over).await?;
+    let request = v1::ListImagesRequest::default();
+    let images = target.cri.image.list_images(request).await;
+    let images = images.with_context(|| format!("{}: ListImages", target.name))?.into_inner();
+    for tag in images.images.iter().flat_map(|image| &image.repo_tags) {
+        let run = tag
+            .split_once(&format!("/{REPOSITORY}/"))
+            .and_then(|(_, path)| path.split_once('/').map(|(run, _)| run));
+        if run.is_some_and(is_over) {
+            let removed = target.cri.remove_image(tag).await;
+            removed.with_context(|| format!("{}: remove {tag}", target.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the pods of all runs that `which` is true of. A request that was given up on may
+/// still make a pod, so what is not there when all are removed is looked for once more.
+async fn remove_pods(target: &mut Target, which: impl Fn(&str) -> bool) -> Result<()> {
+    let mut none = 0;
+    for _ in 0..20 {
+        let found = pods(target, &which).await?;
+        if found.is_empty() {
+            none += 1;
+            if none == 2 {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        for id in &found {
+            let removed = target.cri.remove_sandbox(id).await;
+            removed.with_context(|| format!("{}: remove sandbox {id}", target.name))?;
+        }
+    }
+    let found = pods(target, &which).await?;
+    ensure!(found.is_empty(), "{}: sandboxes come back: {found:?}", target.name);
+    Ok(())
+}
+
+async fn pods(target: &mut Target, which: &impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let answer = target.cri.runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await;
+    let answer = answer.with_context(|| format!("{}: ListPodSandbox", target.name))?;
+    let ours = |item: &v1::PodSandbox| {
+        item.labels.get(pod::RUN_LABEL).is_some_and(|run| which(run.as_str()))
+    };
+    Ok(answer.into_inner().items.into_iter().filter(ours).map(|item| item.id).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_over_when_its_process_is_gone_or_another() {
+        let own = own_run().unwrap();
+        assert!(!is_over(&own));
+        assert!(is_over(&format!("{}-1", std::process::id())));
+        assert!(is_over("4194305-1"));
+        // What is not of our making is nobody's leftover.
+        assert!(!is_over("other"));
+    }
+}

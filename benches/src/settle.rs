@@ -1,0 +1,130 @@
+//! Waits until what pods were made of is really gone, not only answered for.
+//!
+//! A verb may have answered while the kernel still takes apart: network namespaces with
+//! their links are freed by its worker threads, cgroups after a grace period of RCU. What is
+//! counted here is counted of the whole machine, so it holds for any runtime:
+//!
+//! | what | how |
+//! |---|---|
+//! | links | `/proc/DAEMON/net/dev`: the network namespace in which the runtime lives |
+//! | cgroups | `cgroup.stat` of v2, `/proc/cgroups` of v1 (but see [`cgroups::count`]) |
+//! | network namespaces | objects of the kernel's cache `net_namespace` |
+//!
+//! The kernel counts objects that are free, but kept at hand by a processor, as used. So the
+//! cache is asked to shrink before it is counted (it takes 0.1 ms); without root or without
+//! SLUB's files in `/sys` namespaces are not counted, and links must do.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tokio::time::sleep;
+
+use crate::cgroups;
+
+/// Longest wait.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How often is looked.
+const LOOK: Duration = Duration::from_millis(4);
+/// Counted on after all is gone: what RCU frees in the end, and threads that then rest.
+const TAIL: Duration = Duration::from_millis(300);
+/// The cache of network namespaces.
+const CACHE: &str = "net_namespace";
+
+/// What there is of the kinds of objects that pods are made of.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Objects(BTreeMap<String, u64>);
+
+/// How pods went.
+#[derive(Clone, Debug)]
+pub(crate) struct Settled {
+    /// From the call until all was gone.
+    pub(crate) after: Duration,
+    /// What was still more than before when patience ended.
+    pub(crate) left: Vec<String>,
+}
+
+impl Objects {
+    /// Counts what there is, links as the process `daemon` sees them.
+    pub(crate) fn count(daemon: u32) -> Result<Self> {
+        let mut objects = Self::without_namespaces(daemon)?;
+        objects.0.extend(namespaces().map(|count| ("network namespaces".to_owned(), count)));
+        Ok(objects)
+    }
+
+    fn without_namespaces(daemon: u32) -> Result<Self> {
+        let mut counts = BTreeMap::new();
+        let process = if daemon == 0 { "self".to_owned() } else { daemon.to_string() };
+        if let Ok(text) = fs::read_to_string(format!("/proc/{process}/net/dev")) {
+            let links = text.lines().filter(|line| line.contains(':')).count();
+            counts.insert("links".to_owned(), u64::try_from(links)?);
+        }
+        let cgroups = cgroups::count()?.into_iter();
+        counts.extend(cgroups.map(|(name, count)| (format!("cgroups of {name}"), count)));
+        Ok(Self(counts))
+    }
+
+    /// Of which kinds there is more than `before`.
+    fn beyond(&self, before: &Self) -> Vec<String> {
+        let more = |(kind, count): (&String, &u64)| {
+            let before = before.0.get(kind)?;
+            (count > before).then(|| format!("{kind}: {count}, before {before}"))
+        };
+        self.0.iter().filter_map(more).collect()
+    }
+
+    /// Waits until there is no more than `self` of anything, and a little longer.
+    pub(crate) async fn settle(&self, daemon: u32) -> Result<Settled> {
+        let started = Instant::now();
+        loop {
+            // The cache is asked last: to shrink it disturbs.
+            let mut left = Self::without_namespaces(daemon)?.beyond(self);
+            if left.is_empty() {
+                left = Self::count(daemon)?.beyond(self);
+            }
+            let after = started.elapsed();
+            if left.is_empty() || after > DEADLINE {
+                sleep(TAIL).await;
+                return Ok(Settled { after, left });
+            }
+            sleep(LOOK).await;
+        }
+    }
+}
+
+/// How many network namespaces there are; `None` where the kernel does not say.
+fn namespaces() -> Option<u64> {
+    fs::write(format!("/sys/kernel/slab/{CACHE}/shrink"), "1").ok()?;
+    active(&fs::read_to_string("/proc/slabinfo").ok()?)
+}
+
+/// The second column of the cache's line (slabinfo(5)).
+fn active(slabinfo: &str) -> Option<u64> {
+    let line = slabinfo.lines().find_map(|line| line.strip_prefix(CACHE))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn objects(links: u64, cgroups: u64) -> Objects {
+        Objects([("links".to_owned(), links), ("cgroups of pids".to_owned(), cgroups)].into())
+    }
+
+    #[test]
+    fn only_what_is_more_than_before_is_waited_for() {
+        let before = objects(3, 9);
+        assert!(objects(3, 8).beyond(&before).is_empty());
+        assert_eq!(objects(4, 9).beyond(&before), ["links: 4, before 3"]);
+    }
+
+    #[test]
+    fn namespaces_are_the_objects_in_use() {
+        let text = "slabinfo - version: 2.1\n# name <active_objs> <num_objs>\n\
+                    nsproxy 1 2 3 : tunables 0 0 0\n\
+                    net_namespace         28     63   4288    7    8 : tunables    0    0\n";
+        assert_eq!(active(text), Some(28));
+    }
+}
