@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use berth_testkit::binaries;
-use tokio::task::block_in_place;
+use tokio::task::{JoinHandle, block_in_place};
 
 use crate::options::Options;
 use crate::random::Random;
@@ -29,6 +29,10 @@ use crate::{dump, oracle};
 
 /// How long a verb may take to pass its point.
 const REACH: Duration = Duration::from_secs(30);
+/// How long what goes on after a verb's answer may take to pass its point.
+const AFTER: Duration = Duration::from_secs(5);
+/// Pause between two looks whether a verb was answered.
+const PAUSE: Duration = Duration::from_millis(100);
 /// What goes on after a verb's answer passes its points within this.
 const QUIET: Duration = Duration::from_millis(300);
 /// Other ways that are tried when one did not lead to its point this time.
@@ -187,7 +191,10 @@ impl Sweep {
                     let mut random = Random::new(self.seed, &round);
                     let done = self.play(point, way, turn % way.passes, &mut random).await;
                     match done {
-                        Ok(false) => self.missed += 1,
+                        Ok(false) => {
+                            eprintln!("led past it this time: {round}");
+                            self.missed += 1;
+                        }
                         Ok(true) | Err(_) => self.killed += 1,
                     }
                     self.outcome(options, &round, done.map(drop)).await?;
@@ -262,13 +269,16 @@ impl Sweep {
             let props = props.clone();
             async move { scene.act(cri, &props).await }
         });
-        let died = self.died(REACH)?;
+        let died = self.died_amid(&verb)?;
+        if !died {
+            // The end of the brief one may pass the point, too.
+            self.stage.node.daemon().arm("")?;
+        }
         let answer = verb.await?;
         brief.end()?;
         if died {
             scene.meanwhile(&props)?;
         } else {
-            self.stage.node.daemon().arm("")?;
             let answer = answer.with_context(|| format!("{scene:?}, with {first} not passed"))?;
             self.brief_ended(brief).await?;
             self.finish(scene, &props, &answer).await?;
@@ -282,6 +292,21 @@ impl Sweep {
             .await
             .with_context(|| format!("{scene:?}, killed at {first} after {skip} passes"))?;
         Ok(reached)
+    }
+
+    /// Waits until the daemon has killed itself, or `verb` has been done for long without
+    /// that; whether it has.
+    fn died_amid<T>(&mut self, verb: &JoinHandle<T>) -> Result<bool> {
+        let (begun, mut answered) = (Instant::now(), None);
+        while begun.elapsed() < REACH {
+            if self.died(PAUSE)? {
+                return Ok(true);
+            }
+            if verb.is_finished() && answered.get_or_insert_with(Instant::now).elapsed() > AFTER {
+                break;
+            }
+        }
+        Ok(false)
     }
 
     /// Waits until the daemon has killed itself; whether it has.
