@@ -4,7 +4,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result};
+use tokio::time::sleep;
+
+/// The parent without another wish: all runs share it, the last one removes it.
+const OURS: &str = "berth-bench";
+/// How long pods that were removed may take to be gone.
+const DEADLINE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A mounted hierarchy.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -13,40 +22,72 @@ struct Hierarchy {
     v2: bool,
 }
 
-/// The cgroup below which pods are made.
+/// The cgroup in which one run has its pods.
 #[derive(Debug)]
 pub(crate) struct Parent {
-    /// Where it did not exist before: deepest first.
+    /// What runtimes are told.
+    path: String,
+    /// Where no cgroup was before, or one that runs share: deepest first.
     made: Vec<PathBuf>,
+    /// Of runs that are over.
+    stale: Vec<PathBuf>,
 }
 
 impl Parent {
-    /// Remembers where the cgroup `path` does not exist yet.
-    pub(crate) fn new(path: &str) -> Result<Self> {
+    /// A cgroup for the run called `run` below `parent`, where runs that are over may have
+    /// left theirs. A slice is taken as it is: what is in it is a matter of systemd's.
+    pub(crate) fn new(parent: &str, run: &str, is_over: impl Fn(&str) -> bool) -> Result<Self> {
+        let parent = parent.trim_end_matches('/');
+        if parent.ends_with(".slice") {
+            return Ok(Self { path: parent.to_owned(), made: Vec::new(), stale: Vec::new() });
+        }
+        let path = format!("{parent}/{run}");
         let relative = Path::new(path.trim_start_matches('/'));
-        let mut made = Vec::new();
-        // A slice is a matter of systemd's.
-        if path.ends_with(".slice") {
-            return Ok(Self { made });
-        }
+        let (mut made, mut stale) = (Vec::new(), Vec::new());
         for hierarchy in hierarchies()? {
-            let ancestors = relative.ancestors().filter(|ancestor| *ancestor != Path::new(""));
-            made.extend(
-                ancestors
-                    .map(|ancestor| hierarchy.mount.join(ancestor))
-                    .filter(|dir| !dir.exists()),
-            );
+            let parent = hierarchy.mount.join(parent.trim_start_matches('/'));
+            for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+                if entry.file_name().to_str().is_some_and(&is_over) {
+                    stale.push(entry.path());
+                }
+            }
+            let ancestors = relative.ancestors().map(|ancestor| hierarchy.mount.join(ancestor));
+            made.extend(ancestors.filter(|dir| !dir.exists() || dir.ends_with(OURS)));
         }
-        Ok(Self { made })
+        Ok(Self { path, made, stale })
     }
 
-    /// Removes it where it did not exist before; what others use by now stays.
-    pub(crate) fn remove(&self) {
-        for dir in &self.made {
-            // Absent, or busy: both mean that there is nothing to do here.
+    /// What runtimes are told.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Removes what did not exist before, as soon as the last pod is gone, and what runs left
+    /// that are over; what others use by now stays.
+    pub(crate) async fn remove(&self) {
+        self.stale.iter().for_each(|dir| remove_empty(dir));
+        let deadline = Instant::now() + DEADLINE;
+        let own = |dir: &&PathBuf| !dir.ends_with(OURS);
+        while Instant::now() < deadline && self.made.iter().filter(own).any(|dir| dir.exists()) {
+            self.made.iter().filter(own).for_each(|dir| remove_empty(dir));
+            sleep(LOOK).await;
+        }
+        for dir in self.made.iter().filter(|dir| !own(dir)) {
+            // Absent, or in use by another run: both mean that there is nothing to do here.
             fs::remove_dir(dir).ok();
         }
     }
+}
+
+/// Removes the cgroup `dir` and those below, unless a process lives in it.
+fn remove_empty(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_empty(&entry.path());
+        }
+    }
+    // Absent, or busy: the caller looks again, or has nothing to do here.
+    fs::remove_dir(dir).ok();
 }
 
 /// `v1`, `v2`, or `v1 + v2` (hybrid).

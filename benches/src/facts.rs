@@ -70,7 +70,7 @@ impl Facts {
     /// One line for people.
     pub(crate) fn line(&self) -> String {
         format!(
-            "{}: kernel {} {}, {} × {}{}, {} MiB, cgroup {}, {}",
+            "{}: kernel {} {}, {} × {}{}, {} MiB, cgroup {}, {}{}",
             self.at,
             self.kernel,
             self.architecture,
@@ -80,6 +80,7 @@ impl Facts {
             self.memory_mib,
             self.cgroups,
             self.file_system,
+            if self.debug_build { "; BERTH-BENCH WAS BUILT WITHOUT OPTIMIZATION" } else { "" },
         )
     }
 }

@@ -15,6 +15,8 @@ use crate::stats::Summary;
 const WINDOW: Duration = Duration::from_millis(500);
 /// So many quiet looks in a row make a quiet machine.
 const WINDOWS: usize = 2;
+/// A wait that is longer than this is told.
+const TELL: Duration = Duration::from_secs(3);
 /// A machine is quiet when others use no more of all its processors than this.
 const QUIET: f64 = 0.08;
 
@@ -46,7 +48,8 @@ struct Turn {
 pub(crate) struct Before {
     /// How busy the machine is with other things, of all its processors.
     pub(crate) busy: f64,
-    quiet: bool,
+    /// Whether that is little.
+    pub(crate) quiet: bool,
     waited: Duration,
 }
 
@@ -85,7 +88,8 @@ impl Watch {
     pub(crate) async fn begin(&self) -> Result<Before> {
         self.end()?;
         let started = Instant::now();
-        let mut looks = Vec::new();
+        let mut looks: Vec<f64> = Vec::new();
+        let mut told = false;
         let before = loop {
             let first = Reading::take()?;
             sleep(WINDOW).await;
@@ -93,6 +97,11 @@ impl Watch {
             let last = &looks[looks.len().saturating_sub(WINDOWS)..];
             let quiet = last.len() == WINDOWS && last.iter().all(|busy| *busy <= QUIET);
             let waited = started.elapsed();
+            if !quiet && !told && waited > TELL {
+                let busy = mean(last) * 100.0;
+                eprintln!("berth-bench: waiting for a quiet machine, others use {busy:.0} %");
+                told = true;
+            }
             if quiet || (last.len() == WINDOWS && waited >= self.patience) {
                 break Before { busy: mean(last), quiet, waited };
             }

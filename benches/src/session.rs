@@ -23,6 +23,8 @@ use crate::{cgroups, pod};
 const CLEANING: Duration = Duration::from_secs(120);
 /// The repository of images that a run makes.
 const REPOSITORY: &str = "berth-bench";
+/// How names of directories of runs begin.
+const DIRECTORY: &str = "berth-bench-";
 
 /// A runtime that is to be measured.
 #[derive(Clone, Debug)]
@@ -67,12 +69,13 @@ impl Session {
         image: Option<&str>,
         cgroup_parent: &str,
     ) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("berth-bench-").tempdir();
-        let dir = dir.context("make a directory")?;
-        let cgroups = cgroups::Parent::new(cgroup_parent)?;
+        remove_directories();
         let run = own_run()?;
+        let dir = tempfile::Builder::new().prefix(&format!("{DIRECTORY}{run}.")).tempdir();
+        let dir = dir.context("make a directory")?;
+        let cgroups = cgroups::Parent::new(cgroup_parent, &run, is_over)?;
         let mut session = Self { targets: Vec::new(), run, dir, images: Vec::new(), cgroups };
-        let opened = session.connect_all(wanted, image, cgroup_parent).await;
+        let opened = session.connect_all(wanted, image).await;
         if let Err(error) = opened {
             session.close().await.unwrap_or_else(|error| eprintln!("berth-bench: {error:#}"));
             return Err(error);
@@ -80,12 +83,7 @@ impl Session {
         Ok(session)
     }
 
-    async fn connect_all(
-        &mut self,
-        wanted: &[Wanted],
-        image: Option<&str>,
-        cgroup_parent: &str,
-    ) -> Result<()> {
+    async fn connect_all(&mut self, wanted: &[Wanted], image: Option<&str>) -> Result<()> {
         for (index, wanted) in wanted.iter().enumerate() {
             let mut cri = Cri::connect(&wanted.socket).await?;
             let version = Target::version(&mut cri, &wanted.socket).await?;
@@ -98,7 +96,7 @@ impl Session {
                 handler: wanted.handler.clone(),
                 version,
                 daemon: target::daemon_of(&wanted.socket)?,
-                cgroup_parent: cgroup_parent.to_owned(),
+                cgroup_parent: self.cgroups.path().to_owned(),
                 logs,
                 image: String::new(),
                 run: self.run.clone(),
@@ -174,7 +172,7 @@ impl Session {
             }
             _ = interrupted() => bail!("interrupted while pods were being removed"),
         };
-        self.cgroups.remove();
+        self.cgroups.remove().await;
         cleaned.context("clean up")
     }
 }
@@ -223,7 +221,7 @@ fn own_run() -> Result<String> {
 fn is_over(run: &str) -> bool {
     let Some((pid, start)) = run.split_once('-') else { return false };
     let Ok(pid) = pid.parse() else { return false };
-    start_time(pid).as_deref() != Some(start)
+    start.parse::<u64>().is_ok() && start_time(pid).as_deref() != Some(start)
 }
 
 /// When `pid` was started, in ticks since boot (proc(5), `stat`, field 22).
@@ -231,6 +229,18 @@ fn start_time(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_name) = stat.rsplit_once(')')?;
     after_name.split_whitespace().nth(19).map(str::to_owned)
+}
+
+/// Removes the directories of runs that are over.
+fn remove_directories() {
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let run = name.to_str().and_then(|name| name.strip_prefix(DIRECTORY)?.split('.').next());
+        if run.is_some_and(is_over) {
+            // Somebody else may be at it; it is in nobody's way.
+            fs::remove_dir_all(entry.path()).ok();
+        }
+    }
 }
 
 async fn remove_leftovers(target: &mut Target) -> Result<()> {
@@ -294,5 +304,6 @@ mod tests {
         assert!(is_over("4194305-1"));
         // What is not of our making is nobody's leftover.
         assert!(!is_over("other"));
+        assert!(!is_over("some-dir"));
     }
 }

@@ -38,7 +38,7 @@ const WHAT: &str = "one pod with one container at a time, up until its first byt
 struct Turn {
     pods: Vec<(Up, Down)>,
     used: Used,
-    idle: f64,
+    before: Before,
     settled: Settled,
 }
 
@@ -61,6 +61,9 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], pause: Duration) ->
         for left in &turn.settled.left {
             bench.note(format!("{}: not settled: {left}", target.name));
         }
+        if !turn.before.quiet {
+            bench.note("settled means nothing here: turns began on a machine that was not quiet");
+        }
         turn.tell(index, &mut sheet);
     }
     bench.metrics = sheet.into_metrics();
@@ -82,13 +85,13 @@ fn explain(bench: &mut Bench) {
 }
 
 async fn one_turn(plan: &Plan, target: &mut Target, name: &str, pause: Duration) -> Result<Turn> {
-    let Before { busy: idle, .. } = plan.quiet().await?;
+    let before = plan.quiet().await?;
     let objects = Objects::count(target.daemon)?;
     let start = Reading::take()?;
     let pods = pods(target, name, plan.samples, pause).await?;
     let settled = objects.settle(target.daemon).await?;
     let used = Reading::take()?.since(&start);
-    Ok(Turn { pods, used, idle, settled })
+    Ok(Turn { pods, used, before, settled })
 }
 
 async fn pods(
@@ -131,9 +134,13 @@ impl Turn {
         down("RemovePodSandbox", |down| down.remove_sandbox);
         let pods: f64 = self.pods.iter().map(|_| 1.0).sum();
         let cpu = |name| (name, "ms CPU", Better::Lower);
-        let settled = self.used.beyond(self.idle);
+        let settled = self.used.beyond(self.before.busy);
         sheet.add(target, cpu("settled"), [settled * 1e3 / pods]);
-        sheet.add(target, cpu("idle rate, taken off"), [self.used.at(self.idle) * 1e3 / pods]);
+        sheet.add(
+            target,
+            cpu("idle rate, taken off"),
+            [self.used.at(self.before.busy) * 1e3 / pods],
+        );
         sheet.add(target, cpu("own time, taken off"), [ms(self.used.own) / pods]);
         sheet.add(target, lower("last pod gone after"), [ms(self.settled.after)]);
     }

@@ -1,0 +1,150 @@
+//! Whole runs against a node of our own: what is measured, and that nothing is left after
+//! the end, an interruption, a failure, and a kill.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use berth_testkit::Node;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// Longest that anything may take that is waited for.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A node, unless tests cannot have one here.
+async fn node(test: &str) -> Result<Option<Node>> {
+    if !nix::unistd::geteuid().is_root() {
+        berth_testkit::skip(test, "not root");
+        return Ok(None);
+    }
+    if std::env::var_os("BERTH_BIN_DIR").is_none() {
+        berth_testkit::skip(test, "BERTH_BIN_DIR is not set: cargo xtask test sets it");
+        return Ok(None);
+    }
+    Node::start().await.map(Some)
+}
+
+/// `berth-bench` on the daemon of `node`, which waits for no quiet machine.
+fn bench(node: &Node, task: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_berth-bench"));
+    command.arg(task).arg("--socket").arg(node.daemon().socket());
+    // In the node's cgroup, which is proven to be empty in the end.
+    command
+        .args(["--cgroup-parent", node.cgroup_base(), "--patience", "0"])
+        .args(arguments)
+        .env("TMPDIR", node.dir());
+    command
+}
+
+fn report(file: &Path) -> Result<Value> {
+    serde_json::from_slice(&std::fs::read(file)?).context("parse the report")
+}
+
+/// All samples of `metric` of the target at `index`, round by round.
+fn rounds(report: &Value, metric: &str, index: usize) -> Result<Vec<Vec<f64>>> {
+    let metrics = report["benches"][0]["metrics"].as_array().context("no metrics")?;
+    let found = metrics.iter().find(|found| found["name"] == metric);
+    let found = found.with_context(|| format!("{metric} is not in {metrics:?}"))?;
+    Ok(serde_json::from_value(found["series"][index]["rounds"].clone())?)
+}
+
+/// Nothing of a run is on `node`, and the node itself leaves nothing.
+async fn nothing_is_left(mut node: Node) -> Result<()> {
+    let sandboxes = node.cri.sandboxes().await?;
+    ensure!(sandboxes.is_empty(), "sandboxes are left: {sandboxes:?}");
+    let request = berth_api::v1::ListImagesRequest::default();
+    let images = node.cri.image.list_images(request).await?.into_inner().images;
+    ensure!(images.is_empty(), "images are left: {images:?}");
+    let left: Vec<_> = std::fs::read_dir(node.dir())?
+        .flatten()
+        .map(|entry| entry.file_name())
+        .filter(|name| name.to_string_lossy().starts_with("berth-bench-"))
+        .collect();
+    ensure!(left.is_empty(), "directories are left: {left:?}");
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_targets_have_their_rounds_and_up_is_the_sum_of_its_parts() -> Result<()> {
+    let Some(node) = node("two_targets_have_their_rounds").await? else { return Ok(()) };
+    let file = node.dir().join("start.json");
+    let mut command = bench(&node, "start", &["--rounds", "2", "--pods", "2", "--warm-up", "1"]);
+    command.arg("--versus").arg(node.daemon().socket()).arg("--json").arg(&file);
+    let done = command.output()?;
+    ensure!(done.status.success(), "{done:?}");
+
+    let report = report(&file)?;
+    let names = [&report["targets"][0]["name"], &report["targets"][1]["name"]];
+    assert_eq!(names, ["berth", "berth (2)"]);
+    for target in 0..2 {
+        let up = rounds(&report, "up", target)?;
+        assert_eq!(up.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2]);
+        let parts = ["RunPodSandbox", "CreateContainer", "StartContainer", "first byte"];
+        let parts = parts.map(|part| rounds(&report, part, target));
+        for (round, number) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let part =
+                |part: &Result<Vec<Vec<f64>>>| part.as_ref().map_or(0.0, |p| p[round][number]);
+            let sum: f64 = parts.iter().map(part).sum();
+            assert!(sum > 0.0 && (sum - up[round][number]).abs() < 1e-6, "{up:?} {parts:?}");
+        }
+        assert_eq!(rounds(&report, "settled", target)?.concat().len(), 2);
+    }
+    assert_eq!(report["benches"][0]["noise"]["turns"], 4);
+    nothing_is_left(node).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_are_timed_in_a_pod_that_is_gone_afterwards() -> Result<()> {
+    let Some(node) = node("commands_are_timed").await? else { return Ok(()) };
+    let file = node.dir().join("exec.json");
+    let mut command = bench(&node, "exec", &["--rounds", "1", "--commands", "3"]);
+    let done = command.arg("--json").arg(&file).output()?;
+    ensure!(done.status.success(), "{done:?}");
+
+    let taken = rounds(&report(&file)?, "ExecSync", 0)?.concat();
+    assert!(taken.len() == 3 && taken.iter().all(|taken| *taken > 0.0), "{taken:?}");
+    nothing_is_left(node).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_interrupted_or_fails_takes_everything_along() -> Result<()> {
+    let Some(mut node) = node("a_run_that_is_interrupted").await? else { return Ok(()) };
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let run = in_the_middle(&mut node).await?;
+        kill(Pid::from_raw(i32::try_from(run.id())?), signal)?;
+        let ended = run.wait_with_output()?;
+        let told = String::from_utf8_lossy(&ended.stderr);
+        ensure!(!ended.status.success() && told.contains("interrupted"), "{ended:?}");
+        ensure!(node.cri.sandboxes().await?.is_empty(), "{signal} left sandboxes");
+    }
+    let failed = bench(&node, "start", &["--handler", "absent"]).output()?;
+    let told = String::from_utf8_lossy(&failed.stderr);
+    ensure!(!failed.status.success() && told.contains("RunPodSandbox"), "{failed:?}");
+    nothing_is_left(node).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_run_removes_what_a_killed_one_left() -> Result<()> {
+    let Some(mut node) = node("the_next_run_removes").await? else { return Ok(()) };
+    let mut run = in_the_middle(&mut node).await?;
+    run.kill()?;
+    run.wait()?;
+    let done = bench(&node, "exec", &["--rounds", "1", "--commands", "1"]).output()?;
+    ensure!(done.status.success(), "{done:?}");
+    nothing_is_left(node).await
+}
+
+/// A run that has a container just now, and would go on for long.
+async fn in_the_middle(node: &mut Node) -> Result<Child> {
+    let mut command = bench(node, "exec", &["--rounds", "100000"]);
+    let run = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let deadline = Instant::now() + DEADLINE;
+    while node.cri.containers().await?.is_empty() {
+        ensure!(Instant::now() < deadline, "no container after {DEADLINE:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(run)
+}
