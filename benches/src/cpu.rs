@@ -112,6 +112,15 @@ fn parse(stat: &str, ticks: u64) -> Result<Counted> {
 }
 
 #[cfg(test)]
+impl Reading {
+    /// What two processors read that were idle for so long since boot, after `elapsed`.
+    pub(crate) fn fake(boot: Instant, elapsed: Duration, idle: Duration) -> Self {
+        let counted = Counted { processors: 2, idle, steal: Duration::ZERO };
+        Self { at: boot + elapsed, counted, own: Duration::ZERO }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

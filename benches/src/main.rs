@@ -7,7 +7,7 @@
 //! | module | is |
 //! |---|---|
 //! | `options` | the command line |
-//! | `session` | a run: targets, images, and the removal of all that was made |
+//! | `session`, `interrupt` | a run: targets, images, and the removal of all that was made |
 //! | `target`, `pod` | one runtime; pods as kubelet makes them, and how long verbs take |
 //! | `plan`, `quiet` | the rounds in which targets take turns; waiting for a quiet machine |
 //! | `cpu`, `cgroups`, `settle` | what the whole machine used, and until when |
@@ -23,6 +23,7 @@ mod bench;
 mod cgroups;
 mod cpu;
 mod facts;
+mod interrupt;
 mod options;
 mod plan;
 mod pod;

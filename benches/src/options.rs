@@ -39,10 +39,10 @@ pub(crate) enum Task {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Common {
     /// Socket of the runtime that is measured.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = socket)]
     pub(crate) socket: PathBuf,
     /// Socket of the runtime that it is compared with.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = socket)]
     pub(crate) versus: Option<PathBuf>,
     /// Runtime handler to ask for; without it, the runtime's default.
     #[arg(long, value_name = "NAME", default_value = "")]
@@ -69,4 +69,10 @@ pub(crate) struct Common {
     /// Where to draw charts (SVG).
     #[arg(long, value_name = "DIR")]
     pub(crate) charts: Option<PathBuf>,
+}
+
+/// A path, which may be written as an endpoint of kubelet's is.
+#[allow(clippy::unnecessary_wraps, reason = "what a value parser is")]
+fn socket(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text.strip_prefix("unix://").unwrap_or(text)))
 }

@@ -88,22 +88,22 @@ impl Watch {
     pub(crate) async fn begin(&self) -> Result<Before> {
         self.end()?;
         let started = Instant::now();
-        let mut looks: Vec<f64> = Vec::new();
+        let mut readings = vec![Reading::take()?];
         let mut told = false;
         let before = loop {
-            let first = Reading::take()?;
             sleep(WINDOW).await;
-            looks.push(Reading::take()?.since(&first).busy());
-            let last = &looks[looks.len().saturating_sub(WINDOWS)..];
-            let quiet = last.len() == WINDOWS && last.iter().all(|busy| *busy <= QUIET);
+            readings.push(Reading::take()?);
+            let last = &readings[readings.len().saturating_sub(WINDOWS + 1)..];
             let waited = started.elapsed();
-            if !quiet && !told && waited > TELL {
-                let busy = mean(last) * 100.0;
+            let before = look(last, waited);
+            let enough = last.len() > WINDOWS;
+            if enough && (before.quiet || waited >= self.patience) {
+                break before;
+            }
+            if !told && waited > TELL {
+                let busy = before.busy * 100.0;
                 eprintln!("berth-bench: waiting for a quiet machine, others use {busy:.0} %");
                 told = true;
-            }
-            if quiet || (last.len() == WINDOWS && waited >= self.patience) {
-                break Before { busy: mean(last), quiet, waited };
             }
         };
         let turn = Turn { before, start: Reading::take()?, stalled: stalled(), during: None };
@@ -148,9 +148,16 @@ impl Watch {
     }
 }
 
-fn mean(values: &[f64]) -> f64 {
-    let count: f64 = values.iter().map(|_| 1.0).sum();
-    if count > 0.0 { values.iter().sum::<f64>() / count } else { 0.0 }
+/// What `readings`, a window apart, say of the machine: how busy it was from the first to the
+/// last, and whether it was quiet in every window.
+fn look(readings: &[Reading], waited: Duration) -> Before {
+    let used = readings.first().zip(readings.last()).map(|(first, last)| last.since(first));
+    let quiet = |pair: &[Reading]| pair[1].since(&pair[0]).busy() <= QUIET;
+    Before {
+        busy: used.map_or(0.0, |used| used.busy()),
+        quiet: readings.windows(2).all(quiet),
+        waited,
+    }
 }
 
 fn load() -> Option<f64> {
@@ -170,8 +177,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mean_of_nothing_is_nothing() {
-        assert_eq!((mean(&[]), mean(&[1.0, 3.0])), (0.0, 2.0));
+    fn one_noisy_window_makes_a_machine_noisy_but_the_rate_is_of_all() {
+        let boot = Instant::now();
+        let reading = |seconds, idle| {
+            Reading::fake(boot, Duration::from_secs(seconds), Duration::from_millis(idle))
+        };
+        let (first, quiet) = (reading(1, 2000), reading(2, 3960));
+        let before = look(&[first, quiet], Duration::ZERO);
+        assert!(before.quiet && (before.busy - 0.02).abs() < 1e-9, "{before:?}");
+        let before = look(&[first, quiet, reading(3, 5760)], Duration::ZERO);
+        assert!(!before.quiet && (before.busy - 0.06).abs() < 1e-9, "{before:?}");
     }
 
     #[tokio::test]

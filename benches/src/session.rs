@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use berth_api::v1;
 use berth_testkit::{Cri, Machine, image, registry::Registry};
 use tempfile::TempDir;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
+use crate::interrupt::Interrupts;
 use crate::options::Common;
 use crate::plan::Plan;
 use crate::report::Bench;
@@ -39,9 +39,16 @@ pub(crate) struct Wanted {
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) targets: Vec<Target>,
+    made: Made,
+    interrupts: Interrupts,
+}
+
+/// What a run must remove.
+#[derive(Debug)]
+struct Made {
     run: String,
     dir: TempDir,
-    /// Images to remove, with the index of the target that has it.
+    /// Images, with the index of the target that has it.
     images: Vec<(usize, String)>,
     cgroups: cgroups::Parent,
 }
@@ -69,13 +76,12 @@ impl Session {
         image: Option<&str>,
         cgroup_parent: &str,
     ) -> Result<Self> {
+        let interrupts = Interrupts::listen()?;
         remove_directories();
-        let run = own_run()?;
-        let dir = tempfile::Builder::new().prefix(&format!("{DIRECTORY}{run}.")).tempdir();
-        let dir = dir.context("make a directory")?;
-        let cgroups = cgroups::Parent::new(cgroup_parent, &run, is_over)?;
-        let mut session = Self { targets: Vec::new(), run, dir, images: Vec::new(), cgroups };
-        let opened = session.connect_all(wanted, image).await;
+        let made = Made::new(cgroup_parent)?;
+        let mut session = Self { targets: Vec::new(), made, interrupts };
+        let Self { targets, made, interrupts } = &mut session;
+        let opened = interrupts.unless(made.connect(targets, wanted, image)).await;
         if let Err(error) = opened {
             session.close().await.unwrap_or_else(|error| eprintln!("berth-bench: {error:#}"));
             return Err(error);
@@ -83,7 +89,49 @@ impl Session {
         Ok(session)
     }
 
-    async fn connect_all(&mut self, wanted: &[Wanted], image: Option<&str>) -> Result<()> {
+    /// A directory of this run, which is removed with it.
+    pub(crate) fn dir(&self) -> &Path {
+        self.made.dir.path()
+    }
+
+    /// Runs one benchmark; an interruption (SIGINT, SIGTERM) ends it with an error.
+    pub(crate) async fn measure(
+        &mut self,
+        plan: &Plan,
+        bench: impl AsyncFnOnce(&Plan, &mut [Target]) -> Result<Bench>,
+    ) -> Result<Bench> {
+        let mut bench = self.interrupts.unless(bench(plan, &mut self.targets)).await?;
+        bench.noise = Some(plan.noise()?);
+        Ok(bench)
+    }
+
+    /// Removes everything that the run made; all steps are done, the first error is told.
+    pub(crate) async fn close(mut self) -> Result<()> {
+        let removing = timeout(CLEANING, self.made.remove_from(&mut self.targets));
+        let removed = self.interrupts.unless(async {
+            removing.await.unwrap_or_else(|_| bail!("runtimes take longer than {CLEANING:?}"))
+        });
+        let removed = removed.await;
+        self.made.cgroups.remove().await;
+        removed.context("remove what this run made")
+    }
+}
+
+impl Made {
+    fn new(cgroup_parent: &str) -> Result<Self> {
+        let run = own_run()?;
+        let dir = tempfile::Builder::new().prefix(&format!("{DIRECTORY}{run}.")).tempdir();
+        let dir = dir.context("make a directory")?;
+        let cgroups = cgroups::Parent::new(cgroup_parent, &run, is_over)?;
+        Ok(Self { run, dir, images: Vec::new(), cgroups })
+    }
+
+    async fn connect(
+        &mut self,
+        targets: &mut Vec<Target>,
+        wanted: &[Wanted],
+        image: Option<&str>,
+    ) -> Result<()> {
         for (index, wanted) in wanted.iter().enumerate() {
             let mut cri = Cri::connect(&wanted.socket).await?;
             let version = Target::version(&mut cri, &wanted.socket).await?;
@@ -102,22 +150,25 @@ impl Session {
                 run: self.run.clone(),
             };
             remove_leftovers(&mut target).await?;
-            self.targets.push(target);
-            self.give_image(index, image).await?;
+            targets.push(target);
+            self.give_image(index, &mut targets[index], image).await?;
         }
-        tell_apart(&mut self.targets);
+        tell_apart(targets);
         Ok(())
     }
 
     /// Pulls `image`, or makes one and serves it where the daemon finds it: on the loopback
     /// of its network namespace.
-    async fn give_image(&mut self, index: usize, image: Option<&str>) -> Result<()> {
-        let target = &mut self.targets[index];
+    async fn give_image(
+        &mut self,
+        index: usize,
+        target: &mut Target,
+        image: Option<&str>,
+    ) -> Result<()> {
         if let Some(image) = image {
             image.clone_into(&mut target.image);
             let pulled = target.cri.pull(image).await;
-            pulled.with_context(|| format!("{}: pull {image}", target.name))?;
-            return Ok(());
+            return pulled.map(drop).with_context(|| format!("{}: pull {image}", target.name));
         }
         let machine = network_of(target)?;
         let registry = Registry::start(&machine, &self.dir.path().join(index.to_string()))?;
@@ -130,50 +181,18 @@ impl Session {
         Ok(())
     }
 
-    /// A directory of this run, which is removed with it.
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// Runs one benchmark; an interruption (SIGINT, SIGTERM) ends it with an error.
-    pub(crate) async fn measure(
-        &mut self,
-        plan: &Plan,
-        bench: impl AsyncFnOnce(&Plan, &mut [Target]) -> Result<Bench>,
-    ) -> Result<Bench> {
-        let mut bench = tokio::select! {
-            bench = bench(plan, &mut self.targets) => bench?,
-            interrupted = interrupted() => {
-                interrupted?;
-                bail!("interrupted");
-            }
-        };
-        bench.noise = Some(plan.noise()?);
-        Ok(bench)
-    }
-
-    /// Removes everything that the run made; all steps are done, the first error is told.
-    pub(crate) async fn close(mut self) -> Result<()> {
-        let cleaning = async {
-            let mut results = Vec::new();
-            for target in &mut self.targets {
-                results.push(remove_pods(target, |run| run == self.run).await);
-            }
-            for (index, image) in &self.images {
-                let Some(target) = self.targets.get_mut(*index) else { continue };
-                let removed = target.cri.remove_image(image).await;
-                results.push(removed.with_context(|| format!("{}: remove {image}", target.name)));
-            }
-            results.into_iter().collect::<Result<()>>()
-        };
-        let cleaned = tokio::select! {
-            cleaned = timeout(CLEANING, cleaning) => {
-                cleaned.unwrap_or_else(|_| bail!("pods are not removed after {CLEANING:?}"))
-            }
-            _ = interrupted() => bail!("interrupted while pods were being removed"),
-        };
-        self.cgroups.remove().await;
-        cleaned.context("clean up")
+    /// Removes pods, then images.
+    async fn remove_from(&self, targets: &mut [Target]) -> Result<()> {
+        let mut results = Vec::new();
+        for target in &mut *targets {
+            results.push(remove_pods(target, |run| run == self.run).await);
+        }
+        for (index, image) in &self.images {
+            let Some(target) = targets.get_mut(*index) else { continue };
+            let removed = target.cri.remove_image(image).await;
+            results.push(removed.with_context(|| format!("{}: remove {image}", target.name)));
+        }
+        results.into_iter().collect()
     }
 }
 
@@ -197,17 +216,6 @@ fn tell_apart(targets: &mut [Target]) {
             target.name = format!("{} ({times})", target.name);
         }
     }
-}
-
-/// Returns when somebody wants this program to end.
-async fn interrupted() -> Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
 }
 
 /// Names this run by its process: pid and start time, which no other process ever has both.

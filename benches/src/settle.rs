@@ -22,6 +22,7 @@ use anyhow::Result;
 use tokio::time::sleep;
 
 use crate::cgroups;
+use crate::cpu::Reading;
 
 /// Longest wait.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -29,6 +30,11 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(4);
 /// Counted on after all is gone: what RCU frees in the end, and threads that then rest.
 const TAIL: Duration = Duration::from_millis(300);
+/// One look at whether a runtime still works, and the longest wait until it rests.
+const WINDOW: Duration = Duration::from_millis(250);
+const REST_DEADLINE: Duration = Duration::from_secs(3);
+/// Who works uses more of all processors than this, beyond what the machine uses at rest.
+const WORK: f64 = 0.02;
 /// The cache of network namespaces.
 const CACHE: &str = "net_namespace";
 
@@ -91,6 +97,20 @@ impl Objects {
             sleep(LOOK).await;
         }
     }
+}
+
+/// Waits until the machine rests as it did when it was as busy as `idle` says: a runtime may
+/// put off work, garbage collection for one, until nobody waits for it.
+pub(crate) async fn rest(idle: f64) -> Result<()> {
+    let started = Instant::now();
+    let mut rested = 0;
+    while rested < 2 && started.elapsed() < REST_DEADLINE {
+        let before = Reading::take()?;
+        sleep(WINDOW).await;
+        let busy = Reading::take()?.since(&before).busy();
+        rested = if busy <= idle + WORK { rested + 1 } else { 0 };
+    }
+    Ok(())
 }
 
 /// How many network namespaces there are; `None` where the kernel does not say.

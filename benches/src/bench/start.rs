@@ -13,7 +13,7 @@ use crate::plan::Plan;
 use crate::pod::{Down, Up};
 use crate::quiet::Before;
 use crate::report::{Bench, Better, Sheet};
-use crate::settle::{Objects, Settled};
+use crate::settle::{self, Objects, Settled};
 use crate::target::Target;
 
 /// What `start` takes.
@@ -45,7 +45,8 @@ struct Turn {
 /// Starts and ends pods of all targets in turn.
 pub(crate) async fn run(plan: &Plan, targets: &mut [Target], pause: Duration) -> Result<Bench> {
     ensure!(plan.samples > 0 && plan.rounds > 0, "nothing to measure: no pods or no rounds");
-    let mut bench = Bench::new("start", WHAT);
+    let name = if pause.is_zero() { "start" } else { "start-rested" };
+    let mut bench = Bench::new(name, WHAT);
     bench.setting("pods per turn", plan.samples);
     bench.setting("rounds", plan.rounds);
     bench.setting("rest before each pod, ms", pause.as_millis());
@@ -78,8 +79,8 @@ fn explain(bench: &mut Bench) {
     );
     bench.note(
         "settled is processor time of the whole machine for each pod, from before its \
-         RunPodSandbox until its network namespace, links and cgroups are gone and 0.3 s more, \
-         without idle, iowait, steal, the machine's idle rate just before the turn, and this \
+         RunPodSandbox until its network namespace, links and cgroups are gone and the machine \
+         rests as before (0.8 s at least, which spread over the pods of a turn), without idle, iowait, steal, the machine's idle rate just before the turn, and this \
          tool's own time; all are stated in rows of their own",
     );
 }
@@ -90,6 +91,7 @@ async fn one_turn(plan: &Plan, target: &mut Target, name: &str, pause: Duration)
     let start = Reading::take()?;
     let pods = pods(target, name, plan.samples, pause).await?;
     let settled = objects.settle(target.daemon).await?;
+    settle::rest(before.busy).await?;
     let used = Reading::take()?.since(&start);
     Ok(Turn { pods, used, before, settled })
 }
