@@ -150,9 +150,11 @@ impl Session {
         };
         let failed = |failure| self.failed(failure);
         let started = async {
-            self.shim.exec(&request).await.map_err(failed)?;
+            let added = self.shim.exec(&request).instrument(debug_span!("task_exec"));
+            added.await.map_err(failed)?;
             step(Point::EXEC_ADDED).await?;
-            self.shim.start(self.id()).await.map_err(failed)
+            let executed = self.shim.start(self.id()).instrument(debug_span!("task_start"));
+            executed.await.map_err(failed)
         };
         let pid = unless_silent(&self.shim, sandbox, failed, started).await?;
         self.process = ProcessId::of(pid).ok();

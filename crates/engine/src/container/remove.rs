@@ -41,7 +41,7 @@ impl Driver {
         cgroup.instrument(debug_span!("cgroup")).await?;
         step(Point::REMOVE_CONTAINER_CGROUP).await?;
         let id = self.container.id.clone();
-        match self.core.forget_container(&id).await {
+        match self.core.forget_container(&id).instrument(debug_span!("store")).await {
             Err(error) if error.kind() == ErrorKind::ResourceExhausted => {
                 warn_failure("forget container; its files go first", &error);
                 let (core, container) = (self.core.clone(), self.container.clone());

@@ -19,6 +19,7 @@ use berth_shim_client::{ProcessId, Shim};
 use futures_util::FutureExt as _;
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
+use tracing::{Instrument as _, debug_span};
 
 use super::decide::{self, Effort, SHIM_ANSWER, Verdict};
 use super::driver::Driver;
@@ -167,7 +168,8 @@ impl Driver {
 
     async fn signal(&mut self, shim: &Shim, signal: i32, all: bool) -> Result<(), Error> {
         let id = &self.container.id;
-        match shim.kill(id, signal, all, SHIM_ANSWER).await {
+        let sent = shim.kill(id, signal, all, SHIM_ANSWER);
+        match sent.instrument(debug_span!("task_kill")).await {
             // It ended by itself a moment ago; the shim will say so.
             Err(error) if error.kind() == berth_model::ErrorKind::NotFound => return Ok(()),
             other => other.map_err(|source| Error::Shim {

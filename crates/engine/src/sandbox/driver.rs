@@ -153,7 +153,7 @@ impl Driver {
     ) -> Result<(), Error> {
         let mut record = self.record.clone();
         change(&mut record);
-        self.core.save_sandbox(&record).await?;
+        self.core.save_sandbox(&record).instrument(debug_span!("store")).await?;
         step(stored).await?;
         self.record = record;
         let status = status_of(&self.record, Arc::clone(&self.sandbox.spec));

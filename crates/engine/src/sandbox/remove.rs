@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use berth_failpoint::Point;
 use futures_util::future::join_all;
+use tracing::{Instrument as _, debug_span};
 
 use super::driver::Driver;
 use super::teardown;
@@ -24,9 +25,10 @@ impl Driver {
             return Err(failure);
         }
         step(Point::REMOVE_CONTAINERS).await?;
-        teardown::remove_dir(&self.core, self.sandbox.dir.clone()).await?;
+        let directory = teardown::remove_dir(&self.core, self.sandbox.dir.clone());
+        directory.instrument(debug_span!("directory")).await?;
         step(Point::REMOVE_SANDBOX_DIRECTORY).await?;
-        self.core.forget_sandbox(&self.sandbox.id).await?;
+        self.core.forget_sandbox(&self.sandbox.id).instrument(debug_span!("store")).await?;
         step(Point::REMOVE_SANDBOX_FORGOTTEN).await?;
         self.core.sandboxes.remove(&self.sandbox.id);
         self.core.names.release(&self.sandbox.spec.name);

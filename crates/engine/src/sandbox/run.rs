@@ -182,7 +182,8 @@ async fn connect(
     };
     let address = attached.as_ref().map(|attached| attached.address.into());
     let plan = plan.clone();
-    core.disk.run(move || plan.files(address)?.write(&plan.dir)).await??;
+    let files = core.disk.run(move || plan.files(address)?.write(&plan.dir));
+    files.instrument(debug_span!("files")).await??;
     step(Point::RUN_FILES_WRITTEN).await?;
     Ok(attached)
 }
