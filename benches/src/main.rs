@@ -12,6 +12,8 @@
 //! | `plan`, `quiet` | the rounds in which targets take turns; waiting for a quiet machine |
 //! | `cpu`, `cgroups`, `settle` | what the whole machine used, and until when |
 //! | `bench` | the benchmarks over the CRI |
+//! | `oci` | OCI runtimes by themselves, without a CRI |
+//! | `phases` | where each millisecond of a pod goes, from Berth's own spans |
 //! | `facts` | what machine it was |
 //! | `stats` | quantiles and ratios; pure |
 //! | `report` | what was measured, as JSON, as a table, as charts |
@@ -24,7 +26,9 @@ mod cgroups;
 mod cpu;
 mod facts;
 mod interrupt;
+mod oci;
 mod options;
+mod phases;
 mod plan;
 mod pod;
 mod quiet;
@@ -34,6 +38,7 @@ mod settle;
 mod stats;
 mod target;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -75,7 +80,19 @@ async fn run(options: Options) -> Result<()> {
             let plan = Plan::new(&common, options.commands, options.warm_up);
             one(&common, &plan, bench::exec::run).await
         }
+        Task::Oci(options) => oci(&options).await,
+        Task::Phases(options) => phases::run(options).await,
     }
+}
+
+async fn oci(options: &oci::Options) -> Result<()> {
+    let plan = Plan::of(options.rounds, options.patience, options.containers, options.warm_up);
+    let facts = Facts::gather()?;
+    println!("{}", facts.line());
+    let (bench, runtimes) = oci::run(&plan, &options.runtime).await?;
+    let mut report = Report::of(facts, runtimes);
+    report.benches.push(bench);
+    show(options.json.as_deref(), options.charts.as_deref(), &report)
 }
 
 async fn who(common: &Common) -> Result<()> {
@@ -104,16 +121,19 @@ async fn one(
     let measured: Result<Report> = measured.await;
     let closed = session.close().await;
     let report = measured?;
-    show(common, &report)?;
+    show(common.json.as_deref(), common.charts.as_deref(), &report)?;
     closed
 }
 
-fn show(common: &Common, report: &Report) -> Result<()> {
+fn show(json: Option<&Path>, charts: Option<&Path>, report: &Report) -> Result<()> {
     for target in &report.targets {
         println!("{}: {} {}", target.name, target.runtime.name, target.runtime.version);
     }
     for bench in &report.benches {
         println!("\n{}", report::table(bench));
+        for chart in charts.map_or(Ok(Vec::new()), |dir| report::chart::draw(bench, dir))? {
+            println!("drew {}", chart.display());
+        }
     }
-    common.json.as_ref().map_or(Ok(()), |file| report.write(file))
+    json.map_or(Ok(()), |file| report.write(file))
 }

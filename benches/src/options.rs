@@ -33,6 +33,10 @@ pub(crate) enum Task {
         #[command(flatten)]
         options: exec::Options,
     },
+    /// Measures OCI runtimes by themselves, by runc's command line.
+    Oci(crate::oci::Options),
+    /// Says where each millisecond of a pod's start, command and end goes in Berth itself.
+    Phases(crate::phases::Options),
 }
 
 /// What every benchmark over the CRI takes.

@@ -22,8 +22,12 @@ pub(crate) struct Plan {
 impl Plan {
     /// `samples` in each turn, after `warm_up` that do not count.
     pub(crate) fn new(common: &Common, samples: usize, warm_up: usize) -> Self {
-        let watch = Watch::new(Duration::from_secs(common.patience));
-        Self { rounds: common.rounds, samples, warm_up, watch }
+        Self::of(common.rounds, common.patience, samples, warm_up)
+    }
+
+    /// The same, for what has no socket; `patience` is in seconds.
+    pub(crate) fn of(rounds: usize, patience: u64, samples: usize, warm_up: usize) -> Self {
+        Self { rounds, samples, warm_up, watch: Watch::new(Duration::from_secs(patience)) }
     }
 
     /// The order of `targets` targets in a round: rotated, so that none is always first.

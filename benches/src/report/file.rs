@@ -40,7 +40,11 @@ impl Report {
             handler: target.handler.clone(),
             runtime: target.version.clone(),
         };
-        let targets = targets.iter().map(measured).collect();
+        Self::of(machine, targets.iter().map(measured).collect())
+    }
+
+    /// The same, of what has no socket.
+    pub(crate) fn of(machine: Facts, targets: Vec<Measured>) -> Self {
         Self { format: FORMAT, machine, targets, benches: Vec::new() }
     }
 

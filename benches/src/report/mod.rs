@@ -1,5 +1,6 @@
 //! What was measured: a model that is kept as JSON, and shown as a table and as charts.
 
+pub(crate) mod chart;
 mod file;
 mod sheet;
 mod table;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::quiet::Noise;
 use crate::stats::{self, Summary};
 
-pub(crate) use file::Report;
+pub(crate) use file::{Measured, Report};
 pub(crate) use sheet::Sheet;
 pub(crate) use table::table;
 

@@ -16,7 +16,8 @@ impl Sheet {
         Self::named(targets.iter().map(|target| target.name.clone()).collect())
     }
 
-    fn named(targets: Vec<String>) -> Self {
+    /// An empty sheet for what is called so.
+    pub(crate) fn named(targets: Vec<String>) -> Self {
         Self { targets, metrics: Vec::new() }
     }
 
