@@ -19,7 +19,7 @@ use crate::target::Target;
 const OUTPUT_DEADLINE: Duration = Duration::from_secs(20);
 /// How often the log is looked at beside what inotify tells: on some file systems the
 /// writes of others are not told.
-const LOOK: u16 = 20;
+const LOOK: u16 = 2;
 /// What a container does: says that it is up, and idles.
 const IDLE: &[&str] = &["sh", "-c", "echo up; exec sleep 1000000"];
 const MEMORY_LIMIT: i64 = 128 << 20;

@@ -18,7 +18,7 @@ const WINDOWS: usize = 2;
 /// A wait that is longer than this is told.
 const TELL: Duration = Duration::from_secs(3);
 /// A machine is quiet when others use no more of all its processors than this.
-const QUIET: f64 = 0.08;
+const QUIET: f64 = 0.1;
 
 /// Looks at the machine before each turn, and remembers what it saw.
 #[derive(Debug, Default)]
