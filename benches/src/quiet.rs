@@ -185,8 +185,8 @@ mod tests {
         let (first, quiet) = (reading(1, 2000), reading(2, 3960));
         let before = look(&[first, quiet], Duration::ZERO);
         assert!(before.quiet && (before.busy - 0.02).abs() < 1e-9, "{before:?}");
-        let before = look(&[first, quiet, reading(3, 5760)], Duration::ZERO);
-        assert!(!before.quiet && (before.busy - 0.06).abs() < 1e-9, "{before:?}");
+        let before = look(&[first, quiet, reading(3, 5680)], Duration::ZERO);
+        assert!(!before.quiet && (before.busy - 0.08).abs() < 1e-9, "{before:?}");
     }
 
     #[tokio::test]
