@@ -148,6 +148,14 @@ fn real(count: usize) -> f64 {
     count as f64
 }
 
+/// `what` with a capital and a full stop.
+fn sentence(what: &str) -> String {
+    let mut letters = what.chars();
+    let first: String =
+        letters.next().map(|first| first.to_uppercase().collect()).unwrap_or_default();
+    format!("{first}{}.", letters.as_str())
+}
+
 /// Name and unit.
 fn captioned(metric: &Metric) -> String {
     match metric.unit.as_str() {

@@ -2,7 +2,7 @@
 
 use super::scale::{Scale, number, width};
 use super::svg::{Anchor, COLOURS, MARGIN, Svg, WIDTH};
-use super::{Targets, better, captioned, head, real};
+use super::{Targets, better, captioned, head, real, sentence};
 use crate::report::{Bench, Metric, Series};
 use crate::stats::Summary;
 
@@ -14,11 +14,12 @@ const BAR: f64 = 14.0;
 const PANELS: usize = 10;
 
 /// A small chart for each of `metrics`, each with a scale of its own. What is zero everywhere
-/// has none.
+/// has none, nor what says only what was taken off another quantity.
 pub(super) fn draw(bench: &Bench, targets: &Targets, metrics: &[&Metric]) -> Option<String> {
     let some = |metric: &&&Metric| {
         let middles = metric.series.iter().filter_map(middles);
-        middles.into_iter().any(|rounds| rounds.min != 0.0 || rounds.max != 0.0)
+        let zero = middles.into_iter().all(|rounds| rounds.min == 0.0 && rounds.max == 0.0);
+        !zero && !metric.name.ends_with("taken off")
     };
     let all: Vec<&Metric> = metrics.iter().filter(some).copied().collect();
     let metrics = &all[..all.len().min(PANELS)];
@@ -28,7 +29,7 @@ pub(super) fn draw(bench: &Bench, targets: &Targets, metrics: &[&Metric]) -> Opt
     let title = format!("{}: side by side", bench.name);
     let mut svg = Svg::new(&title, &about(bench, metrics));
     let mut subtitle =
-        format!("{}. Bars: medians; lines: least to most of the rounds.", bench.what);
+        format!("{} Bars: medians; lines: least to most of the rounds.", sentence(&bench.what));
     if all.len() > metrics.len() {
         subtitle += &format!(" The first {PANELS} of {} quantities.", all.len());
     }
@@ -85,7 +86,7 @@ fn middles(series: &Series) -> Option<Summary> {
 
 /// The picture in words.
 fn about(bench: &Bench, metrics: &[&Metric]) -> String {
-    let mut words = vec![format!("{}.", bench.what)];
+    let mut words = vec![sentence(&bench.what)];
     for metric in metrics {
         for series in &metric.series {
             if let Some(rounds) = middles(series) {

@@ -2,7 +2,7 @@
 
 use super::scale::{Scale, number, tick, width};
 use super::svg::{Anchor, COLOURS, MARGIN, Svg, WIDTH};
-use super::{Targets, captioned, head, real};
+use super::{Targets, captioned, head, real, sentence};
 use crate::report::{Bench, Metric, Series};
 use crate::stats::{Summary, quantile};
 
@@ -19,8 +19,8 @@ pub(super) fn shares(bench: &Bench, targets: &Targets, metrics: &[&Metric]) -> O
     let title = format!("{}: how latencies are spread", bench.name);
     let mut svg = Svg::new(&title, &about(bench, &chosen));
     let subtitle = format!(
-        "Share of samples that took at most so long, {unit}, logarithmic; further left is better. {}.",
-        bench.what
+        "Share of samples that took at most so long, {unit}, logarithmic; further left is better. {}",
+        sentence(&bench.what)
     );
     let legend: Vec<_> = targets.0.iter().cloned().enumerate().collect();
     let mut y = head(&mut svg, &title, &subtitle, &legend);
@@ -151,7 +151,7 @@ fn told(target: &str, summary: &Summary, unit: &str) -> String {
 
 /// The picture in words.
 fn about(bench: &Bench, metrics: &[&Metric]) -> String {
-    let mut words = vec![format!("{}.", bench.what)];
+    let mut words = vec![sentence(&bench.what)];
     for metric in metrics {
         for series in &metric.series {
             if let Some(summary) = series.summary() {

@@ -2,7 +2,7 @@
 
 use super::scale::{Scale, number, tick, width};
 use super::svg::{Anchor, COLOURS, MARGIN, Svg, WIDTH};
-use super::{Targets, head, wrapped};
+use super::{Targets, head, sentence, wrapped};
 use crate::report::{Bench, Metric};
 
 const BAR: f64 = 18.0;
@@ -65,7 +65,7 @@ pub(super) fn draw(bench: &Bench, targets: &Targets, parts: &[&Metric]) -> Optio
     }
     let title = format!("{}: memory by kind", bench.name);
     let mut svg = Svg::new(&title, &about(bench, targets, &wholes));
-    let subtitle = format!("{}. Medians; less is better.", bench.what);
+    let subtitle = format!("{} Medians; less is better.", sentence(&bench.what));
     let mut y = head(&mut svg, &title, &subtitle, &[]);
     let names = targets.0.iter().map(|name| width(name)).fold(0.0, f64::max);
     let left = MARGIN + names.min(220.0) + 14.0;
@@ -153,7 +153,7 @@ fn bar(
 
 /// The picture in words.
 fn about(bench: &Bench, targets: &Targets, wholes: &[Whole<'_>]) -> String {
-    let mut words = vec![format!("{}.", bench.what)];
+    let mut words = vec![sentence(&bench.what)];
     for whole in wholes {
         for target in &targets.0 {
             let parts = whole.of(target);
