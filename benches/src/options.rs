@@ -80,3 +80,15 @@ pub(crate) struct Common {
 fn socket(text: &str) -> Result<PathBuf, std::convert::Infallible> {
     Ok(PathBuf::from(text.strip_prefix("unix://").unwrap_or(text)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_may_be_named_as_kubelet_names_it() {
+        for text in ["unix:///run/x.sock", "/run/x.sock"] {
+            assert_eq!(socket(text), Ok(PathBuf::from("/run/x.sock")));
+        }
+    }
+}

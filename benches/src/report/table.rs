@@ -168,6 +168,16 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_was_not_quiet_is_told_loudly() {
+        let noise = |noisy| Noise { turns: 4, noisy, ..Noise::default() };
+        let mut bench = Bench::new("start", "one pod");
+        bench.noise = Some(noise(0));
+        assert!(!table(&bench).contains("NOT QUIET"));
+        bench.noise = Some(noise(3));
+        assert!(table(&bench).contains("4 turns; 3 OF THEM"), "{}", table(&bench));
+    }
+
+    #[test]
     fn columns_stand_under_each_other() {
         let rows = [
             vec!["a".into(), "ms".into(), "1".into()],
