@@ -12,6 +12,7 @@
 //! | `plan`, `quiet` | the rounds in which targets take turns; waiting for a quiet machine |
 //! | `cpu`, `cgroups`, `settle` | what the whole machine used, and until when |
 //! | `bench` | the benchmarks over the CRI |
+//! | `measure` | a runtime's processes: whose they are, what they hold and do |
 //! | `oci` | OCI runtimes by themselves, without a CRI |
 //! | `phases` | where each millisecond of a pod goes, from Berth's own spans |
 //! | `facts` | what machine it was |
@@ -26,6 +27,7 @@ mod cgroups;
 mod cpu;
 mod facts;
 mod interrupt;
+mod measure;
 mod oci;
 mod options;
 mod phases;
@@ -45,6 +47,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser as _;
 
+use crate::bench::{churn, density, idle, lists};
 use crate::facts::Facts;
 use crate::options::{Common, Options, Task};
 use crate::plan::Plan;
@@ -79,6 +82,26 @@ async fn run(options: Options) -> Result<()> {
         Task::Exec { common, options } => {
             let plan = Plan::new(&common, options.commands, options.warm_up);
             one(&common, &plan, bench::exec::run).await
+        }
+        Task::Density { common, options } => {
+            let plan = Plan::new(&common, options.pods, 0);
+            one(&common, &plan, async |plan, targets| density::run(plan, targets, &options).await)
+                .await
+        }
+        Task::Idle { common, options } => {
+            let plan = Plan::new(&common, 1, 0);
+            one(&common, &plan, async |plan, targets| idle::run(plan, targets, &options).await)
+                .await
+        }
+        Task::Lists { common, options } => {
+            let plan = Plan::new(&common, options.times, options.warm_up);
+            one(&common, &plan, async |plan, targets| lists::run(plan, targets, &options).await)
+                .await
+        }
+        Task::Churn { common, options } => {
+            let plan = Plan::new(&common, options.pods, options.warm_up);
+            one(&common, &plan, async |plan, targets| churn::run(plan, targets, &options).await)
+                .await
         }
         Task::Oci(options) => oci(&options).await,
         Task::Phases(options) => phases::run(options).await,

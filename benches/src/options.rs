@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::bench::{exec, start};
+use crate::bench::{churn, density, exec, idle, lists, start};
 
 /// Measures how dense and how fast container runtimes are, by the CRI they answer.
 #[derive(Debug, Parser)]
@@ -32,6 +32,34 @@ pub(crate) enum Task {
         common: Common,
         #[command(flatten)]
         options: exec::Options,
+    },
+    /// Measures what idle pods cost in memory, processes and threads.
+    Density {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: density::Options,
+    },
+    /// Measures what a runtime does while pods do nothing, left alone and polled.
+    Idle {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: idle::Options,
+    },
+    /// Measures the questions that kubelet asks again and again.
+    Lists {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: lists::Options,
+    },
+    /// Measures many pods at once, by several clients.
+    Churn {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: churn::Options,
     },
     /// Measures OCI runtimes by themselves, by runc's command line.
     Oci(crate::oci::Options),
