@@ -107,6 +107,18 @@ impl Error {
         }
     }
 
+    /// The same failure, where only the path in the directory `place` was known.
+    pub(crate) fn below(self, place: impl Into<PathBuf>) -> Self {
+        match self {
+            Self::Io { action, path, source } => {
+                let mut whole = place.into();
+                whole.extend(path.iter());
+                Self::Io { action, path: whole, source }
+            }
+            other => other,
+        }
+    }
+
     pub(crate) fn io<E: IntoErrno>(
         action: &'static str,
         path: impl Into<PathBuf>,

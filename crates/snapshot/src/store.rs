@@ -232,7 +232,9 @@ impl Snapshots {
     /// uses.
     pub fn committed_usage(&self, chain: ChainId) -> Result<(String, DiskUsage), Error> {
         let dir = self.directory_of(chain)?.ok_or(Error::MissingLayer(chain))?;
-        Ok((dir, tree::usage(self.layer(chain)?.as_fd())?))
+        let usage = tree::usage(self.layer(chain)?.as_fd())
+            .map_err(|error| error.below(self.root().join(&dir)))?;
+        Ok((dir, usage))
     }
 
     /// Removes the committed snapshot `chain`; what is absent is success.
@@ -338,8 +340,11 @@ impl Snapshots {
 
     /// What the container of `key` has written.
     pub fn usage(&self, key: &SnapshotKey) -> Result<DiskUsage, Error> {
-        match self.0.open_directory(&format!("{ACTIVE}/{key}/upper")) {
-            Ok(upper) => tree::usage(upper.as_fd()),
+        let path = format!("{ACTIVE}/{key}/upper");
+        match self.0.open_directory(&path) {
+            Ok(upper) => {
+                tree::usage(upper.as_fd()).map_err(|error| error.below(self.root().join(path)))
+            }
             Err(Error::Io { source: Errno::ENOENT, .. }) => Err(Error::NotFound(key.clone())),
             Err(error) => Err(error),
         }
@@ -371,7 +376,7 @@ impl Inner {
         self.make(&name, Mode::S_IRWXU)?;
         let answer = probe::volatile(&Path::new(&self.path).join(&name));
         let path = CString::new(name).expect("a number has no NUL");
-        tree::remove(self.root.as_fd(), &path)?;
+        tree::remove(self.root.as_fd(), &path).map_err(|error| error.below(&self.path))?;
         answer
     }
 

@@ -36,7 +36,8 @@ impl Trash {
         let inner = &self.snapshots.0;
         let path =
             CString::new(self.path.as_str()).expect("names come from directories and from numbers");
-        tree::remove(inner.root.as_fd(), &path)?;
+        tree::remove(inner.root.as_fd(), &path)
+            .map_err(|error| error.below(self.snapshots.root()))?;
         inner.sizes().remove(&self.path);
         Ok(())
     }
@@ -54,7 +55,8 @@ impl Trash {
                 Size { bytes: 0, inodes: 1 }
             }
             directory => {
-                let found = tree::usage(directory?.as_fd())?;
+                let found = tree::usage(directory?.as_fd())
+                    .map_err(|error| error.below(self.snapshots.root().join(&self.path)))?;
                 Size { bytes: found.bytes, inodes: found.inodes }
             }
         };

@@ -10,7 +10,7 @@ use std::ffi::{CStr, CString, OsStr};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use berth_model::stats::DiskUsage;
 use nix::errno::Errno;
@@ -47,8 +47,18 @@ struct Frame {
     pending: Vec<CString>,
 }
 
+/// What fails is named by its path below `root`.
 fn walk(root: OwnedFd, visit: &mut impl Visit) -> Result<(), Error> {
-    let mut frames = vec![enter(c"".to_owned(), root, visit)?];
+    let mut frames = Vec::new();
+    let walked = walk_in(&mut frames, root, visit);
+    walked.map_err(|error| {
+        error.below(frames.iter().map(|frame| path_of(&frame.name)).collect::<PathBuf>())
+    })
+}
+
+/// What fails is named by its path below the last of `frames`.
+fn walk_in(frames: &mut Vec<Frame>, root: OwnedFd, visit: &mut impl Visit) -> Result<(), Error> {
+    frames.push(enter(c"".to_owned(), root, visit)?);
     while let Some(frame) = frames.last_mut() {
         let Some(name) = frame.pending.pop() else {
             let done = frames.pop().expect("the loop runs only while there is a frame");
@@ -75,6 +85,7 @@ fn walk(root: OwnedFd, visit: &mut impl Visit) -> Result<(), Error> {
 
 fn enter(name: CString, open: OwnedFd, visit: &mut impl Visit) -> Result<Frame, Error> {
     let inode = Inode::of(&open).map_err(failed("read metadata of", &name))?;
+    let inside = |error: Error| error.below(path_of(&name));
     let mut pending = Vec::new();
     let mut buffer = [MaybeUninit::<u8>::uninit(); 16 << 10];
     let mut entries = RawDir::new(&open, &mut buffer);
@@ -85,10 +96,10 @@ fn enter(name: CString, open: OwnedFd, visit: &mut impl Visit) -> Result<Frame, 
             continue;
         }
         let kind = match entry.file_type() {
-            FileType::Unknown => kind_of(open.as_fd(), child)?,
+            FileType::Unknown => kind_of(open.as_fd(), child).map_err(inside)?,
             kind => kind,
         };
-        if visit.entry(open.as_fd(), child, kind)? {
+        if visit.entry(open.as_fd(), child, kind).map_err(inside)? {
             pending.push(child.to_owned());
         }
     }
@@ -144,13 +155,14 @@ fn unlink(parent: BorrowedFd<'_>, name: &CStr, flags: UnlinkatFlags) -> Result<(
     }
 }
 
-/// Removes `name` in `parent` and all that is in it; what is absent is success.
+/// Removes `name` in `parent` and all that is in it; what is absent is success. An error
+/// names the path below `parent`.
 ///
 /// For the layer applier too: a later entry of one archive may replace a whole tree.
 pub fn remove(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Error> {
     match openat(parent, name, DIRECTORY, Mode::empty()) {
         Ok(tree) => {
-            walk(tree, &mut Remove)?;
+            walk(tree, &mut Remove).map_err(|error| error.below(path_of(name)))?;
             unlink(parent, name, UnlinkatFlags::RemoveDir)
         }
         Err(Errno::ENOENT) => Ok(()),
@@ -199,7 +211,8 @@ impl Visit for Count {
     }
 }
 
-/// What the tree below `root` uses, `root` included; hard links count once.
+/// What the tree below `root` uses, `root` included; hard links count once. An error names
+/// the path below `root`.
 ///
 /// `root` must be a directory open for reading.
 pub fn usage(root: BorrowedFd<'_>) -> Result<DiskUsage, Error> {
@@ -214,5 +227,50 @@ fn failed<E: crate::error::IntoErrno>(
     action: &'static str,
     name: &CStr,
 ) -> impl FnOnce(E) -> Error + use<E> {
-    Error::io(action, PathBuf::from(OsStr::from_bytes(name.to_bytes())))
+    Error::io(action, path_of(name).to_owned())
+}
+
+fn path_of(name: &CStr) -> &Path {
+    Path::new(OsStr::from_bytes(name.to_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cannot see the entry `bad`, nor be done with the directory `stays`.
+    struct Refuse;
+
+    impl Visit for Refuse {
+        fn entry(&mut self, _: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Result<bool, Error> {
+            match name == c"bad" {
+                true => Err(failed("see", name)(Errno::EIO)),
+                false => Ok(kind == FileType::Directory),
+            }
+        }
+
+        fn leave(&mut self, _: BorrowedFd<'_>, name: &CStr) -> Result<(), Error> {
+            match name == c"stays" {
+                true => Err(failed("leave", name)(Errno::EBUSY)),
+                false => Ok(()),
+            }
+        }
+    }
+
+    #[track_caller]
+    fn check(path: &str, expected: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join(path)).unwrap();
+        let error = walk(std::fs::File::open(dir.path()).unwrap().into(), &mut Refuse).unwrap_err();
+        assert_eq!(error.below("/layers/4").to_string(), expected);
+    }
+
+    #[test]
+    fn a_failure_names_the_whole_path() {
+        check("bad", "see /layers/4/bad");
+        check("a/b/bad", "see /layers/4/a/b/bad");
+        check("a/stays/c", "leave /layers/4/a/stays");
+        let nothing = failed("read directory", c"")(Errno::EBADMSG);
+        assert_eq!(nothing.below("/layers/4").to_string(), "read directory /layers/4");
+    }
 }
