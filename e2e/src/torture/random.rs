@@ -44,6 +44,13 @@ impl Random {
         choices.get(usize::try_from(self.below(count)).ok()?)
     }
 
+    /// Any order of `things` is as likely as another (Fisher and Yates).
+    pub(crate) fn shuffle<T>(&mut self, things: &mut [T]) {
+        for (last, end) in (1..things.len()).zip(2..) {
+            things.swap(last, usize::try_from(self.below(end)).unwrap_or(last));
+        }
+    }
+
     /// A time up to `limit` milliseconds.
     pub(crate) fn millis(&mut self, limit: u64) -> Duration {
         Duration::from_micros(self.below(limit * 1000))
@@ -79,5 +86,17 @@ mod tests {
         }
         assert!(seen.iter().all(|times| *times > 50), "{seen:?}");
         assert!(random.pick::<u8>(&[]).is_none());
+    }
+
+    #[test]
+    fn every_order_comes_sometimes() {
+        let mut random = Random::new(7, "orders");
+        let mut seen = std::collections::BTreeMap::<_, u32>::new();
+        for _ in 0..600 {
+            let mut order = [0, 1, 2];
+            random.shuffle(&mut order);
+            *seen.entry(order).or_default() += 1;
+        }
+        assert!(seen.len() == 6 && seen.values().all(|times| *times > 50), "{seen:?}");
     }
 }

@@ -10,7 +10,7 @@
 //! change here, and one that no scene passes is a failure. A round draws one of the ways to
 //! its point, or each way has its turn.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
@@ -175,36 +175,58 @@ impl Sweep {
 
     /// Kills the daemon at each point on each way that leads there.
     async fn each_way(&mut self, options: &Options, points: &[String], turns: u64) -> Result<()> {
-        // The ways to the points of recovery are those that have been gone.
         let recovery = points.iter().any(|point| is_recovery(point));
-        let others = self.ways.keys().filter(|point| recovery && !points.contains(point));
-        let mut points: Vec<String> = others.cloned().chain(points.iter().cloned()).collect();
+        let mut reached = BTreeSet::new();
         for turn in 0..turns {
-            for point in &points {
-                let (ways, killed) =
-                    (self.ways.get(point).cloned().unwrap_or_default(), self.killed);
-                for way in &ways {
-                    if self.is_enough(options) {
-                        return Ok(());
-                    }
-                    let round = format!("{point} {way} #{turn}");
-                    let mut random = Random::new(self.seed, &round);
-                    let done = self.play(point, way, turn % way.passes, &mut random).await;
-                    match done {
-                        Ok(false) => {
-                            eprintln!("led past it this time: {round}");
-                            self.missed += 1;
-                        }
-                        Ok(true) | Err(_) => self.killed += 1,
-                    }
-                    self.outcome(options, &round, done.map(drop)).await?;
-                }
-                if self.killed == killed {
-                    let never = Err(anyhow!("no scene passes it"));
-                    self.outcome(options, &format!("{point} #{turn}"), never).await?;
-                }
+            // The ways to the points of recovery are those that were gone to the others.
+            let first = self.rounds(|point| {
+                !is_recovery(point) && (options.wants(point) || (recovery && turn == 0))
+            });
+            self.go(options, turn, first, &mut reached).await?;
+            let mut then = self.rounds(|point| options.wants(point) && is_recovery(point));
+            // There are many, and time may end before they do.
+            Random::new(self.seed, &format!("turn {turn}")).shuffle(&mut then);
+            self.go(options, turn, then, &mut reached).await?;
+        }
+        for point in points.iter().filter(|point| !reached.contains(*point)) {
+            if !self.is_enough(options) {
+                self.outcome(options, point, Err(anyhow!("no scene passes it"))).await?;
             }
-            points.retain(|point| options.wants(point));
+        }
+        Ok(())
+    }
+
+    /// Every known way to the points that are `wanted`.
+    fn rounds(&self, wanted: impl Fn(&str) -> bool) -> Vec<(String, Way)> {
+        let wanted = self.ways.iter().filter(|(point, _)| wanted(point));
+        wanted
+            .flat_map(|(point, ways)| ways.iter().map(|way| (point.clone(), way.clone())))
+            .collect()
+    }
+
+    /// Goes these ways to these points, as long as there is time; notes what was `reached`.
+    async fn go(
+        &mut self,
+        options: &Options,
+        turn: u64,
+        rounds: Vec<(String, Way)>,
+        reached: &mut BTreeSet<String>,
+    ) -> Result<()> {
+        for (point, way) in rounds {
+            if self.is_enough(options) {
+                break;
+            }
+            let round = format!("{point} {way} #{turn}");
+            let mut random = Random::new(self.seed, &round);
+            let done = self.play(&point, &way, turn % way.passes, &mut random).await;
+            if matches!(done, Ok(false)) {
+                eprintln!("led past it this time: {round}");
+                self.missed += 1;
+            } else {
+                self.killed += 1;
+                reached.insert(point);
+            }
+            self.outcome(options, &round, done.map(drop)).await?;
         }
         Ok(())
     }
