@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use berth_api::v1;
 use berth_testkit::image::ImageBuilder;
 use berth_testkit::tar::Tar;
@@ -20,8 +20,9 @@ use tonic::Code;
 
 /// Seconds.
 const YEAR: i64 = 31_536_000;
-/// What a duration may be off, with and without a step.
-const TOLERANCE: Duration = Duration::from_secs(1);
+/// What a duration may be off on a busy machine; a clock that was counted with is off by a
+/// [`YEAR`].
+const TOLERANCE: Duration = Duration::from_secs(10);
 /// Both ways.
 const STEPS: [i64; 2] = [YEAR, -YEAR];
 
@@ -42,7 +43,10 @@ async fn stepped<T: Send + 'static>(
     let work = tokio::spawn(async move { (work.await, began.elapsed()) });
     for seconds in [step, -step] {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        ensure!(!work.is_finished(), "it ended after {:?}", began.elapsed());
+        if work.is_finished() {
+            // Too early, or this test had to wait: how long it took tells which.
+            break;
+        }
         set(node, seconds)?;
     }
     let done = work.await?;
@@ -220,7 +224,7 @@ async fn what_is_known_keeps_its_order_over_restarts_whatever_the_clock_says() -
         node.kill_and_restart().await?;
         let status = node.wait_exit(&brief).await?;
         // Nothing waits for a time that is a year away.
-        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
         assert_eq!((status.exit_code, status.reason.as_str()), (42, "Error"));
         let times = [status.created_at, status.started_at, status.finished_at];
         assert!(times.is_sorted() && times[0] > 0, "{times:?}");
