@@ -20,7 +20,6 @@
 //! | `report` | what was measured, as JSON, as a table, as charts |
 
 #![allow(clippy::print_stdout, reason = "the tables are its output")]
-#![allow(dead_code, reason = "benchmarks that use it are on their way")]
 
 mod bench;
 mod cgroups;
@@ -105,6 +104,11 @@ async fn run(options: Options) -> Result<()> {
         }
         Task::Oci(options) => oci(&options).await,
         Task::Phases(options) => phases::run(options).await,
+        Task::Show { file, charts } => {
+            let report = Report::read(&file)?;
+            println!("{}", report.machine.line());
+            show(None, charts.as_deref(), &report)
+        }
     }
 }
 

@@ -65,6 +65,14 @@ pub(crate) enum Task {
     Oci(crate::oci::Options),
     /// Says where each millisecond of a pod's start, command and end goes in Berth itself.
     Phases(crate::phases::Options),
+    /// Shows what a run kept as JSON: its tables, and charts if they are asked for.
+    Show {
+        /// What `--json` wrote.
+        file: PathBuf,
+        /// Where to draw charts (SVG).
+        #[arg(long, value_name = "DIR")]
+        charts: Option<PathBuf>,
+    },
 }
 
 /// What every benchmark over the CRI takes.

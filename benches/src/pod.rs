@@ -53,7 +53,6 @@ const READ_ONLY: &[&str] =
 pub(crate) struct Pod {
     pub(crate) sandbox: String,
     pub(crate) container: String,
-    pub(crate) config: v1::PodSandboxConfig,
 }
 
 /// What the verbs took that start a pod.
@@ -159,7 +158,7 @@ impl Target {
         let start = clock.lap();
         let waited = output.wait().with_context(|| format!("{}: pod {name}", self.name))?;
         let output = if waited { clock.lap() } else { Duration::ZERO };
-        Ok((Pod { sandbox, container, config }, Up { run, create, start, output }))
+        Ok((Pod { sandbox, container }, Up { run, create, start, output }))
     }
 
     /// Ends a pod; its container is killed at once.

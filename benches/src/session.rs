@@ -89,11 +89,6 @@ impl Session {
         Ok(session)
     }
 
-    /// A directory of this run, which is removed with it.
-    pub(crate) fn dir(&self) -> &Path {
-        self.made.dir.path()
-    }
-
     /// Runs one benchmark; an interruption (SIGINT, SIGTERM) ends it with an error.
     pub(crate) async fn measure(
         &mut self,

@@ -93,6 +93,10 @@ async fn two_targets_have_their_rounds_and_up_is_the_sum_of_its_parts() -> Resul
         assert_eq!(rounds(&report, "settled", target)?.concat().len(), 2);
     }
     assert_eq!(report["benches"][0]["noise"]["turns"], 4);
+    let shown = Command::new(env!("CARGO_BIN_EXE_berth-bench")).arg("show").arg(&file).output()?;
+    let (told, again) = [&done, &shown].map(|run| String::from_utf8_lossy(&run.stdout)).into();
+    ensure!(shown.status.success() && told.contains("StopPodSandbox"), "{shown:?}");
+    assert_eq!(told, again, "what is kept is what was shown");
     nothing_is_left(node).await
 }
 
