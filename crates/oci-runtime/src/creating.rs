@@ -19,6 +19,17 @@ const DEATH: Duration = Duration::from_millis(200);
 /// How long a process that is about to exit may take for it before it is killed.
 const GRACE: Duration = Duration::from_millis(50);
 
+/// How long the making of a process took, part by part.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Timing {
+    /// Checking the spec, compiling its seccomp profile, and forking the worker.
+    pub plan: Duration,
+    /// From there until the process existed: its cgroup made, namespaces joined, cloned.
+    pub worker: Duration,
+    /// From there until it was ready: cgroup joined, mounts, root, devices, masks.
+    pub init: Duration,
+}
+
 /// A process being made. Dropping it kills and reaps whatever there is already.
 #[derive(Debug)]
 pub struct Creating {
@@ -29,6 +40,9 @@ pub struct Creating {
     /// Whether there is something to undo.
     armed: bool,
     leftover: Leftover,
+    timing: Timing,
+    /// When the part began that is under way.
+    part: Instant,
 }
 
 /// What is left of a creation when its processes were killed and took too long to die.
@@ -61,6 +75,8 @@ pub struct Created {
     pub cgroup: Option<Cgroup>,
     /// Lets it go. If this is dropped instead, the process exits by itself.
     pub start: StartHandle,
+    /// How long it took.
+    pub timing: Timing,
 }
 
 /// The right to start a created process, once.
@@ -89,13 +105,30 @@ impl AsRawFd for Creating {
 }
 
 impl Creating {
+    /// `began` is when the call began that made it.
     pub(crate) fn new(
         socket: OwnedFd,
         worker: berth_sys::process::Forked,
         cgroup: Option<(Hierarchy, CgroupPath)>,
+        began: Instant,
     ) -> Self {
-        let worker = Some(Child { pid: worker.pid, pidfd: worker.pidfd });
-        Self { socket, worker, process: None, cgroup, armed: true, leftover: Leftover::default() }
+        let part = Instant::now();
+        Self {
+            socket,
+            worker: Some(Child { pid: worker.pid, pidfd: worker.pidfd }),
+            process: None,
+            cgroup,
+            armed: true,
+            leftover: Leftover::default(),
+            timing: Timing { plan: part - began, ..Timing::default() },
+            part,
+        }
+    }
+
+    /// How long the part took that ends now.
+    fn lap(&mut self) -> Duration {
+        let now = Instant::now();
+        now - std::mem::replace(&mut self.part, now)
     }
 
     /// Takes what has been reported so far, without blocking; `None` means that the answer is
@@ -143,8 +176,14 @@ impl Creating {
         loop {
             match wire::receive(self.socket.as_fd())? {
                 None => return Ok(None),
-                Some(Report::Hello(pid)) => self.process = Some(Child::of(pid)?),
-                Some(Report::Ready(console)) => return Ok(Some(console)),
+                Some(Report::Hello(pid)) => {
+                    self.process = Some(Child::of(pid)?);
+                    self.timing.worker = self.lap();
+                }
+                Some(Report::Ready(console)) => {
+                    self.timing.init = self.lap();
+                    return Ok(Some(console));
+                }
                 Some(Report::Failed(error)) => return Err(error),
                 Some(Report::End) => return Err(self.ended()),
             }
@@ -170,6 +209,7 @@ impl Creating {
             console,
             cgroup,
             start: StartHandle { socket },
+            timing: self.timing,
         })
     }
 

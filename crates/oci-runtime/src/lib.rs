@@ -54,12 +54,13 @@ mod worker;
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::time::Instant;
 
 use berth_cgroup::{Cgroup, CgroupPath};
 use berth_sys::process::{ForkOptions, fork};
 use oci_spec::runtime::{LinuxResources, Spec};
 
-pub use creating::{Created, Creating, Leftover, StartHandle, Starting, start};
+pub use creating::{Created, Creating, Leftover, StartHandle, Starting, Timing, start};
 pub use error::{Error, Reported};
 pub use request::{CreateRequest, ExecRequest, Stdio};
 pub use shared::{MakingMounts, SharedMounts};
@@ -72,6 +73,7 @@ use plan::{ContainerPlan, ProcessPlan};
 /// [`Error::InvalidSpec`], [`Error::Unsupported`], [`Error::Seccomp`], [`Error::Fork`],
 /// [`Error::Threads`]; nothing has been made then.
 pub fn create(request: CreateRequest<'_>) -> Result<Creating, Error> {
+    let began = Instant::now();
     check_id(request.id)?;
     if !request.bundle.is_absolute() {
         return Err(Error::invalid("bundle", "is not an absolute path"));
@@ -89,7 +91,7 @@ pub fn create(request: CreateRequest<'_>) -> Result<Creating, Error> {
     let caller = rustix::process::getpid();
     let forked = fork(&worker_options(), |child| worker::create(child, &plan, &around, caller))
         .map_err(Error::fork("the worker"))?;
-    Ok(Creating::new(ours, forked, Some((request.cgroups.clone(), plan.cgroup))))
+    Ok(Creating::new(ours, forked, Some((request.cgroups.clone(), plan.cgroup)), began))
 }
 
 /// Begins to make a further process in a running container.
@@ -97,6 +99,7 @@ pub fn create(request: CreateRequest<'_>) -> Result<Creating, Error> {
 /// # Errors
 /// As [`create`].
 pub fn exec(request: ExecRequest<'_>) -> Result<Creating, Error> {
+    let began = Instant::now();
     check_id(request.id)?;
     let plan = plan::exec_process(request.id, request.spec, request.process)?;
     check_stdio(&request.stdio, &plan)?;
@@ -110,7 +113,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Creating, Error> {
     let caller = rustix::process::getpid();
     let forked = fork(&worker_options(), |child| worker::exec(child, &plan, &around, caller))
         .map_err(Error::fork("the worker"))?;
-    Ok(Creating::new(ours, forked, None))
+    Ok(Creating::new(ours, forked, None, began))
 }
 
 /// Quiet, so that a caller who reaps orphans by `wait(2)` for any child reaps neither a worker

@@ -27,6 +27,8 @@ pub(crate) struct Args {
     pub(crate) address: String,
     /// The bundle, where it is not the working directory.
     pub(crate) bundle: Option<PathBuf>,
+    /// Whether its log tells how long things take, too.
+    pub(crate) debug: bool,
 }
 
 impl Args {
@@ -38,6 +40,7 @@ impl Args {
             id: String::new(),
             address: String::new(),
             bundle: None,
+            debug: false,
         };
         let mut args = args.into_iter();
         let mut action = None;
@@ -53,7 +56,10 @@ impl Args {
             match name {
                 "v" | "version" => return Ok(Self { action: Action::Version, ..parsed }),
                 "info" => return Ok(Self { action: Action::Info, ..parsed }),
-                "debug" => continue,
+                "debug" => {
+                    parsed.debug = value.is_none_or(|value| value != "false");
+                    continue;
+                }
                 _ => {}
             }
             let value = value.or_else(|| args.next());
@@ -99,6 +105,7 @@ mod tests {
         assert_eq!(args.action, Action::Start);
         assert_eq!((args.namespace.as_str(), args.id.as_str()), ("k8s.io", "a"));
         assert_eq!(args.address, "/run/c.sock");
+        assert!(args.debug && !parse("-namespace n -id a -debug=false start").unwrap().debug);
         let args = parse("--namespace=n -id=a -bundle /b delete").unwrap();
         assert_eq!((args.action, args.bundle), (Action::Delete, Some("/b".into())));
         assert_eq!(parse("-v").unwrap().action, Action::Version);

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_cgroup::Cgroup;
-use berth_oci_runtime::{Creating, Leftover, StartHandle};
+use berth_oci_runtime::{Creating, Leftover, StartHandle, Timing};
 use berth_sys::spawn::send_signal;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -377,6 +377,8 @@ pub(crate) async fn make(
     let created = created.await.map_err(late).flatten();
     bury(fd.into_inner().0.leftover(), reaper);
     let created = created?;
+    let Timing { plan, worker, init } = created.timing;
+    log::debug(format_args!("made a process: plan {plan:?}, worker {worker:?}, init {init:?}"));
     let failed = |source| Error::Io("copy a pidfd", source);
     let pid = created.pid.as_raw().unsigned_abs();
     let copy = created.pidfd.try_clone().map_err(failed);

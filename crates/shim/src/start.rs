@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::args::Args;
 use crate::daemon::{self, Daemon};
 use crate::error::Error;
+use crate::log;
 
 /// Where containerd's shims listen.
 const SOCKETS: &str = "/run/containerd/s";
@@ -29,6 +30,7 @@ const MAX_INPUT: u64 = 1 << 20;
 
 /// Starts a shim, and prints its address.
 pub(crate) fn run(args: &Args) -> Result<(), Error> {
+    log::set_debug(args.debug);
     let params = bootstrap_params(args);
     let own = std::env::var_os("BERTH_SOCKET").map(PathBuf::from);
     let socket = match &own {
@@ -172,6 +174,7 @@ mod tests {
             id: id.into(),
             address: "/run/containerd/containerd.sock".into(),
             bundle: None,
+            debug: false,
         };
         let (a, b) = (containerd_socket(&args("a"), None), containerd_socket(&args("b"), None));
         assert_ne!(a, b);

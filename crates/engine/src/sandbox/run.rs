@@ -286,7 +286,7 @@ fn request(core: &Core, plan: &Plan, namespaces: Namespaces, cgroup: Vec<OwnedFd
         cgroup,
         env: vec![("BERTH_NAMESPACES".into(), names.join(",").into())],
         log: Some(plan.dir.join("shim.log")),
-        debug: false,
+        debug: tracing::enabled!(tracing::Level::TRACE),
         deadline: SHIM_START,
     }
 }
