@@ -20,6 +20,7 @@ use berth_api::v1;
 use berth_testkit::{Node, NodeOptions, container_config};
 use clap::Args;
 
+use self::spans::Closed;
 use self::tree::Phase;
 use crate::facts::Facts;
 use crate::interrupt::Interrupts;
@@ -108,6 +109,8 @@ pub(crate) async fn run(options: Options) -> Result<()> {
 async fn measure(options: Options) -> Result<(Found, Version)> {
     let mut node = Node::start_with(NodeOptions {
         log_format: "json".to_owned(),
+        // Of the engine everything: its shims tell how long they take then.
+        log_filter: "debug,berth_engine=trace,h2=warn,hyper=warn,tower=warn".to_owned(),
         binaries: options.binaries.clone(),
         ..NodeOptions::default()
     })
@@ -117,6 +120,7 @@ async fn measure(options: Options) -> Result<(Found, Version)> {
     let version = Target::version(&mut node.cri, &socket).await?;
     let mut client = vec![Vec::new(); VERBS.len()];
     let mut first_byte = Vec::new();
+    let mut spans = Vec::new();
     let mut skip = 0;
     for number in 0..WARM_UP + options.pods {
         if number == WARM_UP {
@@ -124,9 +128,10 @@ async fn measure(options: Options) -> Result<(Found, Version)> {
             skip = fs::metadata(node.daemon().log())?.len();
         }
         tokio::time::sleep(Duration::from_millis(options.pause)).await;
-        let (verbs, byte) = one(&mut node, &format!("pod-{number}"), &image).await?;
+        let (verbs, byte, shim) = one(&mut node, &format!("pod-{number}"), &image).await?;
         if number >= WARM_UP {
             first_byte.push(byte);
+            spans.extend(shim);
             for (all, verb) in client.iter_mut().zip(verbs) {
                 all.push(verb);
             }
@@ -137,16 +142,23 @@ async fn measure(options: Options) -> Result<(Found, Version)> {
     node.assert_clean().await?;
     let log = log.get(usize::try_from(skip)?..).context("the daemon's log became shorter")?;
     let log = String::from_utf8_lossy(log);
-    let phases = tree::phases(log.lines().filter_map(spans::closed));
+    spans.extend(log.lines().filter_map(spans::closed));
+    // As they ended: what the shims told is not between what the daemon told yet. Those that
+    // the daemon told keep their order.
+    spans.sort_by(|one, other| one.ended().total_cmp(&other.ended()));
+    let phases = tree::phases(spans);
     for (verb, span) in VERBS {
         ensure!(phases.contains_key(span), "the daemon told no span of {verb} ({span})");
     }
     Ok((Found { phases, client, first_byte, options }, version))
 }
 
-/// One pod up, one command in it, and down; what each verb took, and the first byte after
-/// StartContainer, ms.
-async fn one(node: &mut Node, name: &str, image: &str) -> Result<([f64; VERBS.len()], f64)> {
+/// What one pod took: each verb, and the first byte after StartContainer, ms; and the phases
+/// that its shim told.
+type Pod = ([f64; VERBS.len()], f64, Vec<Closed>);
+
+/// One pod up, one command in it, and down.
+async fn one(node: &mut Node, name: &str, image: &str) -> Result<Pod> {
     let config = node.sandbox_config(name);
     let log = node.log_directory(name).join("main.log");
     let main = container_config("main", image, &["sh", "-c", "echo up; exec sleep 1000"]);
@@ -162,6 +174,7 @@ async fn one(node: &mut Node, name: &str, image: &str) -> Result<([f64; VERBS.le
     let ended = node.cri.exec(&container, &["true"], 10).await?;
     let exec = clock.lap();
     ensure!(ended.exit_code == 0, "true ended with {} in {name}", ended.exit_code);
+    let shim = told_by_shim(node, &sandbox);
     clock.lap();
     node.cri.stop_container(&container, 0).await?;
     let stop = clock.lap();
@@ -172,7 +185,19 @@ async fn one(node: &mut Node, name: &str, image: &str) -> Result<([f64; VERBS.le
     // `Cri::remove_sandbox` would stop it once more.
     let removal = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox };
     node.cri.runtime.remove_pod_sandbox(removal).await?;
-    Ok(([run, create, start, exec, stop, remove, stop_sandbox, clock.lap()], byte))
+    Ok(([run, create, start, exec, stop, remove, stop_sandbox, clock.lap()], byte, shim))
+}
+
+/// The parts of which making a container and a command in it consists, as its shim logged
+/// them; none by a shim that does not tell them.
+fn told_by_shim(node: &Node, sandbox: &str) -> Vec<Closed> {
+    const CREATE: [&str; 3] = ["cri.start_container", "start_container", "task_create"];
+    const EXEC: [&str; 4] = ["cri.exec_sync", "exec_sync", "exec_start", "task_start"];
+    let log = node.path("run").join("sandboxes").join(sandbox).join("shim.log");
+    let log = fs::read_to_string(log).unwrap_or_default();
+    let made: Vec<&str> = log.lines().filter(|line| line.contains("made a process")).collect();
+    let paths = [CREATE.as_slice(), EXEC.as_slice()];
+    made.iter().zip(paths).flat_map(|(line, path)| spans::made(line, path)).collect()
 }
 
 struct Clock(Instant);

@@ -53,6 +53,27 @@ pub(super) fn closed(line: &str) -> Option<Closed> {
     Some(Closed { path, began: since_1970(&line.timestamp)? - took, took })
 }
 
+/// The parts of making a process that `line` of a shim's log tells, as phases of `path`:
+/// `TIME DEBUG shim[7]: made a process: plan 0.4ms, worker 1.2ms, init 2.1ms`.
+pub(super) fn made(line: &str, path: &[&str]) -> Vec<Closed> {
+    let Some((head, parts)) = line.split_once(": made a process: ") else { return Vec::new() };
+    let time = head.split(' ').next().and_then(since_1970);
+    let part = |part: &str| {
+        let (name, took) = part.trim().split_once(' ')?;
+        Some((name.to_owned(), milliseconds(took)?))
+    };
+    let parts: Option<Vec<_>> = parts.split(',').map(part).collect();
+    let (Some(ended), Some(parts)) = (time, parts) else { return Vec::new() };
+    let mut began = ended - parts.iter().map(|(_, took)| took).sum::<f64>();
+    let mut spans = Vec::new();
+    for (name, took) in parts {
+        let path = path.iter().map(|part| (*part).to_owned()).chain([name]).collect();
+        spans.push(Closed { path, began, took });
+        began += took;
+    }
+    spans
+}
+
 /// `1.23ms`, `45.6µs`, `789ns`, `1.2s`.
 fn milliseconds(text: &str) -> Option<f64> {
     let unit = text.find(|letter: char| letter.is_alphabetic())?;
@@ -118,6 +139,17 @@ mod tests {
         assert_eq!(closed("berthd: not JSON"), None);
         assert_eq!(closed(&line("1ms", "1ms").replace("close", "opened")), None);
         assert_eq!(closed(&line("soon", "1ms")), None);
+    }
+
+    #[test]
+    fn the_parts_of_making_a_process_follow_each_other() {
+        let line = "1970-01-01T00:00:01.000000000Z DEBUG shim[7]: made a process: \
+                    plan 500µs, worker 1ms, init 2ms";
+        let spans = made(line, &["cri.start_container", "task_create"]);
+        let told: Vec<_> = spans.iter().map(|span| (span.path[2].as_str(), span.began)).collect();
+        assert_eq!(told, [("plan", 996.5), ("worker", 997.0), ("init", 998.0)]);
+        assert!(made("1970-01-01T00:00:01Z WARN shim[7]: something", &[]).is_empty());
+        assert!(made(&line.replace("1ms", "soon"), &[]).is_empty());
     }
 
     #[test]

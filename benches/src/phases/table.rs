@@ -39,6 +39,10 @@ pub(super) fn table(found: &Found) -> String {
     put(&mut text, "");
     totals(&mut text, found);
     put(&mut text, "\nown: not accounted for by a phase inside it; phases may overlap.");
+    put(
+        &mut text,
+        "plan, worker, init: as the shim told; one that was busy saw the last two at once.",
+    );
     put(&mut text, "floor: hand-written C program doing only the necessary syscalls (p10).");
     text
 }

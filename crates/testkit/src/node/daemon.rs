@@ -277,7 +277,11 @@ fn signal(process: &Child, signal: Signal) -> Result<()> {
 }
 
 fn configuration(dir: &Path, cgroup_base: &str, options: &NodeOptions) -> Result<String> {
-    let filter = if options.quiet { "info" } else { "debug,h2=warn,hyper=warn,tower=warn" };
+    let filter = match options.log_filter.as_str() {
+        "" if options.quiet => "info",
+        "" => "debug,h2=warn,hyper=warn,tower=warn",
+        filter => filter,
+    };
     let format = if options.log_format.is_empty() { "human" } else { &options.log_format };
     let shim = options.folder()?.join("containerd-shim-berth-v1");
     Ok(format!(

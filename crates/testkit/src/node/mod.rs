@@ -36,6 +36,8 @@ pub struct NodeOptions {
     pub container: String,
     /// The daemon's `log.format`; empty means `human`.
     pub log_format: String,
+    /// The daemon's `log.filter`; empty means that `quiet` says it.
+    pub log_filter: String,
     /// Whether the daemon logs no more than a user's would by default.
     pub quiet: bool,
     /// The folder of daemon and shim; `None` means this tree's.
