@@ -9,6 +9,8 @@ use berth_testkit::Cri;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
 
+use crate::measure::listener;
+
 /// A runtime to be measured. Clones share the connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
@@ -48,11 +50,16 @@ impl Target {
     }
 }
 
-/// Pid of the process that listens on `socket`; 0 if it lives in another pid namespace.
+/// Pid of the process that serves `socket`; 0 if it is unknown, as in another PID namespace.
 pub(crate) fn daemon_of(socket: &Path) -> Result<u32> {
     let stream =
         UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     let peer = getsockopt(&stream, PeerCredentials)
         .with_context(|| format!("ask who listens on {}", socket.display()))?;
-    Ok(u32::try_from(peer.pid()).unwrap_or(0))
+    match u32::try_from(peer.pid()) {
+        // A service manager listens, and has another process serve.
+        Ok(1) => Ok(listener::holder(socket)?.unwrap_or(0)),
+        Ok(pid) => Ok(pid),
+        Err(_) => Ok(0),
+    }
 }

@@ -15,7 +15,7 @@ use clap::Args;
 use super::fleet::Fleet;
 use super::samples::{Plots, Quantity, Samples, counted, milliseconds, number};
 use crate::measure::footprint::{Footprint, Group};
-use crate::measure::memory::Settled;
+use crate::measure::memory::{KERNEL, Settled};
 use crate::plan::Plan;
 use crate::report::{Bench, Better, Sheet};
 use crate::target::Target;
@@ -53,6 +53,7 @@ struct Turn<'a> {
     plots: &'a mut Plots,
     bench: &'a mut Bench,
     target: usize,
+    name: String,
 }
 
 /// Lets each target have idle pods, in turn, and reads what they cost.
@@ -68,7 +69,8 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
     for (number, index) in plan.turns(targets.len()).enumerate() {
         plan.quiet().await?;
         let (plots, bench) = (&mut plots, &mut bench);
-        let mut turn = Turn { samples: Samples::default(), plots, bench, target: index };
+        let (samples, name) = (Samples::default(), targets[index].name.clone());
+        let mut turn = Turn { samples, plots, bench, target: index, name };
         let fleet = Fleet::new(format!("density-{number}"));
         turn.take(&mut targets[index], fleet, options).await?;
         turn.samples.tell(index, &mut sheet);
@@ -84,6 +86,11 @@ fn explain(bench: &mut Bench) {
         "the drop of MemAvailable is the whole truth of a machine where nothing else happens: \
          kernel, monitors, daemon and the workload itself; PSS is of processes only, and does \
          not change with what else the machine does",
+    );
+    bench.note(
+        "accounted for is what the processes of the runtime and of pods share out among them, \
+         and growth of the kernel's own memory: the rest of the drop is somebody else's, or page \
+         cache that is in use",
     );
     bench.note(
         "the daemon is the process that answers and what it started that is nothing else; a \
@@ -106,6 +113,16 @@ impl Reading {
     /// PSS of monitors and pause processes, and the daemon's growth, KiB.
     fn overhead(&self, before: &Self) -> f64 {
         pss(&self.runtime.monitors) + pss(&self.runtime.pause) + self.daemon(before)
+    }
+
+    /// What pods hold as far as it is known who holds it, KiB: the PSS of all processes, and
+    /// what the kernel says that it holds for itself. Other programs that grow meanwhile are
+    /// not in it, as they are in the drop of MemAvailable.
+    fn accounted(&self, before: &Self) -> f64 {
+        let grown = self.machine.memory.growth(&before.machine.memory);
+        let kernel = grown.kinds().filter(|(kind, _)| KERNEL.contains(kind));
+        let kernel: f64 = kernel.map(|(_, amount)| amount).sum();
+        self.overhead(before) + pss(&self.runtime.workload) + kernel
     }
 
     /// How much the daemon's PSS grew, KiB.
@@ -171,6 +188,7 @@ impl Turn<'_> {
         };
         let runtime = &now.runtime;
         pod("drop of MemAvailable", "KiB", now.taken(before));
+        pod("accounted for: PSS of processes and kernel kinds", "KiB", now.accounted(before));
         pod("PSS of monitors, pause and daemon growth", "KiB", now.overhead(before));
         pod("PSS of monitors", "KiB", pss(&runtime.monitors));
         pod("PSS of pause", "KiB", pss(&runtime.pause));
@@ -214,8 +232,9 @@ impl Turn<'_> {
     fn calm(&mut self, reading: &Reading, pods: usize) {
         if !reading.machine.calm() {
             self.bench.note(format!(
-                "MemAvailable did not come to rest within {:.0} s at {pods} pods: it varied by \
-                 {:.0} KiB",
+                "{}: MemAvailable did not come to rest within {:.0} s at {pods} pods: it varied \
+                 by {:.0} KiB",
+                self.name,
                 reading.machine.after.as_secs_f64(),
                 reading.machine.spread
             ));

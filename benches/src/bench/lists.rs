@@ -21,7 +21,8 @@ use crate::plan::Plan;
 use crate::report::{Bench, Better, Sheet};
 use crate::target::Target;
 
-/// How long new pods are left alone before the first question.
+/// How long new pods are left alone before the first question, and runtimes before a question
+/// whose answer they might remember.
 const REST: Duration = Duration::from_secs(2);
 
 /// What `lists` takes.
@@ -91,6 +92,9 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
                 answer.tell(question, &mut samples);
             }
             if step == options.steps {
+                for question in [Question::SandboxStats, Question::ContainerStats] {
+                    rested(question, target, fleet, &mut samples).await;
+                }
                 samples.tell(index, &mut sheet);
             }
         }
@@ -123,6 +127,19 @@ async fn ask_all(plan: &Plan, target: &mut Target, fleet: &mut Fleet) -> Vec<(Qu
         }
     }
     answers
+}
+
+/// Asks after a rest, as kubelet does: what was remembered since the last question is too
+/// old to be told again.
+async fn rested(question: Question, target: &mut Target, fleet: &mut Fleet, samples: &mut Samples) {
+    tokio::time::sleep(REST).await;
+    match ask(question, target, fleet, 0).await {
+        Ok(answer) => {
+            let name = format!("{}, after {} s", question.verb(), REST.as_secs());
+            samples.add((&name, "ms", Better::Lower), milliseconds(answer.took));
+        }
+        Err(error) => fleet.failures.note(&error),
+    }
 }
 
 async fn ask(

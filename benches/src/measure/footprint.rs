@@ -27,9 +27,11 @@ pub(crate) struct Footprint {
 /// The processes of a runtime now, and what each is.
 pub(crate) fn members(daemon: u32, ids: &Ids) -> Result<Vec<(Process, Kind)>> {
     let mut processes = process::all()?;
-    processes
-        .get(&daemon)
-        .with_context(|| format!("the daemon, process {daemon}, has ended or is unknown"))?;
+    processes.get(&daemon).with_context(|| match daemon {
+        0 => "which process serves the socket is unknown: it must be in this PID namespace"
+            .to_owned(),
+        pid => format!("the daemon, process {pid}, has ended"),
+    })?;
     let kinds = tree::classify(&processes, daemon, std::process::id(), ids);
     let member = |(pid, kind)| Some((processes.remove(&pid)?, kind));
     Ok(kinds.into_iter().filter_map(member).collect())

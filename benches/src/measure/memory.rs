@@ -26,6 +26,10 @@ pub(crate) const KINDS: [(&str, &str); 8] = [
     ("Percpu", "counters kept per processor (cgroups, links)"),
 ];
 
+/// Those of them that the kernel holds for itself.
+pub(crate) const KERNEL: [&str; 5] =
+    ["SUnreclaim", "SReclaimable", "KernelStack", "PageTables", "Percpu"];
+
 /// One reading of [`KINDS`], KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Memory([f64; KINDS.len()]);
@@ -138,6 +142,11 @@ mod tests {
         let grown: Vec<_> =
             after.growth(&before).kinds().filter(|(_, amount)| *amount != 0.0).collect();
         assert_eq!(grown, [("MemAvailable", 2000.0), ("SUnreclaim", 500.0)]);
+    }
+
+    #[test]
+    fn what_the_kernel_holds_is_among_what_is_read() {
+        assert!(KERNEL.iter().all(|kind| KINDS.iter().any(|(known, _)| known == kind)));
     }
 
     #[test]

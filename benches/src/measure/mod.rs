@@ -6,6 +6,7 @@
 //! the daemon; see [`tree`].
 
 pub(crate) mod footprint;
+pub(crate) mod listener;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod tree;
