@@ -31,7 +31,7 @@ fn cgroup() -> String {
 pub(crate) struct Options {
     /// OCI runtimes with runc's command line, by path or by their name in `PATH`; the first is
     /// what the others are compared with. Without it: `berth-bench-oci` beside this program,
-    /// and those of crun, runc and youki that are installed.
+    /// and those of runc, crun and youki that are installed.
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) runtime: Vec<PathBuf>,
     /// Containers of each runtime in a turn.

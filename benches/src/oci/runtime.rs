@@ -20,7 +20,7 @@ use super::bundle;
 /// Berth's own, which knows `run` only.
 pub(super) const OURS: &str = "berth-bench-oci";
 /// Others that are looked for.
-const OTHERS: [&str; 3] = ["crun", "runc", "youki"];
+const OTHERS: [&str; 3] = ["runc", "crun", "youki"];
 /// A command that takes longer hangs.
 const HANG: Duration = Duration::from_secs(5);
 /// The cgroup v2 hierarchy of a machine that has v1 as well.

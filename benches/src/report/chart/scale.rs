@@ -24,14 +24,14 @@ impl Scale {
             most = least + 1.0;
         }
         let step = step((most - least) / 5.0);
-        let (first, last) = ((least / step).floor(), (most / step).ceil());
+        let (first, last) = ((least / step).ceil(), (most / step).ceil());
         let mut ticks = Vec::new();
         let mut tick = first;
         while tick <= last {
             ticks.push(tick * step);
             tick += 1.0;
         }
-        Self { low: first * step, high: last * step, from, to, logarithmic: false, ticks }
+        Self { low: least, high: last * step, from, to, logarithmic: false, ticks }
     }
 
     /// From a round number that is not above any of the positive `values` to one that is not
@@ -142,7 +142,8 @@ mod tests {
         assert_eq!(scale.ticks, [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
         assert_eq!((scale.at(0.0), scale.at(50.0), scale.at(100.0)), (0.0, 50.0, 100.0));
         let fallen = Scale::linear([-30.0, 60.0], 0.0, 100.0);
-        assert_eq!((fallen.at(-40.0), fallen.at(60.0)), (0.0, 100.0));
+        assert_eq!((fallen.at(-30.0), fallen.at(60.0)), (0.0, 100.0));
+        assert_eq!(fallen.ticks.first(), Some(&-20.0));
     }
 
     #[test]
