@@ -44,6 +44,13 @@ impl Cri {
         self.image.remove_image(v1::RemoveImageRequest { image }).await.map(drop)
     }
 
+    /// Whether the image that `image` names is there.
+    pub async fn has_image(&mut self, image: &str) -> Result<bool, tonic::Status> {
+        let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
+        let request = v1::ImageStatusRequest { image, verbose: false };
+        Ok(self.image.image_status(request).await?.into_inner().image.is_some())
+    }
+
     /// Pulls `image`; returns its id.
     pub async fn pull(&mut self, image: &str) -> Result<String, tonic::Status> {
         let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });

@@ -49,11 +49,22 @@ impl Registry {
         machine.run(move || Self::start_here(storage, host, None))
     }
 
+    /// Starts a second registry with what this one holds, under the same name in another
+    /// machine.
+    pub fn within(&self, machine: &Machine) -> Result<Self> {
+        let (storage, address) = (self.storage.clone(), self.address);
+        machine.run(move || Self::serve(storage, address, None))
+    }
+
     fn start_here(storage: PathBuf, host: IpAddr, tls: Option<Certificate>) -> Result<Self> {
         // The machine has no other users, so the port stays free until it is bound again.
         let address = TcpListener::bind((host, 0))
             .with_context(|| format!("find a port of {host}"))?
             .local_addr()?;
+        Self::serve(storage, address, tls)
+    }
+
+    fn serve(storage: PathBuf, address: SocketAddr, tls: Option<Certificate>) -> Result<Self> {
         fs::create_dir_all(&storage)?;
         let config = storage.with_extension(format!("{}.yml", address.port()));
         fs::write(&config, configuration(address, &storage, tls.as_ref()))?;

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -156,7 +157,8 @@ impl Daemon {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let program = self.options.folder()?.join("berthd");
         let config = self.config.clone();
-        self.process = Some(machine.run(move || spawn(&program, &config, log))?);
+        let spared = self.options.spared;
+        self.process = Some(machine.run(move || spawn(&program, &config, log, spared))?);
         Ok(())
     }
 
@@ -259,8 +261,12 @@ impl Daemon {
     }
 }
 
-fn spawn(program: &Path, config: &Path, log: File) -> Result<Child> {
-    Command::new(program)
+fn spawn(program: &Path, config: &Path, log: File, spared: bool) -> Result<Child> {
+    let mut command = Command::new(program);
+    if spared {
+        command.process_group(0);
+    }
+    command
         .arg("--config")
         .arg(config)
         .env("BERTH_FAILPOINTS", config.with_file_name(FAILPOINTS))

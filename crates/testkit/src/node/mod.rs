@@ -44,6 +44,8 @@ pub struct NodeOptions {
     pub binaries: Option<PathBuf>,
     /// Directories that lie on small file systems of their own.
     pub disks: SmallDisks,
+    /// Whether a ctrl-c at the terminal spares the daemon: for those who then clean up.
+    pub spared: bool,
 }
 
 impl NodeOptions {
