@@ -9,13 +9,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub(crate) struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
+    came: bool,
 }
 
 impl Interrupts {
     pub(crate) fn listen() -> Result<Self> {
         let interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
         let terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-        Ok(Self { interrupt, terminate })
+        Ok(Self { interrupt, terminate, came: false })
     }
 
     /// Does `work` unless a signal comes first, which is an error. One that came since the
@@ -23,9 +24,16 @@ impl Interrupts {
     pub(crate) async fn unless<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             biased;
-            _ = self.interrupt.recv() => bail!("interrupted"),
-            _ = self.terminate.recv() => bail!("interrupted"),
-            done = work => done,
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            done = work => return done,
         }
+        self.came = true;
+        bail!("interrupted")
+    }
+
+    /// Whether a signal has ended something.
+    pub(crate) fn came(&self) -> bool {
+        self.came
     }
 }

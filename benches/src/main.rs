@@ -9,10 +9,12 @@
 //! | `options` | the command line |
 //! | `session`, `interrupt` | a run: targets, images, and the removal of all that was made |
 //! | `target`, `pod` | one runtime; pods as kubelet makes them, and how long verbs take |
+//! | `peers` | runtimes that this program starts itself, to measure them side by side |
 //! | `plan`, `quiet` | the rounds in which targets take turns; waiting for a quiet machine |
 //! | `cpu`, `cgroups`, `settle` | what the whole machine used, and until when |
 //! | `bench` | the benchmarks over the CRI |
 //! | `measure` | a runtime's processes: whose they are, what they hold and do |
+//! | `compare` | all of them, side by side with the peers, and the page that says so |
 //! | `oci` | OCI runtimes by themselves, without a CRI |
 //! | `phases` | where each millisecond of a pod goes, from Berth's own spans |
 //! | `facts` | what machine it was |
@@ -23,12 +25,14 @@
 
 mod bench;
 mod cgroups;
+mod compare;
 mod cpu;
 mod facts;
 mod interrupt;
 mod measure;
 mod oci;
 mod options;
+mod peers;
 mod phases;
 mod plan;
 mod pod;
@@ -109,6 +113,16 @@ async fn run(options: Options) -> Result<()> {
             println!("{}", report.machine.line());
             show(None, charts.as_deref(), &report)
         }
+        Task::Pull { common, options } => {
+            let plan = Plan::new(&common, options.present, 1);
+            one(&common, &plan, async |plan, targets| {
+                let source = bench::pull::Source::new(&options, targets)?;
+                bench::pull::run(plan, targets, &source).await
+            })
+            .await
+        }
+        Task::Peers(options) => peers::serve(&options).await,
+        Task::Compare(options) => compare::run(&options).await,
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::bench::{churn, density, exec, idle, lists, start};
+use crate::bench::{churn, density, exec, idle, lists, pull, start};
 
 /// Measures how dense and how fast container runtimes are, by the CRI they answer.
 #[derive(Debug, Parser)]
@@ -73,6 +73,17 @@ pub(crate) enum Task {
         #[arg(long, value_name = "DIR")]
         charts: Option<PathBuf>,
     },
+    /// Measures pulls and removals of a large image.
+    Pull {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        options: pull::Options,
+    },
+    /// Starts what `compare` measures, says where it answers, and ends it on ctrl-c.
+    Peers(crate::peers::Options),
+    /// Measures everything, side by side with the peers that are installed, and writes it down.
+    Compare(crate::compare::Options),
 }
 
 /// What every benchmark over the CRI takes.

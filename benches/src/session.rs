@@ -100,6 +100,23 @@ impl Session {
         Ok(bench)
     }
 
+    /// Whether somebody wanted this program to end.
+    pub(crate) fn was_interrupted(&self) -> bool {
+        self.interrupts.came()
+    }
+
+    /// Removes the pods that a benchmark which failed has left.
+    pub(crate) async fn remove_pods(&mut self) -> Result<()> {
+        let Self { targets, made, interrupts } = self;
+        let removing = async {
+            for target in targets {
+                remove_pods(target, |run| run == made.run).await?;
+            }
+            Ok(())
+        };
+        interrupts.unless(removing).await
+    }
+
     /// Removes everything that the run made; all steps are done, the first error is told.
     pub(crate) async fn close(mut self) -> Result<()> {
         let removing = timeout(CLEANING, self.made.remove_from(&mut self.targets));

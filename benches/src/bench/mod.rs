@@ -6,6 +6,7 @@ pub(crate) mod density;
 pub(crate) mod exec;
 pub(crate) mod idle;
 pub(crate) mod lists;
+pub(crate) mod pull;
 pub(crate) mod start;
 
 mod clients;

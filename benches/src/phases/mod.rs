@@ -106,6 +106,16 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
+/// The table of `pods` pods; draws them into `charts`.
+pub(crate) async fn in_words(pods: usize, charts: &Path) -> Result<String> {
+    let options = Options { pods, pause: 0, binaries: None, json: None, charts: None };
+    let (found, _) = measure(options).await?;
+    let file = charts.join("phases.svg");
+    fs::write(&file, table::picture(&found))
+        .with_context(|| format!("write {}", file.display()))?;
+    Ok(table::table(&found))
+}
+
 async fn measure(options: Options) -> Result<(Found, Version)> {
     let mut node = Node::start_with(NodeOptions {
         log_format: "json".to_owned(),

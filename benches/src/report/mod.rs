@@ -14,7 +14,7 @@ use crate::stats::{self, Summary};
 
 pub(crate) use file::{Measured, Report};
 pub(crate) use sheet::Sheet;
-pub(crate) use table::table;
+pub(crate) use table::{number, said, table};
 
 /// One benchmark: what was done, to whom, and every sample.
 #[derive(Clone, Debug, Serialize, Deserialize)]

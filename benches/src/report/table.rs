@@ -80,7 +80,8 @@ pub(crate) fn number(value: f64) -> String {
     }
 }
 
-fn said(noise: &Noise) -> String {
+/// How noisy the machine was, in words.
+pub(crate) fn said(noise: &Noise) -> String {
     let mut text = format!("{} turns", noise.turns);
     let mut say = |name: &str, of: Option<Summary>| {
         if let Some(of) = of {
