@@ -49,13 +49,62 @@ const PACKAGES: &[Package] = &[
     },
 ];
 
+/// What Berth is compared with, beside what the demo uses.
+const PEERS: &[Package] = &[
+    Package {
+        name: CONTAINERD,
+        why: "the runtime that Berth is compared with",
+        present: || on_path(CONTAINERD),
+    },
+    Package {
+        name: "runc",
+        why: "the OCI runtime that containerd uses by default",
+        present: || on_path("runc"),
+    },
+    Package {
+        name: "crun",
+        why: "the fastest OCI runtime that containerd can use",
+        present: || on_path("crun"),
+    },
+    Package {
+        name: "containernetworking-plugins",
+        why: "the networks of containerd's pods",
+        present: || Path::new("/usr/lib/cni/bridge").is_file(),
+    },
+    Package {
+        name: "iptables",
+        why: "executed by those plugins, to masquerade",
+        present: || on_path("iptables"),
+    },
+];
+
+const CONTAINERD: &str = "containerd";
+
 pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
 /// Installs the packages that are missing, saying which and why.
 pub(crate) fn install_packages() -> Result<()> {
-    let missing: Vec<_> = PACKAGES.iter().filter(|package| !(package.present)()).collect();
+    install(PACKAGES)
+}
+
+/// The same for what Berth is compared with, of which no service is left running.
+pub(crate) fn install_peers() -> Result<()> {
+    let had_containerd = on_path(CONTAINERD);
+    install(PEERS)?;
+    // Its package starts it where systemd runs; the comparison starts one of its own.
+    if !had_containerd && Path::new("/run/systemd/system").is_dir() {
+        eprintln!("stopping the service that the package containerd has started");
+        let mut stop = Command::new("systemctl");
+        stop.args(["disable", "--quiet", "--now", CONTAINERD]);
+        run::output(stop).context("stop containerd's service")?;
+    }
+    Ok(())
+}
+
+fn install(packages: &[Package]) -> Result<()> {
+    let missing: Vec<_> = packages.iter().filter(|package| !(package.present)()).collect();
     if missing.is_empty() {
         return Ok(());
     }

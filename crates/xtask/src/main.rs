@@ -3,6 +3,7 @@
 //! | task | does |
 //! |---|---|
 //! | `demo` | builds release binaries and runs a pod end to end, narrated |
+//! | `bench` | every benchmark, side by side with containerd: writes `benches/RESULTS.md` |
 //! | `test` | format, tidy, clippy, unit and crate tests, the e2e suite, a little torture |
 //! | `torture` | kills at every failpoint and at random, and faults of the stores, for hours |
 //! | `tidy` | crate arrows, licences, doubled versions, file lengths, layout |
@@ -12,6 +13,7 @@
 //! Invariants: nothing here is linked into the product; a task that installs
 //! something says what and why first; a check that cannot run says so.
 
+mod bench;
 mod binaries;
 mod demo;
 mod host;
@@ -30,6 +32,8 @@ tasks:
   demo [--keep]        build release binaries and run one pod end to end
   demo --end DIR       end what a kept demo left running
   demo --measure PODS  say how long pods take to come up and go down
+  bench [OPTIONS]      measure everything beside containerd with runc and crun, and write
+                       benches/RESULTS.md; --help says more
   test                 run every check and test
   torture [OPTIONS]    kill the daemon at every failpoint and at random; --help says more
   tidy                 check crate arrows, licences, doubled versions, lengths, layout
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
         ["demo"] | ["demo", "--keep"] | ["demo", "--end" | "--measure", _] => {
             demo::demo(&arguments[1..])
         }
+        ["bench", ..] => bench::bench(&arguments[1..]),
         ["test"] => test::test(),
         ["torture", "--help"] => {
             eprint!("{}", torture::USAGE);
