@@ -217,11 +217,18 @@ async fn inodes_that_run_out_are_a_full_disk() -> Result<()> {
     let (goes, gone) = sleeper(&mut node, &busybox, "goes").await?;
     let reference = node.push("large", "latest", &large()?)?;
     let disk = node.dir().join("root");
+    let before = used_bytes(&mut node).await?;
     for left in [40, 20, 10, 5, 1, 0] {
         root(&node)?.fill_inodes(left)?;
         let status = node.cri.pull(&reference).await.err().context("it was pulled")?;
         assert_full(&status, &disk, &format!("{left} inodes"));
+        // What it made goes in the background: inodes that are free then.
+        wait_until(&format!("{left} inodes back"), async || {
+            Ok(used_bytes(&mut node).await? == before)
+        })
+        .await?;
     }
+    root(&node)?.fill_inodes(0)?;
     let config = container_config("second", &busybox, &["sleep", "1"]);
     let refused = node.cri.create_container(&lives.id, &lives.config, &config).await;
     assert_full(&refused.err().context("created")?, &disk, "CreateContainer");
