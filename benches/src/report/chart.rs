@@ -127,10 +127,10 @@ fn head(svg: &mut Svg, title: &str, subtitle: &str, legend: &[Entry]) -> f64 {
     y + 12.0
 }
 
-/// `text` in lines that are not wider than `room`.
+/// `text` in lines that are not wider than `room`; a no-break space breaks none.
 fn wrapped(text: &str, room: f64) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
+    for word in text.split([' ', '\n']).filter(|word| !word.is_empty()) {
         match lines.last_mut() {
             Some(line) if scale::width(line) + scale::width(word) + 5.0 <= room => {
                 line.push(' ');

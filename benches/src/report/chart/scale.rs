@@ -124,7 +124,7 @@ pub(super) fn width(text: &str) -> f64 {
     text.chars()
         .map(|letter| match letter {
             'i' | 'j' | 'l' | 'I' | '.' | ',' | ':' | '|' | '\'' | '·' => 3.8,
-            ' ' | 't' | 'f' | 'r' | '(' | ')' | '-' | '/' => 5.0,
+            ' ' | '\u{a0}' | 't' | 'f' | 'r' | '(' | ')' | '-' | '/' => 5.0,
             'm' | 'w' | 'M' | 'W' | '%' | '—' => 11.0,
             letter if letter.is_uppercase() => 8.6,
             _ => 7.3,

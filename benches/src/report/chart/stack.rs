@@ -7,31 +7,22 @@ use crate::report::{Bench, Metric};
 
 const BAR: f64 = 18.0;
 
-/// What adds up: the whole, and for each part the metric and what it is called there. The two
-/// wholes overlap, since memory of processes is mostly `AnonPages`.
-const WHOLES: [(&str, &[(&str, &str)]); 2] = [
-    (
-        "PSS of processes, per pod",
-        &[
-            ("PSS of monitors, per pod", "monitors"),
-            ("PSS of pause, per pod", "pause"),
-            ("growth of the daemon's PSS, per pod", "daemon's growth"),
-            ("PSS of the workload, per pod", "workload"),
-        ],
-    ),
-    (
-        "growth of /proc/meminfo, per pod",
-        &[
-            ("SUnreclaim, per pod", "SUnreclaim"),
-            ("SReclaimable, per pod", "SReclaimable"),
-            ("KernelStack, per pod", "KernelStack"),
-            ("PageTables, per pod", "PageTables"),
-            ("Percpu, per pod", "Percpu"),
-            ("AnonPages, per pod", "AnonPages"),
-            ("Shmem, per pod", "Shmem"),
-        ],
-    ),
-];
+/// What adds up: the whole, and for each part the metric and what it is called there. No byte
+/// is in two parts, so their sum is what `density` can account for; `AnonPages`, which are
+/// mostly those of processes, are in none.
+const WHOLES: [(&str, &[(&str, &str)]); 1] = [(
+    "memory per pod that is accounted for",
+    &[
+        ("PSS of monitors, per pod", "monitors"),
+        ("PSS of pause, per pod", "pause"),
+        ("growth of the daemon's PSS, per pod", "daemon's growth"),
+        ("PSS of the workload, per pod", "workload"),
+        ("SUnreclaim, per pod", "kernel objects"),
+        ("KernelStack, per pod", "kernel stacks"),
+        ("PageTables, per pod", "page tables"),
+        ("Percpu, per pod", "counters per CPU"),
+    ],
+)];
 
 /// Whether it is part of a whole.
 pub(super) fn is_part(metric: &Metric) -> bool {
@@ -138,7 +129,7 @@ fn bar(
         let words = format!("{name} {}", number(*value));
         let class = format!("fill{} seam", index % COLOURS);
         svg.rect((from.min(to), top), ((to - from).abs(), BAR), &class, &words);
-        told.push(words);
+        told.push(words.replace(' ', "\u{a0}"));
     }
     svg.line((scale.at(0.0), top - 3.0), (scale.at(0.0), top + BAR + 3.0), "axis");
     let sum = number(parts.iter().sum());

@@ -54,7 +54,9 @@ fn density() -> Bench {
         ("growth of the daemon's PSS, per pod", [30.0, 579.0, 492.0]),
         ("SUnreclaim, per pod", [520.0, 1022.0, 1022.0]),
         ("KernelStack, per pod", [31.0, 215.0, 215.0]),
+        ("PageTables, per pod", [40.0, 219.0, 215.0]),
         ("Percpu, per pod", [-20.0, 9.0, 9.0]),
+        ("PSS of the workload, per pod", [75.0, 77.0, 73.0]),
     ] {
         bench.metrics.push(metric(name, "KiB", &middles, 1));
     }
@@ -167,4 +169,5 @@ fn a_long_subtitle_is_wrapped_and_loses_no_word() {
     let lines = wrapped(&text, 200.0);
     assert!(lines.len() > 5 && lines.iter().all(|line| scale::width(line) <= 200.0), "{lines:?}");
     assert_eq!(lines.join(" "), text.trim_end());
+    assert_eq!(wrapped("a b\u{a0}c", 30.0), ["a", "b\u{a0}c"]);
 }
