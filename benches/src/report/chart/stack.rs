@@ -18,6 +18,7 @@ const WHOLES: [(&str, &[(&str, &str)]); 1] = [(
         ("growth of the daemon's PSS, per pod", "daemon's growth"),
         ("PSS of the workload, per pod", "workload"),
         ("SUnreclaim, per pod", "kernel objects"),
+        ("SReclaimable, per pod", "kernel caches"),
         ("KernelStack, per pod", "kernel stacks"),
         ("PageTables, per pod", "page tables"),
         ("Percpu, per pod", "counters per CPU"),

@@ -7,7 +7,7 @@
 use std::fmt::{self, Write as _};
 
 /// How many colours there are; more series than that begin anew.
-pub(super) const COLOURS: usize = 8;
+pub(super) const COLOURS: usize = 9;
 /// Width of every picture.
 pub(super) const WIDTH: f64 = 760.0;
 /// Left and right margin of every picture.
@@ -24,6 +24,7 @@ const SERIES: [(&str, &str); COLOURS] = [
     ("#008300", "#2fa52f"),
     ("#4a3aa7", "#9085e9"),
     ("#e34948", "#e66767"),
+    ("#8a8880", "#a3a198"),
 ];
 const DASHES: [&str; 4] = ["none", "7 3", "2 3", "9 3 2 3"];
 
