@@ -141,6 +141,84 @@ async fn the_next_run_removes_what_a_killed_one_left() -> Result<()> {
     nothing_is_left(node).await
 }
 
+/// The sum of all samples of `metric` of the first target.
+fn sum(report: &Value, metric: &str) -> Result<f64> {
+    Ok(rounds(report, metric, 0)?.concat().iter().sum())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_processes_of_idle_pods_are_told_apart_and_none_is_left() -> Result<()> {
+    let Some(node) = node("the_processes_of_idle_pods").await? else { return Ok(()) };
+    let file = node.dir().join("density.json");
+    let few = ["--rounds", "1", "--pods", "4", "--steps", "2", "--hold", "0"];
+    let done = bench(&node, "density", &few).arg("--json").arg(&file).output()?;
+    ensure!(done.status.success(), "{done:?}");
+
+    let report = report(&file)?;
+    for (metric, expected) in [
+        ("processes beside the workload, per pod", 1.0),
+        ("threads beside the workload, per pod", 1.0),
+        ("processes of the workload, per pod", 1.0),
+        ("PSS of pause, per pod", 0.0),
+        ("left after all were removed: processes", 0.0),
+        ("failed verbs", 0.0),
+    ] {
+        assert_eq!(sum(&report, metric)?, expected, "{metric}");
+    }
+    for metric in ["PSS of monitors, per pod", "PSS of the workload, per pod"] {
+        assert!(sum(&report, metric)? > 0.0, "{metric}");
+    }
+    let curve = &report["benches"][0]["curves"].as_array().context("no curves")?;
+    let curve = curve.iter().find(|curve| curve["name"] == "drop of MemAvailable");
+    let points = &curve.context("no curve of MemAvailable")?["series"][0]["points"];
+    assert_eq!((&points[0][0], &points[1][0]), (&2.0.into(), &4.0.into()), "{points}");
+    nothing_is_left(node).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_clients_questions_and_polls_leave_no_pod_out() -> Result<()> {
+    let Some(node) = node("many_clients_questions_and_polls").await? else { return Ok(()) };
+    let file = node.dir().join("many.json");
+    let run = |task: &str, arguments: &[&str]| {
+        let done =
+            bench(&node, task, arguments).arg("--rounds=1").arg("--json").arg(&file).output()?;
+        ensure!(done.status.success(), "{done:?}");
+        let report = report(&file)?;
+        assert_eq!(sum(&report, "failed verbs")?, 0.0, "{task}");
+        Ok(report)
+    };
+    let churn = run("churn", &["--pods", "5", "--clients", "3", "--warm-up", "0"])?;
+    for metric in ["up, under load", "down, under load"] {
+        assert_eq!(rounds(&churn, metric, 0)?.concat().len(), 5, "{metric}");
+    }
+    assert!(sum(&churn, "pods gone")? > 0.0 && sum(&churn, "processes left")? == 0.0);
+
+    let lists = run("lists", &["--pods", "2", "--steps", "1", "--times", "3", "--warm-up", "0"])?;
+    for metric in ["ListContainers", "ListPodSandboxStats", "ListContainerStats: age"] {
+        assert_eq!(rounds(&lists, metric, 0)?.concat().len(), 3, "{metric}");
+    }
+    let idle = run("idle", &["--pods", "2", "--seconds", "1", "--alone", "1"])?;
+    assert!(sum(&idle, "polled: CPU of the daemon")? > 0.0);
+    assert!(sum(&idle, "polled: wakeups of the daemon")? > 0.0);
+    nothing_is_left(node).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_fail_are_counted_and_end_no_run_of_many() -> Result<()> {
+    let Some(node) = node("pods_that_fail_are_counted").await? else { return Ok(()) };
+    let file = node.dir().join("failed.json");
+    let absent = ["--handler=absent", "--rounds=1", "--pods=3", "--warm-up=0"];
+    let done = bench(&node, "churn", &absent).arg("--json").arg(&file).output()?;
+    ensure!(done.status.success(), "{done:?}");
+
+    let report = report(&file)?;
+    assert_eq!(sum(&report, "failed verbs")?, 3.0);
+    assert_eq!(sum(&report, "pods up")?, 0.0);
+    let notes = report["benches"][0]["notes"].to_string();
+    assert!(notes.contains("failed 3 times") && notes.contains("RunPodSandbox"), "{notes}");
+    nothing_is_left(node).await
+}
+
 /// A run that has a container just now, and would go on for long.
 async fn in_the_middle(node: &mut Node) -> Result<Child> {
     let mut command = bench(node, "exec", &["--rounds", "100000"]);

@@ -209,6 +209,10 @@ impl Turn<'_> {
 
     /// What is left when all pods were removed; `left` processes of them stayed.
     fn empty(&mut self, before: &Reading, after: &Reading, left: u64) {
+        let grown = after.machine.memory.growth(&before.machine.memory);
+        let name = |what: &str| format!("left after all were removed: {what}");
+        self.sample((&name("MemAvailable"), "KiB", Better::Lower), grown.available());
+        self.sample((&name("processes"), "", Better::Lower), number(left));
         let mut daemon = |when: &str, reading: &Reading| {
             let group = reading.runtime.daemon;
             let (name, unit) = (format!("daemon's PSS {when}"), "KiB");
@@ -220,12 +224,9 @@ impl Turn<'_> {
         };
         daemon("before the turn", before);
         daemon("after all were removed", after);
-        let grown = after.machine.memory.growth(&before.machine.memory);
-        for (kind, amount) in grown.kinds() {
-            let name = format!("left after all were removed: {kind}");
-            self.sample((&name, "KiB", Better::Lower), amount);
+        for (kind, amount) in grown.kinds().skip(1) {
+            self.sample((&name(kind), "KiB", Better::Lower), amount);
         }
-        self.sample(("left after all were removed: processes", "", Better::Lower), number(left));
         self.calm(after, 0);
     }
 
