@@ -44,8 +44,13 @@ const PACKAGES: &[Package] = &[
     },
     Package {
         name: "strace",
-        why: "has single system calls of a store fail, and ends it there",
+        why: "has single system calls of a store fail, and ends it there; counts a pod's",
         present: || on_path("strace"),
+    },
+    Package {
+        name: "valgrind",
+        why: "counts the instructions of library paths",
+        present: || on_path("valgrind"),
     },
 ];
 

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `demo` | builds release binaries and runs a pod end to end, narrated |
 //! | `bench` | every benchmark, side by side with containerd: writes `benches/RESULTS.md` |
-//! | `test` | format, tidy, clippy, unit and crate tests, the e2e suite, a little torture |
+//! | `bench-check` | counted work against the budgets in `benches/budgets.toml` |
+//! | `test` | format, tidy, clippy, unit and crate tests, budgets, the e2e suite, a little torture |
 //! | `torture` | kills at every failpoint and at random, and faults of the stores, for hours |
 //! | `tidy` | crate arrows, licences, doubled versions, file lengths, layout |
 //! | `build [--release]` | `berthd`, the static shim and the demo client, in one folder |
@@ -14,6 +15,7 @@
 //! something says what and why first; a check that cannot run says so.
 
 mod bench;
+mod bench_check;
 mod binaries;
 mod demo;
 mod host;
@@ -34,6 +36,9 @@ tasks:
   demo --measure PODS  say how long pods take to come up and go down
   bench [OPTIONS]      measure everything beside containerd with runc and crun, and write
                        benches/RESULTS.md; --help says more
+  bench-check [--update]
+                       count the work of pods, images and library paths, and hold it
+                       against benches/budgets.toml; or make what was counted the budgets
   test                 run every check and test
   torture [OPTIONS]    kill the daemon at every failpoint and at random; --help says more
   tidy                 check crate arrows, licences, doubled versions, lengths, layout
@@ -55,6 +60,8 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         ["torture", ..] => torture::torture(&arguments[1..]),
+        ["bench-check"] => bench_check::bench_check(false),
+        ["bench-check", "--update"] => bench_check::bench_check(true),
         ["tidy"] => tidy::tidy(),
         ["build"] => binaries::build(binaries::Profile::Dev).map(|built| built.announce()),
         ["build", "--release"] => {

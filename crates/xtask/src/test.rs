@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::previous::Previous;
 use crate::report::Report;
-use crate::{binaries, host, previous, run, tidy, torture};
+use crate::{bench_check, binaries, host, previous, run, tidy, torture};
 
 pub(crate) fn test() -> Result<()> {
     if !host::is_root() {
@@ -37,6 +37,7 @@ fn steps(report: &mut Report) -> Result<()> {
     let built = binaries::build(binaries::Profile::Dev)?;
     command.args(["--", "--show-output"]).env("BERTH_BIN_DIR", &built.folder);
     report.step("unit tests", command)?;
+    report.step("bench-check", bench_check::command()?)?;
     if !host::is_root() {
         return Ok(());
     }

@@ -157,8 +157,8 @@ impl Daemon {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let program = self.options.folder()?.join("berthd");
         let config = self.config.clone();
-        let spared = self.options.spared;
-        self.process = Some(machine.run(move || spawn(&program, &config, log, spared))?);
+        let (armed, spared) = (!self.options.unarmed, self.options.spared);
+        self.process = Some(machine.run(move || spawn(&program, &config, log, armed, spared))?);
         Ok(())
     }
 
@@ -261,15 +261,17 @@ impl Daemon {
     }
 }
 
-fn spawn(program: &Path, config: &Path, log: File, spared: bool) -> Result<Child> {
+fn spawn(program: &Path, config: &Path, log: File, armed: bool, spared: bool) -> Result<Child> {
     let mut command = Command::new(program);
     if spared {
         command.process_group(0);
     }
+    if armed {
+        command.env("BERTH_FAILPOINTS", config.with_file_name(FAILPOINTS));
+    }
     command
         .arg("--config")
         .arg(config)
-        .env("BERTH_FAILPOINTS", config.with_file_name(FAILPOINTS))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -40,6 +40,8 @@ pub struct NodeOptions {
     pub log_filter: String,
     /// Whether the daemon logs no more than a user's would by default.
     pub quiet: bool,
+    /// Whether the daemon is told of no failpoints: it then does no more than one that ships.
+    pub unarmed: bool,
     /// The folder of daemon and shim; `None` means this tree's.
     pub binaries: Option<PathBuf>,
     /// Directories that lie on small file systems of their own.

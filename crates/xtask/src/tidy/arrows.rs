@@ -17,7 +17,7 @@ const ROWS: &[&[&str]] = &[
 ];
 
 /// Crates for developers: nothing that ships may use them, they may use anything.
-const DEVELOPERS: &[&str] = &["testkit", "xtask", "e2e", "bench"];
+const DEVELOPERS: &[&str] = &["testkit", "xtask", "e2e", "bench", "paths"];
 
 pub(super) fn check(metadata: &Value) -> Result<Vec<String>> {
     let mut complaints = Vec::new();
