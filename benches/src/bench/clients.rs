@@ -4,8 +4,9 @@
 //! All begin together. When whoever started them does not wait for them (the run was
 //! interrupted), they stop after the pod that they are at.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -27,11 +28,15 @@ pub(crate) struct Done<T> {
 /// Threads that are stopped and waited for when nobody wants them any more.
 struct Threads {
     stop: Arc<AtomicBool>,
+    /// One for each: a client begins when it is told to, and ends when nobody can any more.
+    begin: Vec<Sender<()>>,
     handles: Vec<JoinHandle<()>>,
 }
 
 /// What a client sends.
 enum Message<T> {
+    /// It could begin.
+    Ready,
     /// What came of an item.
     Result(Result<T>),
     /// It has ended; when it began, and when it had no item left.
@@ -51,15 +56,21 @@ where
     W: AsyncFn(&mut Target, usize) -> Result<T> + Clone + Send + 'static,
 {
     let (sender, receiver) = unbounded_channel();
-    let mut threads = Threads { stop: Arc::new(AtomicBool::new(false)), handles: Vec::new() };
-    let (next, begin) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(clients)));
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut threads = Threads { stop, begin: Vec::new(), handles: Vec::new() };
+    let next = Arc::new(AtomicUsize::new(0));
     for client in 0..clients {
-        let (next, begin, stop) = (next.clone(), begin.clone(), threads.stop.clone());
+        let (next, stop) = (next.clone(), threads.stop.clone());
+        let (begin, told) = channel();
+        threads.begin.push(begin);
         let (mut target, work, sender) = (target.clone(), work.clone(), sender.clone());
         let thread = thread::Builder::new().name(format!("client-{client}"));
         let handle = thread.spawn(move || {
             let connected = connect(&mut target);
-            begin.wait();
+            sender.send(Message::Ready).ok();
+            if told.recv().is_err() {
+                return;
+            }
             let began = Instant::now();
             let ended = connected.map(|runtime| {
                 let take = || {
@@ -77,7 +88,7 @@ where
         threads.handles.push(handle.context("start a client")?);
     }
     drop(sender);
-    collect(receiver, clients).await
+    collect(receiver, &threads.begin).await
 }
 
 fn connect(target: &mut Target) -> Result<tokio::runtime::Runtime> {
@@ -94,18 +105,26 @@ fn send_end<T>(sender: &UnboundedSender<Message<T>>, ended: Result<()>, began: I
     sender.send(Message::Ended(began, Instant::now())).ok();
 }
 
+/// Has all clients begin when the last of them is ready, and waits for their ends.
 async fn collect<T>(
     mut receiver: UnboundedReceiver<Message<T>>,
-    clients: usize,
+    begin: &[Sender<()>],
 ) -> Result<Done<T>> {
-    let (mut results, mut spans) = (Vec::new(), Vec::new());
+    let (mut ready, mut results, mut spans) = (0, Vec::new(), Vec::new());
     while let Some(message) = receiver.recv().await {
         match message {
+            Message::Ready => {
+                ready += 1;
+                if ready == begin.len() {
+                    // One that is gone has panicked: its end will be missed.
+                    begin.iter().for_each(|client| client.send(()).unwrap_or_default());
+                }
+            }
             Message::Result(result) => results.push(result),
             Message::Ended(began, ended) => spans.push((began, ended)),
         }
     }
-    ensure!(spans.len() == clients, "a client panicked");
+    ensure!(spans.len() == begin.len(), "a client panicked");
     let began = spans.iter().map(|(began, _)| *began).min();
     let ended = spans.iter().map(|(_, ended)| *ended).max();
     let wall = began.zip(ended).map(|(began, ended)| ended.duration_since(began));
@@ -115,6 +134,7 @@ async fn collect<T>(
 impl Drop for Threads {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.begin.clear();
         for handle in self.handles.drain(..) {
             // A panic in there was reported where it happened.
             handle.join().ok();
@@ -129,20 +149,28 @@ mod tests {
     #[tokio::test]
     async fn the_time_is_from_the_first_begin_to_the_last_end() {
         let (sender, receiver) = unbounded_channel();
+        let (begin, told): (Vec<_>, Vec<_>) = (0..2).map(|_| channel()).unzip();
         let at = Instant::now();
         let second = Duration::from_secs(1);
+        sender.send(Message::Ready).unwrap();
+        sender.send(Message::Ready).unwrap();
         sender.send(Message::Result(Ok(1))).unwrap();
         sender.send(Message::Ended(at + second, at + 3 * second)).unwrap();
         sender.send(Message::Ended(at + 2 * second, at + 6 * second)).unwrap();
         drop(sender);
-        let done = collect(receiver, 2).await.unwrap();
+        let done = collect(receiver, &begin).await.unwrap();
         assert_eq!((done.results.len(), done.wall), (1, 5 * second));
+        assert!(told.iter().all(|told| told.try_recv().is_ok()), "all were told to begin");
     }
 
     #[tokio::test]
-    async fn a_client_that_never_tells_of_its_end_is_an_error() {
+    async fn nobody_begins_before_all_are_ready_and_an_end_that_is_missing_is_an_error() {
         let (sender, receiver) = unbounded_channel::<Message<()>>();
+        let (begin, told): (Vec<_>, Vec<_>) = (0..2).map(|_| channel()).unzip();
+        sender.send(Message::Ready).unwrap();
         drop(sender);
-        assert_eq!(collect(receiver, 1).await.unwrap_err().to_string(), "a client panicked");
+        let error = collect(receiver, &begin).await.unwrap_err();
+        assert_eq!(error.to_string(), "a client panicked");
+        assert!(told.iter().all(|told| told.try_recv().is_err()));
     }
 }
