@@ -147,8 +147,7 @@ async fn measure(field: &Field, options: &Options, steps: &[Step]) -> Result<Pag
     };
     let wanted: Vec<_> = field.peers.iter().map(wanted).collect();
     let mut session = Session::open(&wanted, Some(&image), "/berth-bench").await?;
-    let scale = Scale { quick: options.quick, patience: options.patience };
-    let mut page = Page::new(Report::new(Facts::gather()?, &session.targets), scale);
+    let mut page = Page::new(Report::new(Facts::gather()?, &session.targets), options.quick);
     page.who(field);
     let done = all(&mut session, field, options, steps, &mut page).await;
     let closed = session.close().await;
@@ -166,8 +165,8 @@ async fn all(
     page: &mut Page,
 ) -> Result<()> {
     let begun = Instant::now();
-    let scale = Scale { quick: options.quick, patience: options.patience };
     for (number, step) in steps.iter().enumerate() {
+        let scale = Scale { quick: options.quick, patience: page.patience(options.patience) };
         let (name, count, so_far) = (step.name(), steps.len(), begun.elapsed().as_secs());
         eprintln!("[{so_far:>4} s] {name} ({} of {count})", number + 1);
         match step.run(session, &field.store, scale).await {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use super::Field;
 use super::goals::{self, Held, Verdict};
-use super::{Field, Scale};
 use crate::peers::{Kind, version};
 use crate::report::{self, Bench, Better, Metric, Report, Series, number};
 
@@ -20,6 +20,10 @@ const CHARTS: &str = "charts";
 const NOTHING: &str = "–";
 /// Quantities that are neither good nor bad.
 const NEUTRAL: [&str; 2] = ["taken off", "workload"];
+/// Longest wait for a quiet machine in all steps together, as far as it can be told before.
+const WAITING: Duration = Duration::from_secs(240);
+/// About as many turns does a step have.
+const TURNS: u64 = 12;
 /// A ratio as near to 1 as this is the same.
 const SAME: f64 = 0.05;
 
@@ -30,7 +34,7 @@ pub(super) struct Page {
     /// Steps that failed, and why.
     pub(super) failures: Vec<(String, String)>,
     pub(super) took: Duration,
-    scale: Scale,
+    quick: bool,
     /// Of each runtime: its versions and how it was set up.
     who: Vec<(String, String, String)>,
     /// Where a pod's time goes, as a table.
@@ -46,9 +50,18 @@ pub(super) fn charts(dir: &Path) -> Result<PathBuf> {
 }
 
 impl Page {
-    pub(super) fn new(report: Report, scale: Scale) -> Self {
+    pub(super) fn new(report: Report, quick: bool) -> Self {
         let (who, missing, failures) = (Vec::new(), Vec::new(), Vec::new());
-        Self { report, failures, took: Duration::ZERO, scale, who, phases: None, missing }
+        Self { report, failures, took: Duration::ZERO, quick, who, phases: None, missing }
+    }
+
+    /// How long a turn of the next step may wait for a quiet machine, seconds: `patience`, or
+    /// what all waiting together has left for each.
+    pub(super) fn patience(&self, patience: u64) -> u64 {
+        let noise = self.report.benches.iter().filter_map(|bench| bench.noise.as_ref());
+        let waited: f64 = noise.map(|noise| noise.waited).sum();
+        let waited = Duration::from_secs_f64(waited.max(0.0));
+        patience.min(WAITING.saturating_sub(waited).as_secs() / TURNS)
     }
 
     /// Notes who takes part.
@@ -103,7 +116,7 @@ impl Page {
 
     fn head(&self) -> String {
         let mut text = "# Results\n\n".to_owned();
-        if self.scale.quick {
+        if self.quick {
             text +=
                 "**A smoke run: next to nothing was measured, so the numbers mean nothing.**\n\n";
         }

@@ -98,7 +98,7 @@ impl Step {
     ) -> Result<Bench> {
         let mut bench = match self {
             Self::Density => {
-                let (pods, steps, hold) = scale.of((100, 5, 3), (4, 2, 1));
+                let (pods, steps, hold) = scale.of((100, 4, 3), (4, 2, 1));
                 let options = density::Options { pods, steps, hold };
                 let plan = scale.plan(1, pods, 0);
                 let run =
