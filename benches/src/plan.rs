@@ -1,5 +1,6 @@
 //! How much is measured, and the rounds in which targets take turns.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -17,6 +18,8 @@ pub(crate) struct Plan {
     /// Samples of each target before the first round that are thrown away.
     pub(crate) warm_up: usize,
     watch: Watch,
+    /// Turns that were told to have begun; `None` tells none.
+    told: Option<AtomicUsize>,
 }
 
 impl Plan {
@@ -27,7 +30,13 @@ impl Plan {
 
     /// The same, for what has no socket; `patience` is in seconds.
     pub(crate) fn of(rounds: usize, patience: u64, samples: usize, warm_up: usize) -> Self {
-        Self { rounds, samples, warm_up, watch: Watch::new(Duration::from_secs(patience)) }
+        let watch = Watch::new(Duration::from_secs(patience));
+        Self { rounds, samples, warm_up, watch, told: None }
+    }
+
+    /// Tells on standard error when a turn begins: for long runs.
+    pub(crate) fn telling(self) -> Self {
+        Self { told: Some(AtomicUsize::new(0)), ..self }
     }
 
     /// The order of `targets` targets in a round: rotated, so that none is always first.
@@ -42,7 +51,12 @@ impl Plan {
 
     /// Waits for a quiet machine; to be called before each turn.
     pub(crate) async fn quiet(&self) -> Result<Before> {
-        self.watch.begin().await
+        let before = self.watch.begin().await?;
+        if let Some(told) = &self.told {
+            let (turn, busy) = (told.fetch_add(1, Ordering::Relaxed) + 1, before.busy * 100.0);
+            eprintln!("  turn {turn}; others use {busy:.0} % of the machine");
+        }
+        Ok(before)
     }
 
     /// How noisy the machine was since the last call.

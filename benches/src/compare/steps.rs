@@ -30,7 +30,7 @@ impl Scale {
 
     fn plan(self, rounds: usize, samples: usize, warm_up: usize) -> Plan {
         let rounds = self.of(rounds, 1);
-        Plan::of(rounds, self.patience, samples, warm_up)
+        Plan::of(rounds, self.patience, samples, warm_up).telling()
     }
 }
 
