@@ -67,29 +67,28 @@ impl Reading {
 }
 
 impl Used {
-    /// How busy the machine was with other things than this program, of all its processors.
+    /// How many processors were busy with other things than this program. Not a share of all:
+    /// what somebody works does not become less because a machine has many.
     pub(crate) fn busy(&self) -> f64 {
-        self.share(self.machine.saturating_sub(self.own))
+        let wall = self.wall.as_secs_f64();
+        let others = self.machine.saturating_sub(self.own).as_secs_f64();
+        if wall > 0.0 { others / wall } else { 0.0 }
     }
 
     /// How much the host of a virtual machine took, of all processors.
     pub(crate) fn stolen(&self) -> f64 {
-        self.share(self.steal)
+        let whole = self.at(f64::from(self.processors));
+        if whole > 0.0 { self.steal.as_secs_f64() / whole } else { 0.0 }
     }
 
-    /// Processor time of others, in seconds, beyond what a machine uses that was as busy as `idle` says.
+    /// Processor time of others, in seconds, beyond that of `idle` busy processors.
     pub(crate) fn beyond(&self, idle: f64) -> f64 {
         self.machine.as_secs_f64() - self.own.as_secs_f64() - self.at(idle)
     }
 
-    /// Processor time, in seconds, of a machine that was as busy as `rate` says.
-    pub(crate) fn at(&self, rate: f64) -> f64 {
-        rate * self.wall.as_secs_f64() * f64::from(self.processors)
-    }
-
-    fn share(&self, time: Duration) -> f64 {
-        let whole = self.at(1.0);
-        if whole > 0.0 { time.as_secs_f64() / whole } else { 0.0 }
+    /// Processor time, in seconds, of so many busy processors.
+    pub(crate) fn at(&self, processors: f64) -> f64 {
+        processors * self.wall.as_secs_f64()
     }
 }
 
@@ -149,8 +148,8 @@ mod tests {
         after.own += Duration::from_millis(50);
         let used = after.since(&before);
         assert_eq!(used.machine, Duration::from_millis(500));
-        assert!((used.busy() - 0.225).abs() < 1e-9, "{used:?}");
+        assert!((used.busy() - 0.45).abs() < 1e-9, "{used:?}");
         assert!((used.stolen() - 0.05).abs() < 1e-9, "{used:?}");
-        assert!((used.beyond(0.1) - 0.25).abs() < 1e-9, "{used:?}");
+        assert!((used.beyond(0.2) - 0.25).abs() < 1e-9, "{used:?}");
     }
 }

@@ -49,6 +49,11 @@ impl Plan {
         (0..self.rounds).flat_map(move |round| Self::order(targets, round))
     }
 
+    /// Learns how many processors are busy before the first pod.
+    pub(crate) fn rests_at(&self, busy: f64) {
+        self.watch.rests_at(busy);
+    }
+
     /// Waits for a quiet machine; to be called before each turn.
     pub(crate) async fn quiet(&self) -> Result<Before> {
         let before = self.watch.begin().await?;

@@ -1,7 +1,7 @@
 //! Waits for a quiet machine before each turn, and says how noisy it was.
 
 use std::fs;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -17,14 +17,22 @@ const WINDOW: Duration = Duration::from_millis(500);
 const WINDOWS: usize = 2;
 /// A wait that is longer than this is told.
 const TELL: Duration = Duration::from_secs(3);
-/// A machine is quiet when others use no more of all its processors than this.
-const QUIET: f64 = 0.1;
+/// A machine is quiet when others use no more processors than this, however many it has.
+const QUIET: f64 = 0.2;
+/// How long is looked at a machine on which nothing was done yet, and how often if it is not
+/// quiet.
+const REST: Duration = Duration::from_millis(1500);
+const RESTS: usize = 3;
+/// As exactly are busy processors known from [`WINDOWS`]: the kernel counts in 10 ms.
+const GRAIN: f64 = 0.02;
 
 /// Looks at the machine before each turn, and remembers what it saw.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     /// Longest wait before a turn.
     patience: Duration,
+    /// Processors that are busy when nothing was done yet, see [`at_rest`].
+    rest: OnceLock<f64>,
     seen: Mutex<Seen>,
 }
 
@@ -46,8 +54,10 @@ struct Turn {
 /// What a turn found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Before {
-    /// How busy the machine is with other things, of all its processors.
+    /// How many processors are busy with other things.
     pub(crate) busy: f64,
+    /// How many of these would be without any pod: what may be taken off a runtime's bill.
+    pub(crate) idle: f64,
     /// Whether that is little.
     pub(crate) quiet: bool,
     waited: Duration,
@@ -68,7 +78,7 @@ pub(crate) struct Noise {
     pub(crate) noisy: usize,
     /// Waited in all, seconds.
     pub(crate) waited: f64,
-    /// What others used just before each turn, % of all processors.
+    /// What others used just before each turn, % of one processor.
     pub(crate) busy_before: Option<Summary>,
     /// What the host of a virtual machine took during each turn, % of all processors.
     pub(crate) stolen: Option<Summary>,
@@ -84,6 +94,12 @@ impl Watch {
         Self { patience, ..Self::default() }
     }
 
+    /// Learns how many processors are busy when nothing was done yet; the first to say so
+    /// is believed.
+    pub(crate) fn rests_at(&self, busy: f64) {
+        self.rest.get_or_init(|| busy);
+    }
+
     /// Begins a turn as soon as the machine is quiet, or patience has ended.
     pub(crate) async fn begin(&self) -> Result<Before> {
         self.end()?;
@@ -95,14 +111,16 @@ impl Watch {
             readings.push(Reading::take()?);
             let last = &readings[readings.len().saturating_sub(WINDOWS + 1)..];
             let waited = started.elapsed();
-            let before = look(last, waited);
+            let before = look(last, self.rest.get().copied(), waited);
             let enough = last.len() > WINDOWS;
             if enough && (before.quiet || waited >= self.patience) {
                 break before;
             }
             if !told && waited > TELL {
                 let busy = before.busy * 100.0;
-                eprintln!("berth-bench: waiting for a quiet machine, others use {busy:.0} %");
+                eprintln!(
+                    "berth-bench: waiting for a quiet machine, others use {busy:.0} % of a processor"
+                );
                 told = true;
             }
         };
@@ -148,13 +166,35 @@ impl Watch {
     }
 }
 
+/// How many processors others use on a machine on which nothing was done yet: in the first
+/// stretch that is quiet, or the quietest of some.
+///
+/// To be asked once, before the first pod. What a runtime puts off until after its turn must
+/// not pass for the idle rate of the next turn, to be taken off whoever has that one.
+pub(crate) async fn at_rest() -> Result<f64> {
+    let mut least = f64::INFINITY;
+    for _ in 0..RESTS {
+        let before = Reading::take()?;
+        sleep(REST).await;
+        least = least.min(Reading::take()?.since(&before).busy());
+        if least <= QUIET {
+            break;
+        }
+    }
+    Ok(least)
+}
+
 /// What `readings`, a window apart, say of the machine: how busy it was from the first to the
-/// last, and whether it was quiet in every window.
-fn look(readings: &[Reading], waited: Duration) -> Before {
+/// last, whether it was quiet in every window, and how much of it is the machine's own, which
+/// is no more than it uses at `rest`.
+fn look(readings: &[Reading], rest: Option<f64>, waited: Duration) -> Before {
     let used = readings.first().zip(readings.last()).map(|(first, last)| last.since(first));
     let quiet = |pair: &[Reading]| pair[1].since(&pair[0]).busy() <= QUIET;
+    let busy = used.map_or(0.0, |used| used.busy());
     Before {
-        busy: used.map_or(0.0, |used| used.busy()),
+        busy,
+        // Less than at rest by no more than can be told: the longer look at rest is truer.
+        idle: rest.filter(|rest| *rest <= busy + GRAIN).unwrap_or(busy),
         quiet: readings.windows(2).all(quiet),
         waited,
     }
@@ -183,10 +223,29 @@ mod tests {
             Reading::fake(boot, Duration::from_secs(seconds), Duration::from_millis(idle))
         };
         let (first, quiet) = (reading(1, 2000), reading(2, 3960));
-        let before = look(&[first, quiet], Duration::ZERO);
-        assert!(before.quiet && (before.busy - 0.02).abs() < 1e-9, "{before:?}");
-        let before = look(&[first, quiet, reading(3, 5680)], Duration::ZERO);
-        assert!(!before.quiet && (before.busy - 0.08).abs() < 1e-9, "{before:?}");
+        let look = |readings: &[Reading]| look(readings, None, Duration::ZERO);
+        let before = look(&[first, quiet]);
+        assert!(before.quiet && (before.busy - 0.04).abs() < 1e-9, "{before:?}");
+        let before = look(&[first, quiet, reading(3, 5680)]);
+        assert!(!before.quiet && (before.busy - 0.16).abs() < 1e-9, "{before:?}");
+    }
+
+    #[test]
+    fn what_is_put_off_until_the_next_turn_is_not_the_machines_idle_rate() {
+        let boot = Instant::now();
+        let idle = |rest, used: u64| {
+            let reading = |seconds, idle| {
+                Reading::fake(boot, Duration::from_secs(seconds), Duration::from_millis(idle))
+            };
+            look(&[reading(1, 2000), reading(2, 4000 - used)], rest, Duration::ZERO).idle
+        };
+        let is = |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-9, "{found}");
+        // The runtime of the turn before still works.
+        is(idle(Some(0.05), 150), 0.05);
+        // Somebody else worked when the run began.
+        is(idle(Some(0.15), 50), 0.05);
+        is(idle(Some(0.06), 50), 0.06);
+        is(idle(None, 150), 0.15);
     }
 
     #[tokio::test]

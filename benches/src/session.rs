@@ -17,7 +17,7 @@ use crate::options::Common;
 use crate::plan::Plan;
 use crate::report::Bench;
 use crate::target::{self, Target};
-use crate::{cgroups, pod};
+use crate::{cgroups, pod, quiet};
 
 /// Longest wait for a runtime to remove what a run left on it.
 const CLEANING: Duration = Duration::from_secs(120);
@@ -41,6 +41,8 @@ pub(crate) struct Session {
     pub(crate) targets: Vec<Target>,
     made: Made,
     interrupts: Interrupts,
+    /// Processors that were busy before anything was done.
+    rest: f64,
 }
 
 /// What a run must remove.
@@ -76,11 +78,12 @@ impl Session {
         image: Option<&str>,
         cgroup_parent: &str,
     ) -> Result<Self> {
-        let interrupts = Interrupts::listen()?;
+        let mut interrupts = Interrupts::listen()?;
         remove_directories();
+        let rest = interrupts.unless(quiet::at_rest()).await?;
         let made = Made::new(cgroup_parent)?;
-        let mut session = Self { targets: Vec::new(), made, interrupts };
-        let Self { targets, made, interrupts } = &mut session;
+        let mut session = Self { targets: Vec::new(), made, interrupts, rest };
+        let Self { targets, made, interrupts, .. } = &mut session;
         let opened = interrupts.unless(made.connect(targets, wanted, image)).await;
         if let Err(error) = opened {
             session.close().await.unwrap_or_else(|error| eprintln!("berth-bench: {error:#}"));
@@ -95,6 +98,7 @@ impl Session {
         plan: &Plan,
         bench: impl AsyncFnOnce(&Plan, &mut [Target]) -> Result<Bench>,
     ) -> Result<Bench> {
+        plan.rests_at(self.rest);
         let mut bench = self.interrupts.unless(bench(plan, &mut self.targets)).await?;
         bench.noise = Some(plan.noise()?);
         Ok(bench)
@@ -107,7 +111,7 @@ impl Session {
 
     /// Removes the pods that a benchmark which failed has left.
     pub(crate) async fn remove_pods(&mut self) -> Result<()> {
-        let Self { targets, made, interrupts } = self;
+        let Self { targets, made, interrupts, .. } = self;
         let removing = async {
             for target in targets {
                 remove_pods(target, |run| run == made.run).await?;

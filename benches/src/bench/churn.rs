@@ -19,8 +19,9 @@ use super::samples::{Samples, counted, milliseconds, number};
 use crate::cpu;
 use crate::plan::Plan;
 use crate::pod::{Pod, Up};
+use crate::quiet::Before;
 use crate::report::{Bench, Better, Sheet};
-use crate::settle::Objects;
+use crate::settle::{self, Objects};
 use crate::target::Target;
 
 /// What `churn` takes.
@@ -62,11 +63,11 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
         warm.clear(target).await?;
     }
     for (number, index) in plan.turns(targets.len()).enumerate() {
-        let idle = plan.quiet().await?.busy;
+        let before = plan.quiet().await?;
         let name = format!("churn-{number}");
         let (samples, fleet) = (Samples::default(), Fleet::default());
         let mut turn = Turn { samples, bench: &mut bench, fleet, name };
-        turn.take(&mut targets[index], options, idle).await?;
+        turn.take(&mut targets[index], options, before).await?;
         turn.samples.tell(index, &mut sheet);
     }
     bench.metrics = sheet.into_metrics();
@@ -80,27 +81,31 @@ fn explain(bench: &mut Bench) {
          up and went, over the time from the first client's first request to the last one's end",
     );
     bench.note(
-        "a pod is gone when its links, cgroups and network namespace are: until then the \
-         processor time is counted, without this tool's own and the machine's idle rate",
+        "a pod is gone when its links, cgroups and network namespace are; processor time is \
+         counted until the machine rests after that, without this tool's own and the machine's \
+         idle rate before the first pod of anybody",
     );
 }
 
 impl Turn<'_> {
-    async fn take(&mut self, target: &mut Target, options: &Options, idle: f64) -> Result<()> {
-        let before = Objects::count(target.daemon)?;
+    async fn take(&mut self, target: &mut Target, options: &Options, before: Before) -> Result<()> {
+        let objects = Objects::count(target.daemon)?;
         let machine = cpu::Reading::take()?;
         self.start(target, options).await?;
-        let began = Instant::now();
-        let ended = self.end(target, options).await?;
-        // What failed to go is removed, and is in the time until all is gone.
-        self.fleet.clear(target).await?;
-        let waited = began.elapsed();
-        let settled = before.settle(target.daemon).await?;
-        self.rate("pods gone", ended, waited + settled.after);
-        let used = cpu::Reading::take()?.since(&machine).beyond(idle);
-        if ended > 0 {
-            let what = ("CPU of the whole machine, per pod cycle", "ms CPU", Better::Lower);
-            self.samples.add(what, used * 1e3 / counted(ended));
+        let (ended, wall) = self.end(target, options).await?;
+        let answered = Instant::now();
+        if self.fleet.failures.count() > 0 {
+            // What failed to go is removed, and is in the time until all is gone.
+            self.fleet.clear(target).await?;
+        }
+        let removing = answered.elapsed();
+        let settled = objects.settle(target.daemon).await?;
+        self.rate("pods gone", ended, wall + removing + settled.after);
+        let restless = settle::rest(before.idle).await?;
+        let used = cpu::Reading::take()?.since(&machine);
+        self.bill(ended, &used, before);
+        if let Some(restless) = restless {
+            self.bench.note(format!("{}: {restless}", target.name));
         }
         let left = self.fleet.gone(target).await?;
         self.samples.add(("processes left", "", Better::Lower), number(left));
@@ -130,8 +135,26 @@ impl Turn<'_> {
         self.fleet.learn(target).await
     }
 
-    /// Says how many pods went as they should.
-    async fn end(&mut self, target: &mut Target, options: &Options) -> Result<usize> {
+    /// Says what the machine `used` for each of `ended` pods.
+    fn bill(&mut self, ended: usize, used: &cpu::Used, before: Before) {
+        if ended == 0 {
+            return;
+        }
+        let mut add = |name: &str, seconds: f64| {
+            self.samples.add((name, "ms CPU", Better::Lower), seconds * 1e3 / counted(ended));
+        };
+        add("CPU of the whole machine, per pod cycle", used.beyond(before.idle));
+        add("idle rate, taken off", used.at(before.idle));
+        let busier = (before.busy - before.idle).max(0.0);
+        add("busier just before, not taken off", used.at(busier));
+        add("own time, taken off", used.own.as_secs_f64());
+        if !before.quiet {
+            self.bench.note("CPU means nothing here: turns began on a machine that was not quiet");
+        }
+    }
+
+    /// Says how many pods went as they should, and how long all took together.
+    async fn end(&mut self, target: &mut Target, options: &Options) -> Result<(usize, Duration)> {
         let pods: Arc<[Pod]> = std::mem::take(&mut self.fleet.pods).into();
         let count = pods.len();
         let down = async move |target: &mut Target, number: usize| target.down(&pods[number]).await;
@@ -147,7 +170,7 @@ impl Turn<'_> {
             }
         }
         self.rate("pods down", ended, downs.wall);
-        Ok(ended)
+        Ok((ended, downs.wall))
     }
 
     fn rate(&mut self, what: &str, pods: usize, time: Duration) {

@@ -40,6 +40,7 @@ struct Turn {
     used: Used,
     before: Before,
     settled: Settled,
+    restless: Option<String>,
 }
 
 /// Starts and ends pods of all targets in turn.
@@ -65,6 +66,9 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], pause: Duration) ->
         if !turn.before.quiet {
             bench.note("settled means nothing here: turns began on a machine that was not quiet");
         }
+        if let Some(restless) = &turn.restless {
+            bench.note(format!("{}: {restless}", target.name));
+        }
         turn.tell(index, &mut sheet);
     }
     bench.metrics = sheet.into_metrics();
@@ -80,8 +84,10 @@ fn explain(bench: &mut Bench) {
     bench.note(
         "settled is processor time of the whole machine for each pod, from before its \
          RunPodSandbox until its network namespace, links and cgroups are gone and the machine \
-         rests as before (0.8 s at least, which spread over the pods of a turn), without idle, iowait, steal, the machine's idle rate just before the turn, and this \
-         tool's own time; all are stated in rows of their own",
+         rests as before (0.8 s at least, spread over the pods of a turn), without idle, iowait, \
+         steal, the machine's idle rate before the first pod of anybody, and this tool's own \
+         time; rows of their own say what was taken off, and what was not although the machine \
+         was busier just before the turn: so much of settled may be somebody else's",
     );
 }
 
@@ -91,9 +97,9 @@ async fn one_turn(plan: &Plan, target: &mut Target, name: &str, pause: Duration)
     let start = Reading::take()?;
     let pods = pods(target, name, plan.samples, pause).await?;
     let settled = objects.settle(target.daemon).await?;
-    settle::rest(before.busy).await?;
+    let restless = settle::rest(before.idle).await?;
     let used = Reading::take()?.since(&start);
-    Ok(Turn { pods, used, before, settled })
+    Ok(Turn { pods, used, before, settled, restless })
 }
 
 async fn pods(
@@ -136,13 +142,11 @@ impl Turn {
         down("RemovePodSandbox", |down| down.remove_sandbox);
         let pods: f64 = self.pods.iter().map(|_| 1.0).sum();
         let cpu = |name| (name, "ms CPU", Better::Lower);
-        let settled = self.used.beyond(self.before.busy);
-        sheet.add(target, cpu("settled"), [settled * 1e3 / pods]);
-        sheet.add(
-            target,
-            cpu("idle rate, taken off"),
-            [self.used.at(self.before.busy) * 1e3 / pods],
-        );
+        let Before { idle, busy, .. } = self.before;
+        let mut bill = |name, seconds: f64| sheet.add(target, cpu(name), [seconds * 1e3 / pods]);
+        bill("settled", self.used.beyond(idle));
+        bill("idle rate, taken off", self.used.at(idle));
+        bill("busier just before, not taken off", self.used.at((busy - idle).max(0.0)));
         sheet.add(target, cpu("own time, taken off"), [ms(self.used.own) / pods]);
         sheet.add(target, lower("last pod gone after"), [ms(self.settled.after)]);
     }

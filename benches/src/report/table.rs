@@ -83,15 +83,15 @@ pub(crate) fn number(value: f64) -> String {
 /// How noisy the machine was, in words.
 pub(crate) fn said(noise: &Noise) -> String {
     let mut text = format!("{} turns", noise.turns);
-    let mut say = |name: &str, of: Option<Summary>| {
+    let mut say = |name: &str, unit: &str, of: Option<Summary>| {
         if let Some(of) = of {
             let (middle, max) = (number(of.p50), number(of.max));
-            write!(text, ", {name} {middle} % (at most {max})").ok();
+            write!(text, ", {name} {middle} {unit} (at most {max})").ok();
         }
     };
-    say("before them others used", noise.busy_before);
-    say("during them the host took", noise.stolen);
-    say("something waited for a processor in", noise.pressure);
+    say("before them others used", "% of a processor", noise.busy_before);
+    say("during them the host took", "% of all", noise.stolen);
+    say("something waited for a processor in", "% of the time", noise.pressure);
     if noise.noisy > 0 {
         write!(text, "; {} OF THEM BEGAN ON A MACHINE THAT WAS NOT QUIET", noise.noisy).ok();
     }
