@@ -22,6 +22,14 @@ pub(crate) struct Plan {
     told: Option<AtomicUsize>,
 }
 
+/// Whose turn it is, and in which round: what is compared is of the same round.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Turn {
+    pub(crate) round: usize,
+    /// The index of the target.
+    pub(crate) target: usize,
+}
+
 impl Plan {
     /// `samples` in each turn, after `warm_up` that do not count.
     pub(crate) fn new(common: &Common, samples: usize, warm_up: usize) -> Self {
@@ -39,14 +47,18 @@ impl Plan {
         Self { told: Some(AtomicUsize::new(0)), ..self }
     }
 
-    /// The order of `targets` targets in a round: rotated, so that none is always first.
+    /// The order of `targets` targets in a round: rotated, so that none is always first, and
+    /// every other round backwards, so that none always follows the same one.
     pub(crate) fn order(targets: usize, round: usize) -> impl Iterator<Item = usize> {
-        (0..targets).map(move |turn| (turn + round) % targets)
+        let place = move |turn| if round.is_multiple_of(2) { turn } else { targets - 1 - turn };
+        (0..targets).map(move |turn| (place(turn) + round / 2) % targets)
     }
 
-    /// Every turn of every round: the index of its target.
-    pub(crate) fn turns(&self, targets: usize) -> impl Iterator<Item = usize> + use<> {
-        (0..self.rounds).flat_map(move |round| Self::order(targets, round))
+    /// Every turn of every round.
+    pub(crate) fn turns(&self, targets: usize) -> impl Iterator<Item = Turn> + use<> {
+        (0..self.rounds).flat_map(move |round| {
+            Self::order(targets, round).map(move |target| Turn { round, target })
+        })
     }
 
     /// Learns how many processors are busy before the first pod.
@@ -75,11 +87,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_target_is_first_in_its_turn() {
-        let order = |round| Plan::order(3, round).collect::<Vec<_>>();
-        assert_eq!(
-            [order(0), order(1), order(2), order(3)],
-            [vec![0, 1, 2], vec![1, 2, 0], vec![2, 0, 1], vec![0, 1, 2],]
-        );
+    fn every_target_is_first_in_its_turn_and_follows_every_other() {
+        let order = |targets, rounds| {
+            (0..rounds).flat_map(|round| Plan::order(targets, round)).collect::<Vec<_>>()
+        };
+        assert_eq!(order(3, 6), [0, 1, 2, 2, 1, 0, 1, 2, 0, 0, 2, 1, 2, 0, 1, 1, 0, 2]);
+        assert_eq!(order(2, 4), [0, 1, 1, 0, 1, 0, 0, 1]);
+        assert_eq!(order(1, 2), [0, 0]);
     }
 }

@@ -62,13 +62,13 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
         warm.grow(target, plan.warm_up).await?;
         warm.clear(target).await?;
     }
-    for (number, index) in plan.turns(targets.len()).enumerate() {
+    for (number, which) in plan.turns(targets.len()).enumerate() {
         let before = plan.quiet().await?;
         let name = format!("churn-{number}");
         let (samples, fleet) = (Samples::default(), Fleet::default());
         let mut turn = Turn { samples, bench: &mut bench, fleet, name };
-        turn.take(&mut targets[index], options, before).await?;
-        turn.samples.tell(index, &mut sheet);
+        turn.take(&mut targets[which.target], options, before).await?;
+        turn.samples.tell(which, &mut sheet);
     }
     bench.metrics = sheet.into_metrics();
     explain(&mut bench);

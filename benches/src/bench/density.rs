@@ -66,14 +66,14 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
     bench.setting("rounds", plan.rounds);
     let mut sheet = Sheet::new(targets);
     let mut plots = Plots::new(targets, "pods");
-    for (number, index) in plan.turns(targets.len()).enumerate() {
+    for (number, which) in plan.turns(targets.len()).enumerate() {
         plan.quiet().await?;
         let (plots, bench) = (&mut plots, &mut bench);
-        let (samples, name) = (Samples::default(), targets[index].name.clone());
-        let mut turn = Turn { samples, plots, bench, target: index, name };
+        let (samples, name) = (Samples::default(), targets[which.target].name.clone());
+        let mut turn = Turn { samples, plots, bench, target: which.target, name };
         let fleet = Fleet::new(format!("density-{number}"));
-        turn.take(&mut targets[index], fleet, options).await?;
-        turn.samples.tell(index, &mut sheet);
+        turn.take(&mut targets[which.target], fleet, options).await?;
+        turn.samples.tell(which, &mut sheet);
     }
     bench.metrics = sheet.into_metrics();
     bench.curves = plots.curves();

@@ -35,10 +35,10 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target]) -> Result<Bench> {
         commands(target, &pod, plan.warm_up).await?;
         pods.push(pod);
     }
-    for index in plan.turns(targets.len()) {
+    for turn in plan.turns(targets.len()) {
         plan.quiet().await?;
-        let taken = commands(&mut targets[index], &pods[index], plan.samples).await?;
-        sheet.add(index, ("ExecSync", "ms", Better::Lower), taken);
+        let taken = commands(&mut targets[turn.target], &pods[turn.target], plan.samples).await?;
+        sheet.add(turn, ("ExecSync", "ms", Better::Lower), taken);
     }
     for (target, pod) in targets.iter_mut().zip(&pods) {
         target.down(pod).await?;

@@ -18,7 +18,7 @@ use super::samples::{Samples, number};
 use crate::cpu;
 use crate::measure::tree::Kind;
 use crate::measure::work;
-use crate::plan::Plan;
+use crate::plan::{Plan, Turn};
 use crate::report::{Bench, Better, Sheet};
 use crate::target::Target;
 
@@ -50,6 +50,8 @@ const WHAT: &str = "idle pods, left alone and then polled as kubelet polls: list
 /// A moment from which on is counted what is done.
 struct Span {
     runtime: work::Reading,
+    /// The same, looked at every second.
+    seen: work::Reading,
     machine: cpu::Reading,
 }
 
@@ -67,26 +69,29 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
         fleet.grow(target, options.pods).await?;
     }
     sleep(REST).await;
-    for index in plan.turns(targets.len()) {
+    for turn in plan.turns(targets.len()) {
         plan.quiet().await?;
-        let (target, fleet) = (&mut targets[index], &mut fleets[index]);
+        let (target, fleet) = (&mut targets[turn.target], &mut fleets[turn.target]);
         let mut samples = Samples::default();
         if options.alone > 0 {
-            let alone = Span::begin(target, fleet)?;
-            sleep(Duration::from_secs(options.alone)).await;
+            let mut alone = Span::begin(target, fleet)?;
+            for _ in 0..options.alone {
+                sleep(SECOND).await;
+                alone.seen.look()?;
+            }
             alone.end("alone", target, fleet, &mut samples)?;
         }
-        let polled = Span::begin(target, fleet)?;
-        poll(target, options.seconds, &mut fleet.failures).await;
+        let mut polled = Span::begin(target, fleet)?;
+        poll(target, options.seconds, &mut polled, &mut fleet.failures).await?;
         polled.end("polled", target, fleet, &mut samples)?;
-        samples.tell(index, &mut sheet);
+        samples.tell(turn, &mut sheet);
     }
     fleet::note_sharing(targets, &mut bench);
     for (index, (fleet, target)) in fleets.iter_mut().zip(targets).enumerate() {
         fleet.clear(target).await?;
         let mut samples = Samples::default();
         fleet.tell(&mut samples, &mut bench);
-        samples.tell(index, &mut sheet);
+        samples.tell(Turn { round: 0, target: index }, &mut sheet);
     }
     bench.metrics = sheet.into_metrics();
     explain(&mut bench);
@@ -96,7 +101,8 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
 fn explain(bench: &mut Bench) {
     bench.note(
         "CPU is of the processes themselves and of children that they waited for; wakeups are \
-         voluntary context switches, each of which ends with one",
+         voluntary context switches, each of which ends with one; threads are looked at every \
+         second before they end, but those of children that came and went are not in it",
     );
     bench.note(
         "CPU of the whole machine is without this tool's own, and with whatever else ran: look \
@@ -104,8 +110,13 @@ fn explain(bench: &mut Bench) {
     );
 }
 
-/// Asks what kubelet asks, for `seconds`.
-async fn poll(target: &mut Target, seconds: u64, failures: &mut Failures) {
+/// Asks what kubelet asks, for `seconds`, and looks at the threads of `span`.
+async fn poll(
+    target: &mut Target,
+    seconds: u64,
+    span: &mut Span,
+    failures: &mut Failures,
+) -> Result<()> {
     let mut ticks = interval(SECOND);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for second in 0..seconds {
@@ -113,8 +124,10 @@ async fn poll(target: &mut Target, seconds: u64, failures: &mut Failures) {
         if let Err(error) = questions(target, second).await {
             failures.note(&error);
         }
+        span.seen.look()?;
     }
     ticks.tick().await;
+    Ok(())
 }
 
 async fn questions(target: &mut Target, second: u64) -> Result<()> {
@@ -142,13 +155,13 @@ async fn questions(target: &mut Target, second: u64) -> Result<()> {
 impl Span {
     fn begin(target: &Target, fleet: &Fleet) -> Result<Self> {
         let runtime = work::Reading::take(target.daemon, &fleet.ids)?;
-        Ok(Self { runtime, machine: cpu::Reading::take()? })
+        Ok(Self { seen: runtime.clone(), runtime, machine: cpu::Reading::take()? })
     }
 
     /// Adds what was done since, to quantities called by `how` the time was spent.
     fn end(self, how: &str, target: &Target, fleet: &Fleet, samples: &mut Samples) -> Result<()> {
         let used = cpu::Reading::take()?.since(&self.machine);
-        let now = work::Reading::take(target.daemon, &fleet.ids)?;
+        let now = work::Reading::take(target.daemon, &fleet.ids)?.remembering(self.seen);
         let wall = used.wall.as_secs_f64();
         ensure!(wall > 0.0, "no time has passed");
         let done = |kind| now.since(&self.runtime, kind);

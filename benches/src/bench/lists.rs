@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 
 use super::fleet::{self, Fleet};
 use super::samples::{Plots, Samples, milliseconds};
-use crate::plan::Plan;
+use crate::plan::{Plan, Turn};
 use crate::report::{Bench, Better, Sheet};
 use crate::target::Target;
 
@@ -82,7 +82,8 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
             fleet.grow(target, size).await?;
         }
         tokio::time::sleep(REST).await;
-        for index in plan.turns(targets.len()) {
+        for turn in plan.turns(targets.len()) {
+            let index = turn.target;
             plan.quiet().await?;
             let (target, fleet) = (&mut targets[index], &mut fleets[index]);
             let mut samples = Samples::default();
@@ -95,7 +96,7 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
                 for question in [Question::SandboxStats, Question::ContainerStats] {
                     rested(question, target, fleet, &mut samples).await;
                 }
-                samples.tell(index, &mut sheet);
+                samples.tell(turn, &mut sheet);
             }
         }
     }
@@ -104,7 +105,7 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
         fleet.clear(target).await?;
         let mut samples = Samples::default();
         fleet.tell(&mut samples, &mut bench);
-        samples.tell(index, &mut sheet);
+        samples.tell(Turn { round: 0, target: index }, &mut sheet);
     }
     bench.metrics = sheet.into_metrics();
     bench.curves = plots.curves();

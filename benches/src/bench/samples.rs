@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::plan;
 use crate::report::{Better, Curve, Points, Sheet};
 use crate::stats::Summary;
 use crate::target::Target;
@@ -38,10 +39,10 @@ impl Samples {
         }
     }
 
-    /// Writes the turn of target number `target` down.
-    pub(crate) fn tell(self, target: usize, sheet: &mut Sheet) {
+    /// Writes down that `turn` gave this.
+    pub(crate) fn tell(self, turn: plan::Turn, sheet: &mut Sheet) {
         for (name, unit, better, values) in self.0 {
-            sheet.add(target, (&name, &unit, better), values);
+            sheet.add(turn, (&name, &unit, better), values);
         }
     }
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use tokio::time::sleep;
 
 use crate::cpu::{Reading, Used};
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
 use crate::pod::{Down, Up};
 use crate::quiet::Before;
 use crate::report::{Bench, Better, Sheet};
@@ -57,8 +57,8 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], pause: Duration) ->
         pods(target, "warm", plan.warm_up, Duration::ZERO).await?;
         before.settle(target.daemon).await?;
     }
-    for (number, index) in plan.turns(targets.len()).enumerate() {
-        let target = &mut targets[index];
+    for (number, which) in plan.turns(targets.len()).enumerate() {
+        let target = &mut targets[which.target];
         let turn = one_turn(plan, target, &format!("turn-{number}"), pause).await?;
         for left in &turn.settled.left {
             bench.note(format!("{}: not settled: {left}", target.name));
@@ -69,7 +69,7 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], pause: Duration) ->
         if let Some(restless) = &turn.restless {
             bench.note(format!("{}: {restless}", target.name));
         }
-        turn.tell(index, &mut sheet);
+        turn.tell(which, &mut sheet);
     }
     bench.metrics = sheet.into_metrics();
     explain(&mut bench);
@@ -118,14 +118,14 @@ async fn pods(
 }
 
 impl Turn {
-    /// Writes what the turn gave down for the target of index `target`.
-    fn tell(&self, target: usize, sheet: &mut Sheet) {
+    /// Writes down that the turn `which` gave this.
+    fn tell(&self, which: plan::Turn, sheet: &mut Sheet) {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let lower = |name| (name, "ms", Better::Lower);
         let ups = self.pods.iter().map(|(up, _)| up);
         let downs = self.pods.iter().map(|(_, down)| down);
         let mut up = |name, of: fn(&Up) -> Duration| {
-            sheet.add(target, lower(name), ups.clone().map(|up| ms(of(up))));
+            sheet.add(which, lower(name), ups.clone().map(|up| ms(of(up))));
         };
         up("up", Up::total);
         up("RunPodSandbox", |up| up.run);
@@ -133,7 +133,7 @@ impl Turn {
         up("StartContainer", |up| up.start);
         up("first byte", |up| up.output);
         let mut down = |name, of: fn(&Down) -> Duration| {
-            sheet.add(target, lower(name), downs.clone().map(|down| ms(of(down))));
+            sheet.add(which, lower(name), downs.clone().map(|down| ms(of(down))));
         };
         down("down", Down::total);
         down("StopContainer", |down| down.stop);
@@ -143,11 +143,11 @@ impl Turn {
         let pods: f64 = self.pods.iter().map(|_| 1.0).sum();
         let cpu = |name| (name, "ms CPU", Better::Lower);
         let Before { idle, busy, .. } = self.before;
-        let mut bill = |name, seconds: f64| sheet.add(target, cpu(name), [seconds * 1e3 / pods]);
+        let mut bill = |name, seconds: f64| sheet.add(which, cpu(name), [seconds * 1e3 / pods]);
         bill("settled", self.used.beyond(idle));
         bill("idle rate, taken off", self.used.at(idle));
         bill("busier just before, not taken off", self.used.at((busy - idle).max(0.0)));
-        sheet.add(target, cpu("own time, taken off"), [ms(self.used.own) / pods]);
-        sheet.add(target, lower("last pod gone after"), [ms(self.settled.after)]);
+        sheet.add(which, cpu("own time, taken off"), [ms(self.used.own) / pods]);
+        sheet.add(which, lower("last pod gone after"), [ms(self.settled.after)]);
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! CPU time is the kernel's own clock of each process (exact, threads that have ended
 //! included), and the time of children that it has waited for, in ticks of 10 ms. Wakeups
-//! are voluntary context switches: each ends with a wakeup.
+//! are voluntary context switches: each ends with a wakeup. The kernel forgets those of a
+//! thread that ends, so one looks at the threads from time to time ([`Reading::look`]); those
+//! of children that came and went are in no count.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,6 +29,8 @@ struct Done {
     children: Duration,
     /// By thread.
     switches: BTreeMap<u32, Switches>,
+    /// What threads had done when they were last seen that have ended since, the oldest first.
+    ended: Vec<(u32, Switches)>,
 }
 
 /// What each process of a runtime has done since it started.
@@ -61,6 +65,26 @@ impl Reading {
         Ok(Self(reading))
     }
 
+    /// Looks at the threads of the processes there were, before they end.
+    pub(crate) fn look(&mut self) -> Result<()> {
+        for ((pid, _), (_, done)) in &mut self.0 {
+            done.see(switches(*pid)?);
+        }
+        Ok(())
+    }
+
+    /// Takes over what `seen`, which was looked at meanwhile, knows of threads that have ended.
+    #[must_use]
+    pub(crate) fn remembering(mut self, seen: Self) -> Self {
+        for (name, (_, mut seen)) in seen.0 {
+            if let Some((_, done)) = self.0.get_mut(&name) {
+                seen.see(std::mem::take(&mut done.switches));
+                (done.switches, done.ended) = (seen.switches, seen.ended);
+            }
+        }
+        self
+    }
+
     /// What was done since `earlier` by processes of `kind`. What a process did that ended
     /// in between is counted with who waited for it, if that is of the same runtime.
     pub(crate) fn since(&self, earlier: &Self, kind: Kind) -> Work {
@@ -71,8 +95,11 @@ impl Reading {
             work.processes += 1;
             work.cpu += done.cpu.saturating_sub(before.cpu);
             work.cpu += done.children.saturating_sub(before.children);
-            for (thread, switches) in &done.switches {
-                let before = before.switches.get(thread).copied().unwrap_or_default();
+            let mut known = before.switches.clone();
+            let now = done.switches.iter().map(|(thread, switches)| (*thread, *switches));
+            for (thread, switches) in done.ended.iter().copied().chain(now) {
+                // Who has the number of a thread that ended is another one.
+                let before = known.remove(&thread).unwrap_or_default();
                 work.wakeups += switches.voluntary.saturating_sub(before.voluntary);
                 work.preemptions += switches.involuntary.saturating_sub(before.involuntary);
             }
@@ -89,7 +116,20 @@ impl Done {
         let Some(stat) = process::text(&process::file(pid, "stat"))? else { return Ok(None) };
         let stat = Stat::parse(&stat).with_context(|| format!("understand /proc/{pid}/stat"))?;
         let children = TICK * u32::try_from(stat.children).context("CPU time of children")?;
-        Ok(Some(Self { cpu, children, switches: switches(pid)? }))
+        Ok(Some(Self { cpu, children, switches: switches(pid)?, ended: Vec::new() }))
+    }
+
+    /// Threads have done so much by `now`.
+    fn see(&mut self, now: BTreeMap<u32, Switches>) {
+        for (thread, before) in std::mem::replace(&mut self.switches, now) {
+            // A count that has become less is of another thread with the same number.
+            let lives = self.switches.get(&thread).is_some_and(|now| {
+                now.voluntary >= before.voluntary && now.involuntary >= before.involuntary
+            });
+            if !lives {
+                self.ended.push((thread, before));
+            }
+        }
     }
 }
 
@@ -126,7 +166,28 @@ mod tests {
             .iter()
             .map(|&(thread, voluntary, involuntary)| (thread, Switches { voluntary, involuntary }));
         let (cpu, children) = (Duration::from_millis(cpu), Duration::from_millis(children));
-        Done { cpu, children, switches: switches.collect() }
+        Done { cpu, children, switches: switches.collect(), ended: Vec::new() }
+    }
+
+    #[test]
+    fn threads_that_ended_count_as_far_as_they_were_seen() {
+        let reading = |switches: &[(u32, u64, u64)]| {
+            Reading(BTreeMap::from([((1, 7), (Kind::Daemon, done(0, 0, switches)))]))
+        };
+        let began = reading(&[(1, 5, 0), (2, 40, 1)]);
+        let mut seen = began.clone();
+        let mut see = |switches: &[(u32, u64, u64)]| {
+            let (_, done) = seen.0.get_mut(&(1, 7)).unwrap();
+            done.see(reading(switches).0.remove(&(1, 7)).unwrap().1.switches);
+        };
+        // Thread 3 comes and goes; the number 2 is given to another thread.
+        see(&[(1, 6, 0), (2, 50, 1), (3, 7, 0)]);
+        see(&[(1, 8, 0), (2, 4, 0)]);
+        let now = reading(&[(1, 9, 0), (2, 6, 0), (4, 1, 0)]).remembering(seen);
+        assert_eq!(now.since(&began, Kind::Daemon).wakeups, 4 + 10 + 7 + 6 + 1);
+        // Who was not seen again is not forgotten either, and one who lives counts once.
+        let now = reading(&[(1, 9, 0)]).remembering(began.clone());
+        assert_eq!(now.since(&began, Kind::Daemon).wakeups, 4);
     }
 
     #[test]

@@ -17,8 +17,8 @@ use clap::Args;
 
 use self::runtime::{Lap, Runtime, Stage};
 use crate::interrupt::Interrupts;
-use crate::plan::Plan;
-use crate::report::{Bench, Better, Measured, Sheet};
+use crate::plan::{Plan, Turn};
+use crate::report::{Bench, Better, Measured, Metric, Sheet};
 use crate::target::Version;
 
 /// Removed when the run ends, with what is in it.
@@ -110,13 +110,26 @@ async fn measure(
         "berth-bench-oci is Berth's runtime library behind `run` alone, for this benchmark: \
          Berth's shim executes no runtime",
     );
+    bench.metrics = turns(plan, &runtimes, stop).await?;
+    bench.noise = Some(plan.noise()?);
+    let measured = |runtime: &Runtime| Measured {
+        name: runtime.name.clone(),
+        handler: String::new(),
+        runtime: Version { name: runtime.name.clone(), version: runtime.version().to_owned() },
+    };
+    Ok((bench, runtimes.iter().map(measured).collect()))
+}
+
+/// Lets `runtimes` run containers in turn.
+async fn turns(plan: &Plan, runtimes: &[Runtime], stop: &Arc<AtomicBool>) -> Result<Vec<Metric>> {
     let names = runtimes.iter().map(|runtime| runtime.name.clone()).collect();
     let mut sheet = Sheet::named(names);
     let mut hung = vec![0.0; runtimes.len()];
-    for runtime in &runtimes {
+    for runtime in runtimes {
         runtime.turn(plan.warm_up, stop)?;
     }
-    for index in plan.turns(runtimes.len()) {
+    for turn in plan.turns(runtimes.len()) {
+        let index = turn.target;
         plan.quiet().await?;
         let laps = runtimes[index].turn(plan.samples, stop)?;
         if stop.load(Ordering::Relaxed) {
@@ -125,22 +138,16 @@ async fn measure(
         for (name, of) in LAPS {
             let samples: Vec<f64> = laps.iter().filter_map(of).collect();
             if !samples.is_empty() {
-                sheet.add(index, (name, "ms", Better::Lower), samples);
+                sheet.add(turn, (name, "ms", Better::Lower), samples);
             }
         }
         hung[index] += laps.iter().map(|lap| if lap.hung { 1.0 } else { 0.0 }).sum::<f64>();
     }
-    for (index, hung) in hung.into_iter().enumerate() {
-        sheet.add(index, ("containers that hung", "containers", Better::Lower), [hung]);
+    for (target, hung) in hung.into_iter().enumerate() {
+        let turn = Turn { round: 0, target };
+        sheet.add(turn, ("containers that hung", "containers", Better::Lower), [hung]);
     }
-    bench.metrics = sheet.into_metrics();
-    bench.noise = Some(plan.noise()?);
-    let measured = |runtime: &Runtime| Measured {
-        name: runtime.name.clone(),
-        handler: String::new(),
-        runtime: Version { name: runtime.name.clone(), version: runtime.version().to_owned() },
-    };
-    Ok((bench, runtimes.iter().map(measured).collect()))
+    Ok(sheet.into_metrics())
 }
 
 /// Where a lap has what is measured.

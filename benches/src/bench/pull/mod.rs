@@ -129,15 +129,15 @@ async fn turns(
             turn(target, reference, 0, 0.0).await?;
         }
     }
-    for index in plan.turns(targets.len()) {
+    for which in plan.turns(targets.len()) {
         let Before { busy: idle, .. } = plan.quiet().await?;
-        let (target, reference) = (&mut targets[index], &source.references[index]);
+        let (target, reference) = (&mut targets[which.target], &source.references[which.target]);
         let turn = turn(target, reference, plan.samples, idle).await?;
         if let Some(left) = &turn.left {
             bench.note(format!("{}: {left}", target.name));
         }
         for (name, unit, samples) in turn.rows {
-            sheet.add(index, (name, unit, Better::Lower), samples);
+            sheet.add(which, (name, unit, Better::Lower), samples);
         }
     }
     bench.metrics = sheet.into_metrics();
