@@ -11,6 +11,7 @@ use berth_testkit::image::{Image, busybox_builder};
 use berth_testkit::tar::Tar;
 use berth_testkit::{Known, Node, NodeOptions, binaries, container_config, resources};
 use serde::Serialize;
+use tempfile::TempDir;
 
 use crate::kinds::{self, Counts};
 use crate::trace::Trace;
@@ -62,11 +63,19 @@ impl Counted {
 
 /// Counts what pods cost a daemon and its shims; the traces go to `kept`.
 pub(crate) async fn count(kept: Option<PathBuf>) -> Result<Counted> {
-    let options = NodeOptions { quiet: true, unarmed: true, ..NodeOptions::default() };
+    // Not in the node's directory: what names that is taken for a process of the node.
+    let dir = tempfile::Builder::new().prefix("counted-").tempdir().context("make a directory")?;
+    let shim = install(dir.path())?;
+    let options = NodeOptions {
+        quiet: true,
+        unarmed: true,
+        binaries: Some(dir.path().to_owned()),
+        ..NodeOptions::default()
+    };
     let mut node = Node::start_with(options).await?;
     let image = node.push("counted", "latest", &image()?)?;
     let daemon = node.daemon().pid().context("the daemon does not run")?;
-    let mut counter = Counter::new(daemon, kept)?;
+    let mut counter = Counter::new(daemon, dir, &shim, kept);
     for _ in 0..WARM_UP {
         cycle(&mut node, &image, &mut counter).await?;
     }
@@ -78,6 +87,19 @@ pub(crate) async fn count(kept: Option<PathBuf>) -> Result<Counted> {
     let counted = counter.end();
     node.assert_clean().await?;
     Ok(counted)
+}
+
+/// Copies daemon and shim to where their paths are as long as anywhere else: they are in
+/// what is written, and in what is read in pieces. Returns the shim's.
+fn install(dir: &Path) -> Result<PathBuf> {
+    const SHIM: &str = "containerd-shim-berth-v1";
+    let from = binaries()?;
+    for name in ["berthd", SHIM] {
+        let copied = fs::copy(from.join(name), dir.join(name));
+        copied
+            .with_context(|| format!("copy {} to {}", from.join(name).display(), dir.display()))?;
+    }
+    Ok(dir.join(SHIM))
 }
 
 /// busybox, and a second layer of many small files.
@@ -165,7 +187,8 @@ async fn polls(node: &mut Node) -> Result<()> {
 /// The tracer, and what it has counted.
 struct Counter {
     daemon: u32,
-    dir: tempfile::TempDir,
+    /// Has the programs and the trace.
+    dir: TempDir,
     tracer: Option<Tracer>,
     trace: Trace,
     counted: Counted,
@@ -175,13 +198,9 @@ struct Counter {
 }
 
 impl Counter {
-    fn new(daemon: u32, kept: Option<PathBuf>) -> Result<Self> {
-        // Not in the node's directory: what names that is taken for a process of the node.
-        let dir = tempfile::Builder::new().prefix("counted-").tempdir()?;
-        let shim = binaries()?.join("containerd-shim-berth-v1");
+    fn new(daemon: u32, dir: TempDir, shim: &Path, kept: Option<PathBuf>) -> Self {
         let trace = Trace::new(&shim.display().to_string());
-        let counted = Counted::default();
-        Ok(Self { daemon, dir, tracer: None, trace, counted, kept, pieces: 0 })
+        Self { daemon, dir, tracer: None, trace, counted: Counted::default(), kept, pieces: 0 }
     }
 
     async fn attach(&mut self) -> Result<()> {

@@ -2,7 +2,8 @@
 //!
 //! Left out, since how often it happens is decided by scheduling and not by the program:
 //! waiting, and waking a thread that waits; a call that found nothing there; receiving,
-//! which a stream cuts anywhere; what the allocator and the thread pool of a process with
+//! which a stream cuts anywhere; reading what the kernel or the machine tells, in as many
+//! pieces as it is long; what the allocator and the thread pool of a process with
 //! threads do. And the looks that a debug build has at each descriptor: without them it
 //! counts what a release build does.
 
@@ -105,7 +106,7 @@ fn is_chance(call: &Call) -> bool {
     if call.result.contains("EAGAIN") || call.result.contains("ERESTART") {
         return true;
     }
-    let streams = ["anon_inode:[eventfd]", "pipe:", "socket:"];
+    let streams = ["anon_inode:[eventfd]", "pipe:", "socket:", "/proc/", "/sys/", "/etc/"];
     let stream = |what: &str| streams.iter().any(|stream| what.starts_with(stream));
     match name {
         "prctl" => call.arguments.starts_with("PR_SET_NAME"),
@@ -213,6 +214,7 @@ mod tests {
             "1 futex(0x7, FUTEX_WAKE_PRIVATE, 1) = 1\n\
              1 accept4(3<socket:[7]>, 0x1, 0x2, SOCK_CLOEXEC) = -1 EAGAIN (Try again)\n\
              1 write(6<anon_inode:[eventfd]>, \"\"..., 8) = 8\n\
+             1 read(8</proc/7/mountinfo>, \"\"..., 1024) = 1024\n\
              1 read(7<pipe:[9]>, \"\"..., 8) = 8\n\
              1 fcntl(4</x>, F_GETFD) = 0x1 (flags FD_CLOEXEC)\n\
              1 clone3({flags=CLONE_VM|CLONE_THREAD}, 88) = 2\n\
