@@ -146,7 +146,8 @@ impl Step {
     }
 
     async fn start(self, session: &mut Session, scale: Scale, pause: Duration) -> Result<Bench> {
-        let plan = scale.plan(5, scale.of(10, 2), 3);
+        let rounds = if self == Self::Rested { 3 } else { 5 };
+        let plan = scale.plan(rounds, scale.of(10, 2), 3);
         let start = async |plan: &_, targets: &mut [_]| start::run(plan, targets, pause).await;
         session.measure(&plan, start).await
     }
