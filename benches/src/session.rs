@@ -50,8 +50,6 @@ pub(crate) struct Session {
 struct Made {
     run: String,
     dir: TempDir,
-    /// Images, with the index of the target that has it.
-    images: Vec<(usize, String)>,
     cgroups: cgroups::Parent,
 }
 
@@ -139,7 +137,7 @@ impl Made {
         let dir = tempfile::Builder::new().prefix(&format!("{DIRECTORY}{run}.")).tempdir();
         let dir = dir.context("make a directory")?;
         let cgroups = cgroups::Parent::new(cgroup_parent, &run, is_over)?;
-        Ok(Self { run, dir, images: Vec::new(), cgroups })
+        Ok(Self { run, dir, cgroups })
     }
 
     async fn connect(
@@ -163,6 +161,7 @@ impl Made {
                 cgroup_parent: self.cgroups.path().to_owned(),
                 logs,
                 image: String::new(),
+                images: Vec::new(),
                 run: self.run.clone(),
             };
             remove_leftovers(&mut target).await?;
@@ -188,9 +187,9 @@ impl Made {
         }
         let machine = network_of(target)?;
         let registry = Registry::start(&machine, &self.dir.path().join(index.to_string()))?;
-        let repository = format!("{REPOSITORY}/{}/busybox", self.run);
+        let repository = repository(&self.run, "busybox");
         let image = registry.push(&machine, &repository, "latest", &image::busybox()?)?;
-        self.images.push((index, image.clone()));
+        target.images.push(image.clone());
         let pulled = target.cri.pull(&image).await;
         pulled.with_context(|| format!("{}: pull {image}", target.name))?;
         target.image = image;
@@ -203,13 +202,25 @@ impl Made {
         for target in &mut *targets {
             results.push(remove_pods(target, |run| run == self.run).await);
         }
-        for (index, image) in &self.images {
-            let Some(target) = targets.get_mut(*index) else { continue };
-            let removed = target.cri.remove_image(image).await;
-            results.push(removed.with_context(|| format!("{}: remove {image}", target.name)));
+        for target in targets {
+            for image in &target.images {
+                let removed = target.cri.remove_image(image).await;
+                results.push(removed.with_context(|| format!("{}: remove {image}", target.name)));
+            }
         }
         results.into_iter().collect()
     }
+}
+
+/// Where a run keeps an image that it makes: the next run knows by it whose it was.
+pub(crate) fn repository(run: &str, image: &str) -> String {
+    format!("{REPOSITORY}/{run}/{image}")
+}
+
+/// The run that made the image of a `tag`.
+fn run_of(tag: &str) -> Option<&str> {
+    let (_, path) = tag.split_once(&format!("/{REPOSITORY}/"))?;
+    path.split_once('/').map(|(run, _)| run)
 }
 
 /// The network namespace of a target's daemon, or this program's if that is unknown.
@@ -273,10 +284,7 @@ async fn remove_leftovers(target: &mut Target) -> Result<()> {
     let images = target.cri.image.list_images(request).await;
     let images = images.with_context(|| format!("{}: ListImages", target.name))?.into_inner();
     for tag in images.images.iter().flat_map(|image| &image.repo_tags) {
-        let run = tag
-            .split_once(&format!("/{REPOSITORY}/"))
-            .and_then(|(_, path)| path.split_once('/').map(|(run, _)| run));
-        if run.is_some_and(is_over) {
+        if run_of(tag).is_some_and(is_over) {
             let removed = target.cri.remove_image(tag).await;
             removed.with_context(|| format!("{}: remove {tag}", target.name))?;
         }
@@ -319,6 +327,13 @@ async fn pods(target: &mut Target, which: &impl Fn(&str) -> bool) -> Result<Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_says_which_run_made_it() {
+        let tag = format!("127.0.0.1:5000/{}:1", repository("12-345", "large"));
+        assert_eq!(run_of(&tag), Some("12-345"));
+        assert_eq!(run_of("127.0.0.1:5000/busybox:latest"), None);
+    }
 
     #[test]
     fn a_run_is_over_when_its_process_is_gone_or_another() {

@@ -29,6 +29,8 @@ pub(crate) struct Target {
     pub(crate) logs: PathBuf,
     /// The image of its containers, pulled.
     pub(crate) image: String,
+    /// Images that this run gave it, to be removed with the run, whatever ends it.
+    pub(crate) images: Vec<String>,
     /// The label value that tells this run's pods from those of others.
     pub(crate) run: String,
 }

@@ -219,6 +219,38 @@ async fn pods_that_fail_are_counted_and_end_no_run_of_many() -> Result<()> {
     nothing_is_left(node).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn each_pull_is_cold_and_an_interrupted_one_takes_its_image_along() -> Result<()> {
+    let Some(mut node) = node("each_pull_is_cold").await? else { return Ok(()) };
+    let file = node.dir().join("pull.json");
+    let small = ["--smaller", "50", "--present"];
+    let mut command = bench(&node, "pull", &small);
+    command.args(["2", "--rounds", "2", "--json"]).arg(&file);
+    let done = command.output()?;
+    ensure!(done.status.success(), "{done:?}");
+    let pulls = report(&file)?;
+    assert!(sum(&pulls, "disk used")? > 1.0, "the second pull of a layer that stayed takes none");
+    assert_eq!(rounds(&pulls, "PullImage, cold", 0)?.concat().len(), 2);
+    assert_eq!(rounds(&pulls, "PullImage, present", 0)?.concat().len(), 4);
+
+    let mut command = bench(&node, "pull", &small);
+    let run = command.arg("1000000").stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let request = berth_api::v1::ListImagesRequest::default();
+        let images = node.cri.image.list_images(request).await?.into_inner().images;
+        if images.iter().flat_map(|image| &image.repo_tags).any(|tag| tag.contains("/large:")) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "no large image after {DEADLINE:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    kill(Pid::from_raw(i32::try_from(run.id())?), Signal::SIGINT)?;
+    let ended = run.wait_with_output()?;
+    ensure!(String::from_utf8_lossy(&ended.stderr).contains("interrupted"), "{ended:?}");
+    nothing_is_left(node).await
+}
+
 /// A run that has a container just now, and would go on for long.
 async fn in_the_middle(node: &mut Node) -> Result<Child> {
     let mut command = bench(node, "exec", &["--rounds", "100000"]);

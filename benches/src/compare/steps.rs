@@ -157,13 +157,14 @@ impl Step {
 /// runtimes.
 async fn pulls(session: &mut Session, store: &Store, scale: Scale) -> Result<Bench> {
     let made = pull::make(scale.of(1, 20)).context("make the large image")?;
-    let (reference, shape) = (store.push("large", &made.image)?, made.shape());
+    let reference = store.push("large", &made.image)?;
+    let (shape, id) = (made.shape(), made.image.id.to_string());
     drop(made);
     let plan = scale.plan(4, scale.of(20, 3), 1);
     let pull = async |plan: &_, targets: &mut [_]| {
         let pulling = targets.len().min(2);
         let targets = &mut targets[..pulling];
-        let source = pull::Source::of(&reference, &shape, targets);
+        let source = pull::Source::of(&reference, &shape, Some(id), targets);
         pull::run(plan, targets, &source).await
     };
     session.measure(&plan, pull).await

@@ -1,4 +1,4 @@
-//! Waits until a removed image has given its files back to the disk.
+//! Waits until a removed image has given its files and its space back to the disk.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use berth_api::v1;
 use nix::sys::statvfs::statvfs;
+use nix::unistd::sync;
 use tokio::time::sleep;
 
 use crate::target::Target;
@@ -16,8 +17,9 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(10);
 /// A daemon that did nothing for so long has removed what it removes.
 const IDLE: Duration = Duration::from_secs(2);
-/// Of a hundred files this many must be back: others make files meanwhile.
-const BACK: u64 = 95;
+/// Of a hundred files, and of a hundred bytes, this many must be back: others write meanwhile.
+/// Few blobs hold much and many unpacked files little, so neither speaks for the other.
+const BACK: u64 = 98;
 /// Between turns: what follows a removal, such as freed blocks that are told to the disk.
 const REST: Duration = Duration::from_millis(500);
 
@@ -55,14 +57,16 @@ impl Space {
     }
 
     pub(super) fn mebibytes(&self) -> f64 {
-        // Exact up to 2^32 MiB.
-        u32::try_from(self.bytes >> 20).map_or(f64::INFINITY, f64::from)
+        // Exact up to 2^32 KiB, 4 TiB.
+        u32::try_from(self.bytes >> 10).map_or(f64::INFINITY, |kib| f64::from(kib) / 1024.0)
     }
 
-    /// How many files are left of those that were `taken` since `before`, if too many.
-    fn left(&self, before: &Self, taken: &Self) -> Option<u64> {
-        let left = self.since(before).files;
-        (left * 100 > taken.files * (100 - BACK)).then_some(left)
+    /// What is left of that which was `taken` since `before`, if too much. Some file systems
+    /// count no files; then bytes must do.
+    fn left(&self, before: &Self, taken: &Self) -> Option<Self> {
+        let left = self.since(before);
+        let much = |left: u64, taken: u64| taken > 0 && left * 100 > taken * (100 - BACK);
+        (much(left.files, taken.files) || much(left.bytes, taken.bytes)).then_some(left)
     }
 }
 
@@ -95,6 +99,7 @@ impl Disk {
     pub(super) async fn wait_for(&self, before: &Space, taken: &Space) -> Result<Gone> {
         let started = Instant::now();
         let mut worked = (started, work(self.daemon));
+        let mut synced = false;
         loop {
             let left = self.space()?.left(before, taken);
             let now = Instant::now();
@@ -105,9 +110,21 @@ impl Disk {
             if work.is_none() || work != worked.1 {
                 worked = (now, work);
             }
+            if now - worked.0 > IDLE && !synced {
+                // Some file systems give back only what they have written down.
+                sync();
+                synced = true;
+                continue;
+            }
             if now - worked.0 > IDLE || now - started > DEADLINE {
                 let left = left.map(|left| {
-                    format!("{left} of {} files are not back after RemoveImage", taken.files)
+                    format!(
+                        "{} of {} files and {:.1} of {:.1} MiB are not back after RemoveImage",
+                        left.files,
+                        taken.files,
+                        left.mebibytes(),
+                        taken.mebibytes()
+                    )
                 });
                 return Ok(Gone { after: worked.0 - started, left });
             }
@@ -135,14 +152,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_removal_has_ended_when_nearly_all_files_are_back() {
-        let space = |files| Space { files, bytes: 0 };
-        let (before, taken) = (space(1000), space(200));
-        assert_eq!(space(1200).left(&before, &taken), Some(200));
-        assert_eq!(space(1011).left(&before, &taken), Some(11));
-        assert_eq!(space(1010).left(&before, &taken), None);
-        assert_eq!(space(900).left(&before, &taken), None);
+    fn a_removal_has_ended_when_nearly_all_files_and_nearly_all_bytes_are_back() {
+        let space = |files, bytes| Space { files, bytes };
+        let (before, taken) = (space(1000, 5000), space(200, 1000));
+        let left = |files, bytes| space(files, bytes).left(&before, &taken);
+        assert_eq!(left(1200, 6000), Some(taken));
+        assert_eq!(left(1004, 5020), None);
+        assert_eq!(left(900, 4000), None);
+        assert_eq!(left(1005, 5000), Some(space(5, 0)));
+        // A few blobs stay: hardly any files, but much space.
+        assert_eq!(left(1002, 5400), Some(space(2, 400)));
+    }
+
+    #[test]
+    fn where_files_are_not_counted_bytes_must_do() {
+        let space = |bytes| Space { files: 0, bytes };
+        let (before, taken) = (space(5000), space(1000));
+        assert_eq!(space(5500).left(&before, &taken), Some(space(500)));
+        assert_eq!(space(5010).left(&before, &taken), None);
         // An image of which nothing was on disk is gone at once.
-        assert_eq!(space(1000).left(&before, &space(0)), None);
+        assert_eq!(space(5000).left(&before, &space(0)), None);
     }
 }
