@@ -51,17 +51,20 @@ pub(crate) fn median(sorted: &[f64]) -> Option<f64> {
     Some(if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + upper) / 2.0 } else { upper })
 }
 
-/// Medians of the rounds of `ours` over those of `theirs`, round by round: what disturbed a
-/// round disturbed both. The summary is over the rounds; rounds without a pair are left out.
-pub(crate) fn ratios(ours: &[Vec<f64>], theirs: &[Vec<f64>]) -> Option<Summary> {
+/// Medians of the rounds of `ours` and `theirs`, round by round; a round that either has no
+/// samples of is left out.
+pub(crate) fn pairs(ours: &[Vec<f64>], theirs: &[Vec<f64>]) -> Vec<(f64, f64)> {
     let middle = |round: &Vec<f64>| Summary::of(round.iter().copied()).map(|round| round.p50);
     let pairs = ours.iter().zip(theirs);
-    Summary::of(
-        pairs
-            .filter_map(|(our, their)| Some((middle(our)?, middle(their)?)))
-            .filter(|(our, their)| *our >= 0.0 && *their > 0.0)
-            .map(|(our, their)| our / their),
-    )
+    pairs.filter_map(|(our, their)| Some((middle(our)?, middle(their)?))).collect()
+}
+
+/// Ratios of [`pairs`]: what disturbed a round disturbed both. The summary is over the rounds;
+/// where one of a pair is less than nothing, or theirs is nothing, there is no ratio.
+pub(crate) fn ratios(ours: &[Vec<f64>], theirs: &[Vec<f64>]) -> Option<Summary> {
+    let pairs = pairs(ours, theirs).into_iter();
+    let ratio = |(our, their)| (our >= 0.0 && their > 0.0).then(|| our / their);
+    Summary::of(pairs.filter_map(ratio))
 }
 
 #[cfg(test)]
@@ -84,5 +87,14 @@ mod tests {
         let theirs = [vec![4.0], vec![10.0]];
         let ratios = ratios(&ours, &theirs).unwrap();
         assert_eq!((ratios.count, ratios.min, ratios.max), (2, 0.5, 1.0));
+        assert_eq!(pairs(&ours, &theirs), [(2.0, 4.0), (10.0, 10.0)]);
+    }
+
+    #[test]
+    fn a_pair_may_have_no_ratio_but_is_a_pair() {
+        let (ours, theirs) =
+            ([vec![5.0], vec![-1.0], vec![1.0]], [vec![-2.0], vec![3.0], vec![0.0]]);
+        assert_eq!(ratios(&ours, &theirs), None);
+        assert_eq!(pairs(&ours, &theirs), [(5.0, -2.0), (-1.0, 3.0), (1.0, 0.0)]);
     }
 }

@@ -11,6 +11,7 @@ use super::Field;
 use super::goals::{self, Held, Verdict};
 use crate::peers::{Kind, version};
 use crate::report::{self, Bench, Better, Metric, Report, Series, number};
+use crate::stats;
 
 /// What the page is called.
 pub(super) const FILE: &str = "RESULTS.md";
@@ -24,7 +25,7 @@ const NEUTRAL: [&str; 2] = ["taken off", "workload"];
 const WAITING: Duration = Duration::from_secs(240);
 /// About as many turns does a step have.
 const TURNS: u64 = 12;
-/// A ratio as near to 1 as this is the same.
+/// What differs by no more than this, of the other's, is the same.
 const SAME: f64 = 0.05;
 
 /// What is to be written.
@@ -203,8 +204,9 @@ impl Page {
             lines.push("- Nowhere in this run.".to_owned());
         }
         text += &lines.join("\n");
-        text +=
-            "\n\nListed is every quantity whose median was worse than a peer's in every round.\n\n";
+        text += "\n\nListed is every quantity whose median was worse than a peer's by more than 5 % of \
+             it, in every round that both have. Where one of them is nothing, or less, there is \
+             no ratio: the difference decides.\n\n";
         text
     }
 }
@@ -215,44 +217,37 @@ fn missed(goal: &Held) -> Option<String> {
         .then(|| format!("- **goal missed**: {}: {ours}, goal {}", goal.what, goal.goal))
 }
 
-/// Of each other target: whether the first one is worse in every round.
+/// Of each other target: whether the first one is worse in every round that both have.
 fn worse(bench: &Bench, metric: &Metric) -> Vec<String> {
     if NEUTRAL.iter().any(|word| metric.name.contains(word)) {
         return Vec::new();
     }
-    let median = |series: &Series| series.summary().map(|all| all.p50);
-    let Some(ours) = metric.series.first().and_then(median) else { return Vec::new() };
-    let said = |other: &Series, ratio: &str| {
-        let theirs = median(other).map_or(NOTHING.to_owned(), number);
+    let Some((first, others)) = metric.series.split_first() else { return Vec::new() };
+    let said = |other: &&Series| {
+        let median =
+            |series: &Series| series.summary().map_or(NOTHING.to_owned(), |all| number(all.p50));
         let (bench, name, unit) = (&bench.name, &metric.name, &metric.unit);
-        let ours = number(ours);
+        let (ours, theirs) = (median(first), median(other));
+        let ratio = stats::ratios(&first.rounds, &other.rounds);
+        let ratio = ratio.map_or(String::new(), |ratio| format!(" (× {})", number(ratio.p50)));
         format!("- {bench}: {name}: {ours} {unit}; {}: {theirs}{ratio}", other.target)
             .replace(" ;", ";")
     };
-    let ratios = metric.ratios();
-    let mut lines = Vec::new();
-    for other in metric.series.iter().skip(1) {
-        let ratio = ratios.iter().find(|(target, _)| *target == other.target);
-        match (ratio, median(other)) {
-            (Some((_, ratio)), _) => {
-                let worse = match metric.better {
-                    Better::Lower => ratio.min > 1.0 + SAME,
-                    Better::Higher => ratio.max < 1.0 - SAME,
-                };
-                if worse {
-                    lines.push(said(other, &format!(" (× {})", number(ratio.p50))));
-                }
-            }
-            // What others have none of has no ratio.
-            (None, Some(theirs))
-                if theirs.abs() < f64::EPSILON && ours > 0.0 && metric.better == Better::Lower =>
-            {
-                lines.push(said(other, ""));
-            }
-            _ => {}
-        }
-    }
-    lines
+    let is_worse = |other: &&Series| {
+        let pairs = stats::pairs(&first.rounds, &other.rounds);
+        !pairs.is_empty() && pairs.into_iter().all(|pair| is_worse(metric.better, pair))
+    };
+    others.iter().filter(is_worse).map(|other| said(&other)).collect()
+}
+
+/// Whether ours is worse than theirs. It is told by the difference, since a ratio means
+/// nothing where one of them is nothing, or less.
+fn is_worse(better: Better, (ours, theirs): (f64, f64)) -> bool {
+    let more = match better {
+        Better::Lower => ours - theirs,
+        Better::Higher => theirs - ours,
+    };
+    more > theirs.abs() * SAME
 }
 
 /// One benchmark: what was done, its table, notes and noise.
@@ -296,13 +291,8 @@ fn row(metric: &Metric) -> String {
         });
         write!(text, " {cell} |").ok();
     }
-    let ratios = metric.ratios();
     for other in metric.series.iter().skip(1) {
-        let ratio = ratios.iter().find(|(target, _)| *target == other.target);
-        let cell = ratio.map_or(NOTHING.to_owned(), |(_, ratio)| {
-            let [middle, min, max] = [ratio.p50, ratio.min, ratio.max].map(number);
-            if ratio.count > 1 { format!("{middle} ({min}–{max})") } else { middle }
-        });
+        let cell = metric.ratio(other).unwrap_or_else(|| NOTHING.to_owned());
         write!(text, " {cell} |").ok();
     }
     text
@@ -344,6 +334,13 @@ mod tests {
         assert_eq!(lines(Better::Higher, &[0.5, 0.5], &[1.0, 1.0]), 1);
         // A cost that only we have.
         assert_eq!(lines(Better::Lower, &[3.0], &[0.0]), 1);
+        // What has no ratio is no secret.
+        assert_eq!(lines(Better::Lower, &[5000.0, 40.0], &[-200.0, 0.0]), 1);
+        assert_eq!(lines(Better::Lower, &[-5.0], &[-200.0]), 1);
+        assert_eq!(lines(Better::Lower, &[-200.0], &[-5.0]), 0);
+        assert_eq!(lines(Better::Higher, &[0.0], &[3.0]), 1);
+        assert_eq!(lines(Better::Lower, &[1.04, 9.0], &[1.0, 1.0]), 0);
+        assert_eq!(lines(Better::Lower, &[0.0], &[0.0]), 0);
         let said = worse(&bench, &metric(Better::Lower, &[3.0], &[1.0]));
         assert_eq!(said, ["- start: up: 3.00 ms; other: 1.00 (× 3.00)"]);
     }
@@ -352,5 +349,7 @@ mod tests {
     fn a_row_has_a_cell_for_every_target_and_every_ratio() {
         let row = row(&metric(Better::Lower, &[1.0, 3.0], &[4.0, 4.0]));
         assert_eq!(row, "| up | ms | 2.00 | 4.00 | 0.500 (0.250–0.750) |");
+        let row = super::row(&metric(Better::Lower, &[1.0, 3.0], &[4.0, -1.0]));
+        assert_eq!(row, "| up | ms | 2.00 | 1.50 | 0.250, 1 of 2 rounds |");
     }
 }

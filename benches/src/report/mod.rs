@@ -98,13 +98,21 @@ impl Series {
 }
 
 impl Metric {
-    /// The first target over each other one, round by round: its name and the ratios.
-    pub(crate) fn ratios(&self) -> Vec<(String, Summary)> {
-        let Some((first, others)) = self.series.split_first() else { return Vec::new() };
-        let ratio = |other: &Series| {
-            Some((other.target.clone(), stats::ratios(&first.rounds, &other.rounds)?))
-        };
-        others.iter().filter_map(ratio).collect()
+    /// The first target over `other` for a table: the median of the rounds, their range, and
+    /// how many have a ratio, if not all that both have.
+    pub(crate) fn ratio(&self, other: &Series) -> Option<String> {
+        let ours = self.series.first()?;
+        let ratio = stats::ratios(&ours.rounds, &other.rounds)?;
+        let [middle, min, max] = [ratio.p50, ratio.min, ratio.max].map(number);
+        let mut text = middle;
+        if ratio.count > 1 {
+            text += &format!(" ({min}–{max})");
+        }
+        let pairs = stats::pairs(&ours.rounds, &other.rounds).len();
+        if ratio.count < pairs {
+            text += &format!(", {} of {pairs} rounds", ratio.count);
+        }
+        Some(text)
     }
 }
 

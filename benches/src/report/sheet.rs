@@ -79,7 +79,6 @@ mod tests {
         }
         let metric = sheet.into_metrics().remove(0);
         assert_eq!(metric.series[1].rounds, [vec![], vec![4.0]]);
-        let (_, ratio) = metric.ratios().remove(0);
-        assert_eq!((ratio.count, ratio.p50), (1, 0.5));
+        assert_eq!(metric.ratio(&metric.series[1]).as_deref(), Some("0.500"));
     }
 }

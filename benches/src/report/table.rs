@@ -42,18 +42,9 @@ fn rows(metrics: &[Metric]) -> Vec<Vec<String>> {
 fn row(metric: &Metric) -> Vec<String> {
     let mut cells = vec![metric.name.clone(), metric.unit.clone()];
     cells.extend(metric.series.iter().flat_map(of_target));
-    let ratios = metric.ratios();
-    for other in metric.series.iter().skip(1) {
-        let ratio = ratios.iter().find(|(target, _)| *target == other.target);
-        cells.push(ratio.map_or(NOTHING.to_owned(), |(_, ratio)| {
-            let [middle, min, max] = [ratio.p50, ratio.min, ratio.max].map(number);
-            if ratio.count > 1 {
-                format!("× {middle} ({min}–{max})")
-            } else {
-                format!("× {middle}")
-            }
-        }));
-    }
+    let ratio =
+        |other| metric.ratio(other).map_or(NOTHING.to_owned(), |ratio| format!("× {ratio}"));
+    cells.extend(metric.series.iter().skip(1).map(ratio));
     cells
 }
 
