@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use berth_testkit::binaries;
-use tokio::task::{JoinHandle, block_in_place};
+use tokio::task::block_in_place;
 
 use crate::options::Options;
 use crate::random::Random;
@@ -29,9 +29,11 @@ use crate::{dump, oracle};
 
 /// How long a verb may take to pass its point.
 const REACH: Duration = Duration::from_secs(30);
-/// How long what goes on after a verb's answer may take to pass its point.
+/// The last point of a start.
+const STARTED: &str = "recover.recovered";
+/// How long what goes on after a verb's answer, or a start, may take to pass its point.
 const AFTER: Duration = Duration::from_secs(5);
-/// Pause between two looks whether a verb was answered.
+/// Pause between two looks whether the daemon is done.
 const PAUSE: Duration = Duration::from_millis(100);
 /// What goes on after a verb's answer passes its points within this.
 const QUIET: Duration = Duration::from_millis(300);
@@ -291,7 +293,7 @@ impl Sweep {
             let props = props.clone();
             async move { scene.act(cri, &props).await }
         });
-        let died = self.died_amid(&verb)?;
+        let died = self.died_before(|_| Ok(verb.is_finished()))?;
         if !died {
             // The end of the brief one may pass the point, too.
             self.stage.node.daemon().arm("")?;
@@ -316,15 +318,15 @@ impl Sweep {
         Ok(reached)
     }
 
-    /// Waits until the daemon has killed itself, or `verb` has been done for long without
-    /// that; whether it has.
-    fn died_amid<T>(&mut self, verb: &JoinHandle<T>) -> Result<bool> {
-        let (begun, mut answered) = (Instant::now(), None);
+    /// Waits until the daemon has killed itself, or has not long after it was `done` with
+    /// what passes the point; whether it has.
+    fn died_before(&mut self, mut done: impl FnMut(&Self) -> Result<bool>) -> Result<bool> {
+        let (begun, mut since) = (Instant::now(), None);
         while begun.elapsed() < REACH {
             if self.died(PAUSE)? {
                 return Ok(true);
             }
-            if verb.is_finished() && answered.get_or_insert_with(Instant::now).elapsed() > AFTER {
+            if done(self)? && since.get_or_insert_with(Instant::now).elapsed() > AFTER {
                 break;
             }
         }
@@ -344,8 +346,9 @@ impl Sweep {
     fn die_again(&mut self, point: &str, after: u64, random: &mut Random) -> Result<bool> {
         self.stage.node.daemon().arm(&format!("{point} kill after={after}\n"))?;
         for time in 0..random.between(1, 3) {
+            let before = self.stage.node.daemon().passes(STARTED)?;
             block_in_place(|| self.stage.node.launch_daemon())?;
-            if !self.died(REACH)? {
+            if !self.died_before(|sweep| Ok(sweep.stage.node.daemon().passes(STARTED)? > before))? {
                 // The first death may leave nothing to be recovered by the second start.
                 return Ok(time > 0);
             }

@@ -252,6 +252,19 @@ impl Daemon {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
+    /// How often `point` was passed since the last call of [`Daemon::passed`], to which the
+    /// list is left.
+    pub fn passes(&self, point: &str) -> Result<usize> {
+        let file = self.config.with_file_name(format!("{FAILPOINTS}.passed"));
+        match fs::read_to_string(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            text => {
+                let text = text.context("read passed failpoints")?;
+                Ok(text.lines().filter(|line| *line == point).count())
+            }
+        }
+    }
+
     /// The end of its log, for messages.
     #[must_use]
     pub fn log_tail(&self) -> String {
