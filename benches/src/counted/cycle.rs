@@ -19,11 +19,12 @@ use crate::tracer::Tracer;
 
 /// Cycles that fill caches and pools before the first one that is counted.
 const WARM_UP: usize = 3;
-/// Cycles that are counted; the smallest count is the one that nothing disturbed.
+/// Cycles that are counted: as many as tell a disturbed one from what is done now and then.
 const CYCLES: usize = 8;
 /// How long a node goes on with what its last pod left to do.
 const CALM: Duration = Duration::from_secs(4);
-/// How long a node at rest is looked at: longer than the period of anything in it.
+/// How long a node at rest is looked at. What a shim or the daemon does each second is seen;
+/// the daemon gives memory back every half minute, which falls into it or not.
 const REST: Duration = Duration::from_secs(5);
 /// Longest wait for the output of a container.
 const OUTPUT_DEADLINE: Duration = Duration::from_secs(20);

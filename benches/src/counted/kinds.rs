@@ -218,10 +218,11 @@ mod tests {
              1 read(7<pipe:[9]>, \"\"..., 8) = 8\n\
              1 fcntl(4</x>, F_GETFD) = 0x1 (flags FD_CLOEXEC)\n\
              1 clone3({flags=CLONE_VM|CLONE_THREAD}, 88) = 2\n\
+             3 execve(\"/shim\", [\"/shim\"], 0x1) = 0\n\
              3 execve(\"/bin/true\", [\"true\"], 0x1) = 0\n\
              3 openat(AT_FDCWD</>, \"/etc/passwd\", O_RDONLY) = 3</etc/passwd>\n",
         );
-        assert_eq!((counts["calls"], counts["execs"]), (1, 1));
+        assert_eq!((counts["calls"], counts["execs"]), (2, 2));
     }
 
     #[test]

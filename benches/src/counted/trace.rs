@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 /// Who makes a call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Role {
-    /// `berthd`, and its children until they are something else.
+    /// `berthd`, its children, and programs that work for it; not its shims.
     Daemon,
     /// A shim, and what it forks until that is the container's own program.
     Shim,
@@ -123,9 +123,16 @@ impl Trace {
     }
 
     fn learn(&mut self, thread: u32, call: &Call) {
-        if call.name == "execve" && call.number() == Some(0) {
-            let shim = call.arguments.starts_with(&format!("\"{}\"", self.shim));
-            self.roles.insert(thread, if shim { Role::Shim } else { Role::Workload });
+        if matches!(call.name.as_str(), "execve" | "execveat") && call.number() == Some(0) {
+            let named = call.arguments.starts_with(&format!("\"{}\"", self.shim));
+            let shim = named || call.descriptor() == Some(&*self.shim);
+            let role = match call.role {
+                _ if shim => Role::Shim,
+                // What a daemon has another program do is its own work.
+                Role::Daemon => Role::Daemon,
+                Role::Shim | Role::Workload => Role::Workload,
+            };
+            self.roles.insert(thread, role);
         }
         if is_clone(&call.name)
             && let Some(child) = call.number().and_then(|child| u32::try_from(child).ok())
@@ -227,6 +234,25 @@ mod tests {
         let (daemon, shim, workload) = (Role::Daemon, Role::Shim, Role::Workload);
         // A call of execve is of whom makes it.
         assert_eq!(roles, [daemon, daemon, daemon, shim, shim, shim, workload, daemon]);
+    }
+
+    #[test]
+    fn a_program_that_works_for_the_daemon_is_the_daemon() {
+        let text = "\
+1 clone3({flags=CLONE_VFORK}, 88) = 2
+2 execve(\"/sbin/iptables\", [\"iptables\"], 0x1) = 0
+2 brk(NULL) = 0x5
+1 clone3({flags=CLONE_VFORK}, 88) = 3
+3 execveat(7</shim>, \"\", [\"shim\"], 0x1, AT_EMPTY_PATH) = 0
+3 brk(NULL) = 0x5
+3 execveat(7</sleep>, \"\", [\"sleep\"], 0x1, AT_EMPTY_PATH) = 0
+3 brk(NULL) = 0x5
+";
+        let roles: Vec<Role> = told(text)
+            .into_iter()
+            .filter_map(|(role, name)| (name == "brk").then_some(role))
+            .collect();
+        assert_eq!(roles, [Role::Daemon, Role::Shim, Role::Workload]);
     }
 
     #[test]
