@@ -118,6 +118,15 @@ pub(crate) async fn rest(idle: f64) -> Result<Option<String>> {
     }))
 }
 
+/// Has everything written down that is still to be written; returns how long it took. Whoever
+/// leaves that to the kernel has it do it seconds later, in somebody else's turn.
+pub(crate) async fn written() -> Result<Duration> {
+    let started = Instant::now();
+    // It may take long, and an interruption must be seen meanwhile.
+    tokio::task::spawn_blocking(nix::unistd::sync).await?;
+    Ok(started.elapsed())
+}
+
 /// How many network namespaces there are; `None` where the kernel does not say.
 fn namespaces() -> Option<u64> {
     fs::write(format!("/sys/kernel/slab/{CACHE}/shrink"), "1").ok()?;

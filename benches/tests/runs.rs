@@ -216,6 +216,22 @@ async fn pods_that_fail_are_counted_and_end_no_run_of_many() -> Result<()> {
     assert_eq!(sum(&report, "pods up")?, 0.0);
     let notes = report["benches"][0]["notes"].to_string();
     assert!(notes.contains("failed 3 times") && notes.contains("RunPodSandbox"), "{notes}");
+
+    // Who fails takes nobody else's numbers along.
+    for (task, number, latency) in
+        [("start", "--pods=2", "up"), ("exec", "--commands=2", "ExecSync")]
+    {
+        let arguments = ["--versus-handler=absent", "--rounds=1", "--warm-up=0", number];
+        let mut command = bench(&node, task, &arguments);
+        command.arg("--versus").arg(node.daemon().socket()).arg("--json").arg(&file);
+        let done = command.output()?;
+        ensure!(done.status.success(), "{done:?}");
+        let report = self::report(&file)?;
+        assert_eq!(rounds(&report, latency, 0)?.concat().len(), 2, "{task}");
+        assert!(rounds(&report, latency, 1)?.concat().is_empty(), "{task}");
+        assert_eq!(rounds(&report, "failed verbs", 0)?.concat(), [0.0], "{task}");
+        assert!(rounds(&report, "failed verbs", 1)?.concat() > vec![0.0], "{task}");
+    }
     nothing_is_left(node).await
 }
 

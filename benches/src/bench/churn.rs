@@ -63,6 +63,7 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
         warm.clear(target).await?;
     }
     for (number, which) in plan.turns(targets.len()).enumerate() {
+        settle::written().await?;
         let before = plan.quiet().await?;
         let name = format!("churn-{number}");
         let (samples, fleet) = (Samples::default(), Fleet::default());
@@ -83,7 +84,7 @@ fn explain(bench: &mut Bench) {
     bench.note(
         "a pod is gone when its links, cgroups and network namespace are; processor time is \
          counted until the machine rests after that, without this tool's own and the machine's \
-         idle rate before the first pod of anybody",
+         idle rate before the first pod of anybody; `sync` is in it, with which turns begin and end",
     );
 }
 
@@ -101,9 +102,11 @@ impl Turn<'_> {
         let removing = answered.elapsed();
         let settled = objects.settle(target.daemon).await?;
         self.rate("pods gone", ended, wall + removing + settled.after);
+        let written = settle::written().await?;
         let restless = settle::rest(before.idle).await?;
         let used = cpu::Reading::take()?.since(&machine);
         self.bill(ended, &used, before);
+        self.took("sync after all pods", written);
         if let Some(restless) = restless {
             self.bench.note(format!("{}: {restless}", target.name));
         }

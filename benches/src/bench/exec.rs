@@ -1,8 +1,11 @@
 //! ExecSync `true` in a container that runs.
 
-use anyhow::{Context as _, Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
+use super::failures::{Failures, GIVE_UP};
 use crate::plan::Plan;
 use crate::pod::{Clock, Pod};
 use crate::report::{Bench, Better, Sheet};
@@ -30,32 +33,77 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target]) -> Result<Bench> {
     bench.setting("rounds", plan.rounds);
     let mut sheet = Sheet::new(targets);
     let mut pods = Vec::new();
-    for target in &mut *targets {
-        let (pod, _) = target.up("exec").await?;
-        commands(target, &pod, plan.warm_up).await?;
+    let mut failures = vec![Failures::default(); targets.len()];
+    for (target, failures) in targets.iter_mut().zip(&mut failures) {
+        let pod = match target.up("exec").await {
+            Ok((pod, _)) => Some(pod),
+            Err(error) => {
+                failures.note(&error);
+                None
+            }
+        };
+        if let Some(pod) = &pod {
+            commands(target, pod, plan.warm_up, failures).await;
+        }
         pods.push(pod);
     }
     for turn in plan.turns(targets.len()) {
         plan.quiet().await?;
-        let taken = commands(&mut targets[turn.target], &pods[turn.target], plan.samples).await?;
-        sheet.add(turn, ("ExecSync", "ms", Better::Lower), taken);
+        let index = turn.target;
+        let Some(pod) = &pods[index] else { continue };
+        let (target, failures) = (&mut targets[index], &mut failures[index]);
+        let taken = commands(target, pod, plan.samples, failures).await;
+        if !taken.is_empty() {
+            sheet.add(turn, ("ExecSync", "ms", Better::Lower), taken);
+        }
     }
-    for (target, pod) in targets.iter_mut().zip(&pods) {
-        target.down(pod).await?;
+    for (target, (pod, failures)) in targets.iter_mut().zip(pods.iter().zip(&mut failures)) {
+        let Some(pod) = pod else { continue };
+        if let Err(error) = target.down(pod).await {
+            failures.note(&error);
+        }
     }
+    super::failures::tell(&failures, &mut sheet, &mut bench);
     bench.metrics = sheet.into_metrics();
+    if bench.metrics.iter().all(|metric| metric.name != "ExecSync") {
+        bail!("no command ran: {}", bench.notes.join("; "));
+    }
     Ok(bench)
 }
 
-async fn commands(target: &mut Target, pod: &Pod, count: usize) -> Result<Vec<f64>> {
-    let mut taken = Vec::with_capacity(count);
+/// How long each of `count` commands took. Those that fail are counted instead; some in a row
+/// end it.
+async fn commands(
+    target: &mut Target,
+    pod: &Pod,
+    count: usize,
+    failures: &mut Failures,
+) -> Vec<f64> {
+    let (mut taken, mut in_a_row) = (Vec::with_capacity(count), 0);
     for _ in 0..count {
-        let mut clock = Clock::start();
-        let answer = target.cri.exec(&pod.container, &["true"], TIMEOUT).await;
-        taken.push(clock.lap().as_secs_f64() * 1e3);
-        let answer = answer.with_context(|| format!("{}: ExecSync", target.name))?;
-        let code = answer.exit_code;
-        ensure!(code == 0, "{}: `true` ended with {code}", target.name);
+        match command(target, pod).await {
+            Ok(time) => {
+                taken.push(time.as_secs_f64() * 1e3);
+                in_a_row = 0;
+            }
+            Err(error) => {
+                failures.note(&error);
+                in_a_row += 1;
+            }
+        }
+        if in_a_row == GIVE_UP {
+            break;
+        }
     }
+    taken
+}
+
+async fn command(target: &mut Target, pod: &Pod) -> Result<Duration> {
+    let mut clock = Clock::start();
+    let answer = target.cri.exec(&pod.container, &["true"], TIMEOUT).await;
+    let taken = clock.lap();
+    let answer = answer.with_context(|| format!("{}: ExecSync", target.name))?;
+    let code = answer.exit_code;
+    ensure!(code == 0, "{}: `true` ended with {code}", target.name);
     Ok(taken)
 }

@@ -4,6 +4,14 @@ use std::collections::BTreeMap;
 
 use anyhow::Error;
 
+use super::samples::counted;
+use crate::plan::Turn;
+use crate::report::{Bench, Better, Sheet};
+
+/// So many that fail one after another end a turn of one at a time: with a runtime that hangs
+/// it would take hours.
+pub(crate) const GIVE_UP: usize = 3;
+
 /// What failed on one target.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Failures(BTreeMap<String, (usize, String)>);
@@ -14,6 +22,13 @@ impl Failures {
     pub(crate) fn note(&mut self, error: &Error) {
         let told = || (0, format!("{error:#}"));
         self.0.entry(error.to_string()).or_insert_with(told).0 += 1;
+    }
+
+    /// Takes over what others counted.
+    pub(crate) fn add(&mut self, others: Self) {
+        for (what, (count, first)) in others.0 {
+            self.0.entry(what).or_insert((0, first)).0 += count;
+        }
     }
 
     /// How many there were.
@@ -28,6 +43,17 @@ impl Failures {
             count => format!("failed {count} times: {first}"),
         };
         self.0.values().map(note).collect()
+    }
+}
+
+/// Says how many verbs of each target failed, which may be none, and which they were.
+pub(crate) fn tell(failures: &[Failures], sheet: &mut Sheet, bench: &mut Bench) {
+    for (target, failures) in failures.iter().enumerate() {
+        let count = counted(failures.count());
+        sheet.add(Turn { round: 0, target }, ("failed verbs", "", Better::Lower), [count]);
+        for note in failures.notes() {
+            bench.note(note);
+        }
     }
 }
 
@@ -50,5 +76,17 @@ mod tests {
                 "failed once: theirs: StopContainer: gone"
             ]
         );
+    }
+
+    #[test]
+    fn what_others_counted_is_added_to_the_same_failure() {
+        let of = |times| {
+            let mut failures = Failures::default();
+            (0..times).for_each(|_| failures.note(&anyhow::anyhow!("remove a pod")));
+            failures
+        };
+        let mut failures = of(1);
+        failures.add(of(2));
+        assert_eq!(failures.notes(), ["failed 3 times: remove a pod"]);
     }
 }

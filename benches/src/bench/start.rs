@@ -4,10 +4,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use tokio::time::sleep;
 
+use super::failures::{Failures, GIVE_UP};
+use super::fleet::Fleet;
+use super::samples::counted;
 use crate::cpu::{Reading, Used};
 use crate::plan::{self, Plan};
 use crate::pod::{Down, Up};
@@ -34,13 +37,21 @@ pub(crate) struct Options {
 const WHAT: &str = "one pod with one container at a time, up until its first byte of output \
                     is in its log, then down";
 
+/// How pods of one target went.
+#[derive(Default)]
+struct Pods {
+    ups: Vec<Up>,
+    downs: Vec<Down>,
+}
+
 /// What a turn gave.
 struct Turn {
-    pods: Vec<(Up, Down)>,
+    pods: Pods,
     used: Used,
     before: Before,
     settled: Settled,
     restless: Option<String>,
+    written: Duration,
 }
 
 /// Starts and ends pods of all targets in turn.
@@ -52,14 +63,16 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], pause: Duration) ->
     bench.setting("rounds", plan.rounds);
     bench.setting("rest before each pod, ms", pause.as_millis());
     let mut sheet = Sheet::new(targets);
-    for target in &mut *targets {
+    let mut failures = vec![Failures::default(); targets.len()];
+    for (target, failures) in targets.iter_mut().zip(&mut failures) {
         let before = Objects::count(target.daemon)?;
-        pods(target, "warm", plan.warm_up, Duration::ZERO).await?;
+        pods(target, ("warm", plan.warm_up), Duration::ZERO, failures).await?;
         before.settle(target.daemon).await?;
     }
     for (number, which) in plan.turns(targets.len()).enumerate() {
         let target = &mut targets[which.target];
-        let turn = one_turn(plan, target, &format!("turn-{number}"), pause).await?;
+        let (name, failures) = (format!("turn-{number}"), &mut failures[which.target]);
+        let turn = one_turn(plan, target, &name, pause, failures).await?;
         for left in &turn.settled.left {
             bench.note(format!("{}: not settled: {left}", target.name));
         }
@@ -71,7 +84,11 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], pause: Duration) ->
         }
         turn.tell(which, &mut sheet);
     }
+    super::failures::tell(&failures, &mut sheet, &mut bench);
     bench.metrics = sheet.into_metrics();
+    if bench.metrics.iter().all(|metric| metric.name != "up") {
+        bail!("no pod came up: {}", bench.notes.join("; "));
+    }
     explain(&mut bench);
     Ok(bench)
 }
@@ -89,32 +106,65 @@ fn explain(bench: &mut Bench) {
          time; rows of their own say what was taken off, and what was not although the machine \
          was busier just before the turn: so much of settled may be somebody else's",
     );
+    bench.note(
+        "turns begin and end with `sync`, so that no turn writes what another one left; settled \
+         has its processor time, and a row says how long it took after all pods of a turn",
+    );
 }
 
-async fn one_turn(plan: &Plan, target: &mut Target, name: &str, pause: Duration) -> Result<Turn> {
+async fn one_turn(
+    plan: &Plan,
+    target: &mut Target,
+    name: &str,
+    pause: Duration,
+    failures: &mut Failures,
+) -> Result<Turn> {
+    settle::written().await?;
     let before = plan.quiet().await?;
     let objects = Objects::count(target.daemon)?;
     let start = Reading::take()?;
-    let pods = pods(target, name, plan.samples, pause).await?;
+    let pods = pods(target, (name, plan.samples), pause, failures).await?;
     let settled = objects.settle(target.daemon).await?;
+    let written = settle::written().await?;
     let restless = settle::rest(before.idle).await?;
     let used = Reading::take()?.since(&start);
-    Ok(Turn { pods, used, before, settled, restless })
+    Ok(Turn { pods, used, before, settled, restless, written })
 }
 
+/// Starts and ends `count` pods called `name` and a number. What fails is counted and removed.
 async fn pods(
     target: &mut Target,
-    name: &str,
-    count: usize,
+    (name, count): (&str, usize),
     pause: Duration,
-) -> Result<Vec<(Up, Down)>> {
-    let mut taken = Vec::with_capacity(count);
+    failures: &mut Failures,
+) -> Result<Pods> {
+    let (mut pods, mut in_a_row) = (Pods::default(), 0);
     for number in 0..count {
         sleep(pause).await;
-        let (pod, up) = target.up(&format!("{name}-{number}")).await?;
-        taken.push((up, target.down(&pod).await?));
+        match pods.one(target, &format!("{name}-{number}")).await {
+            Ok(()) => in_a_row = 0,
+            Err(error) => {
+                failures.note(&error);
+                in_a_row += 1;
+                let mut half = Fleet::default();
+                half.clear(target).await?;
+                failures.add(half.failures);
+            }
+        }
+        if in_a_row == GIVE_UP {
+            break;
+        }
     }
-    Ok(taken)
+    Ok(pods)
+}
+
+impl Pods {
+    async fn one(&mut self, target: &mut Target, name: &str) -> Result<()> {
+        let (pod, up) = target.up(name).await?;
+        self.ups.push(up);
+        self.downs.push(target.down(&pod).await?);
+        Ok(())
+    }
 }
 
 impl Turn {
@@ -122,8 +172,11 @@ impl Turn {
     fn tell(&self, which: plan::Turn, sheet: &mut Sheet) {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let lower = |name| (name, "ms", Better::Lower);
-        let ups = self.pods.iter().map(|(up, _)| up);
-        let downs = self.pods.iter().map(|(_, down)| down);
+        if self.pods.ups.is_empty() {
+            return;
+        }
+        let ups = self.pods.ups.iter();
+        let downs = self.pods.downs.iter();
         let mut up = |name, of: fn(&Up) -> Duration| {
             sheet.add(which, lower(name), ups.clone().map(|up| ms(of(up))));
         };
@@ -140,7 +193,8 @@ impl Turn {
         down("RemoveContainer", |down| down.remove);
         down("StopPodSandbox", |down| down.stop_sandbox);
         down("RemovePodSandbox", |down| down.remove_sandbox);
-        let pods: f64 = self.pods.iter().map(|_| 1.0).sum();
+        // Those that failed are in what the machine used, too.
+        let pods = counted(self.pods.ups.len());
         let cpu = |name| (name, "ms CPU", Better::Lower);
         let Before { idle, busy, .. } = self.before;
         let mut bill = |name, seconds: f64| sheet.add(which, cpu(name), [seconds * 1e3 / pods]);
@@ -148,6 +202,7 @@ impl Turn {
         bill("idle rate, taken off", self.used.at(idle));
         bill("busier just before, not taken off", self.used.at((busy - idle).max(0.0)));
         sheet.add(which, cpu("own time, taken off"), [ms(self.used.own) / pods]);
+        sheet.add(which, lower("sync after all pods"), [ms(self.written)]);
         sheet.add(which, lower("last pod gone after"), [ms(self.settled.after)]);
     }
 }
