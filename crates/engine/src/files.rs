@@ -113,12 +113,15 @@ pub(crate) fn log_path(
 
 /// Reads a file of the node, at most `limit` bytes of it.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
-    let mut bytes = Vec::new();
     let file = File::options()
         .read(true)
         .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
         .open(path)
         .map_err(Error::io("open", path))?;
+    // Room for all of it and a byte, so that one read(2) has it and the next finds its end;
+    // files of the kernel say that they are empty.
+    let size = file.metadata().map_or(0, |file| file.len()).min(limit);
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).saturating_add(1));
     file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     if u64::try_from(bytes.len()).is_ok_and(|read| read > limit) {
         let source = std::io::ErrorKind::FileTooLarge.into();
