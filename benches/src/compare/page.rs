@@ -19,6 +19,8 @@ pub(super) const FILE: &str = "RESULTS.md";
 const CHARTS: &str = "charts";
 /// What a cell says where nothing was measured.
 const NOTHING: &str = "–";
+/// What is said of a loss that was seen once.
+const ONCE: &str = ", in one round";
 /// Quantities that are neither good nor bad.
 const NEUTRAL: [&str; 2] = ["taken off", "workload"];
 /// Longest wait for a quiet machine in all steps together, as far as it can be told before.
@@ -149,10 +151,9 @@ impl Page {
         for (name, versions, notes) in &self.who {
             writeln!(text, "| {name} | {versions} | {notes} |").ok();
         }
-        text += "\nEach runtime has a network and mounts of its own, and private directories. \
-                 containerd is Debian's, with the CNI plugins bridge (with masquerade), \
-                 host-local and portmap; its pause is a static program of 129 bytes, lighter \
-                 than any in use. ";
+        text += "\nEach runtime has a network and mounts of its own, and private directories, and \
+                 is asked for the same pods. A pod's network is part of `up`, `down` and \
+                 `settled`: who has it made by executables pays for these there. ";
         writeln!(text, "Not measured: {}.\n", self.missing.join("; ")).ok();
         for (step, why) in &self.failures {
             writeln!(text, "**{step} failed:** {why}\n").ok();
@@ -230,7 +231,8 @@ fn worse(bench: &Bench, metric: &Metric) -> Vec<String> {
         let (ours, theirs) = (median(first), median(other));
         let ratio = stats::ratios(&first.rounds, &other.rounds);
         let ratio = ratio.map_or(String::new(), |ratio| format!(" (× {})", number(ratio.p50)));
-        format!("- {bench}: {name}: {ours} {unit}; {}: {theirs}{ratio}", other.target)
+        let once = if stats::pairs(&first.rounds, &other.rounds).len() == 1 { ONCE } else { "" };
+        format!("- {bench}: {name}: {ours} {unit}; {}: {theirs}{ratio}{once}", other.target)
             .replace(" ;", ";")
     };
     let is_worse = |other: &&Series| {
@@ -257,6 +259,10 @@ fn section(bench: &Bench) -> String {
         write!(text, "{name}: {value}. ").ok();
     }
     let Some(first) = bench.metrics.first() else { return text + "\n\n" };
+    if bench.metrics.iter().flat_map(|metric| &metric.series).all(|one| one.rounds.len() <= 1) {
+        // Who comes first has the emptiest caches, and nothing says how much chance there is.
+        write!(text, "**n = 1**: one round, in the order of the columns. ").ok();
+    }
     text.truncate(text.trim_end().len());
     text += "\n\n| median (p99) | unit |";
     for series in &first.series {
@@ -341,8 +347,21 @@ mod tests {
         assert_eq!(lines(Better::Higher, &[0.0], &[3.0]), 1);
         assert_eq!(lines(Better::Lower, &[1.04, 9.0], &[1.0, 1.0]), 0);
         assert_eq!(lines(Better::Lower, &[0.0], &[0.0]), 0);
-        let said = worse(&bench, &metric(Better::Lower, &[3.0], &[1.0]));
+        let said = worse(&bench, &metric(Better::Lower, &[3.0, 3.0], &[1.0, 1.0]));
         assert_eq!(said, ["- start: up: 3.00 ms; other: 1.00 (× 3.00)"]);
+    }
+
+    #[test]
+    fn what_was_measured_once_says_so() {
+        let section = |ours: &[f64], theirs: &[f64]| {
+            let mut bench = Bench::new("start", "pods");
+            bench.metrics.push(metric(Better::Lower, ours, theirs));
+            (section(&bench).contains("n = 1"), worse(&bench, &bench.metrics[0]).remove(0))
+        };
+        let (told, loss) = section(&[3.0], &[1.0]);
+        assert!(told && loss.ends_with("(× 3.00), in one round"), "{loss}");
+        let (told, loss) = section(&[3.0, 3.0], &[1.0, 1.0]);
+        assert!(!told && loss.ends_with("(× 3.00)"), "{loss}");
     }
 
     #[test]

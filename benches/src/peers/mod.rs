@@ -35,6 +35,16 @@ pub(crate) use serve::{Options, serve};
 const PAUSE: &str = "pause";
 const TAG: &str = "1";
 
+/// How Berth is set up: by its defaults, in directories of its own.
+const BERTH: [&str; 5] = [
+    "network: a bridge, masquerade and host ports, made by the daemon itself over netlink and \
+     nftables; no CNI plugin is started",
+    "no process holds a pod's namespaces; one shim for each pod",
+    "seccomp: its own RuntimeDefault profile",
+    "log level info, to a file",
+    "records of pods survive the daemon's death, not a power cut; a pulled image survives both",
+];
+
 /// What may be started.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Kind {
@@ -168,7 +178,7 @@ impl Peer {
     /// What must be known to read its numbers.
     pub(crate) fn notes(&self) -> Vec<String> {
         match &self.runtime {
-            Runtime::Berth(_) => Vec::new(),
+            Runtime::Berth(_) => BERTH.map(str::to_owned).to_vec(),
             Runtime::Containerd(runtime) => runtime.notes(),
         }
     }
