@@ -1,12 +1,14 @@
 //! The cgroup hierarchies of this machine, from outside of any runtime.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::time::sleep;
 
 /// The parent without another wish: all runs share it, the last one removes it.
@@ -63,20 +65,62 @@ impl Parent {
     }
 
     /// Removes what did not exist before, as soon as the last pod is gone, and what runs left
-    /// that are over; what others use by now stays.
+    /// that are over; what others use by now stays. Processes that stay in the cgroup of this
+    /// run or of one that is over, because their runtime died or forgot them, are killed.
     pub(crate) async fn remove(&self) {
-        self.stale.iter().for_each(|dir| remove_empty(dir));
-        let deadline = Instant::now() + DEADLINE;
+        // Below another parent, what is called like a run may be somebody else's.
+        let (stale, foreign): (Vec<_>, Vec<_>) = self
+            .stale
+            .iter()
+            .cloned()
+            .partition(|dir| dir.parent().is_some_and(|parent| parent.ends_with(OURS)));
+        foreign.iter().for_each(|dir| remove_empty(dir));
+        remove_all(&stale, Instant::now()).await;
+        let run = Path::new(self.path.trim_start_matches('/'));
+        let (run, above): (Vec<_>, Vec<_>) =
+            self.made.iter().cloned().partition(|dir| dir.ends_with(run));
+        remove_all(&run, Instant::now() + DEADLINE).await;
         let own = |dir: &&PathBuf| !dir.ends_with(OURS);
-        while Instant::now() < deadline && self.made.iter().filter(own).any(|dir| dir.exists()) {
-            self.made.iter().filter(own).for_each(|dir| remove_empty(dir));
-            sleep(LOOK).await;
-        }
+        above.iter().filter(own).for_each(|dir| remove_empty(dir));
         for dir in self.made.iter().filter(|dir| !own(dir)) {
             // Absent, or in use by another run: both mean that there is nothing to do here.
             fs::remove_dir(dir).ok();
         }
     }
+}
+
+/// Removes the cgroups `dirs` with all below as soon as nothing lives in them. What still does
+/// at `deadline` is killed.
+async fn remove_all(dirs: &[PathBuf], deadline: Instant) {
+    let mut told = false;
+    while dirs.iter().any(|dir| dir.exists()) && Instant::now() < deadline + DEADLINE {
+        dirs.iter().for_each(|dir| remove_empty(dir));
+        if Instant::now() > deadline {
+            let left: BTreeSet<i32> = dirs.iter().flat_map(|dir| processes(dir)).collect();
+            if !left.is_empty() && !std::mem::replace(&mut told, true) {
+                eprintln!("berth-bench: killed what was left of pods: {left:?}");
+            }
+            for pid in left {
+                // Gone by itself meanwhile: as good.
+                kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+            }
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// The processes in the cgroup `dir` and below it that this process can see.
+fn processes(dir: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    // Those of another PID namespace have the number 0.
+    let mut found: Vec<i32> =
+        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(processes(&entry.path()));
+        }
+    }
+    found
 }
 
 /// Removes the cgroup `dir` and those below, unless a process lives in it.
@@ -160,6 +204,21 @@ mod tests {
         let found = parse(text);
         assert_eq!(found.iter().map(|found| found.v2).collect::<Vec<_>>(), [false, true]);
         assert_eq!(found[0].mount, Path::new("/sys/fs/cgroup/pids"));
+    }
+
+    #[tokio::test]
+    async fn what_stays_in_a_cgroup_below_is_killed() {
+        // A cgroup to look at: it cannot be removed either as long as it has its file.
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("pod/container");
+        fs::create_dir_all(&below).unwrap();
+        let mut left = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        fs::write(below.join("cgroup.procs"), format!("0\n{}\n", left.id())).unwrap();
+        let dirs = [dir.path().to_owned()];
+        let removing = remove_all(&dirs, Instant::now());
+        tokio::time::timeout(Duration::from_millis(300), removing).await.unwrap_err();
+        let ended = left.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(9));
     }
 
     #[test]

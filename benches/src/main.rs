@@ -17,6 +17,7 @@
 //! | `compare` | all of them, side by side with the peers, and the page that says so |
 //! | `oci` | OCI runtimes by themselves, without a CRI |
 //! | `phases` | where each millisecond of a pod goes, from Berth's own spans |
+//! | `processes` | processes by what they were started with |
 //! | `facts` | what machine it was |
 //! | `stats` | quantiles and ratios; pure |
 //! | `report` | what was measured, as JSON, as a table, as charts |
@@ -36,6 +37,7 @@ mod peers;
 mod phases;
 mod plan;
 mod pod;
+mod processes;
 mod quiet;
 mod report;
 mod session;

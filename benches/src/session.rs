@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use berth_api::v1;
 use berth_testkit::{Cri, Machine, image, registry::Registry};
+use nix::sys::signal::{Signal, kill};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
@@ -17,7 +18,7 @@ use crate::options::Common;
 use crate::plan::Plan;
 use crate::report::Bench;
 use crate::target::{self, Target};
-use crate::{cgroups, pod, quiet};
+use crate::{cgroups, pod, processes, quiet};
 
 /// Longest wait for a runtime to remove what a run left on it.
 const CLEANING: Duration = Duration::from_secs(120);
@@ -134,8 +135,7 @@ impl Session {
 impl Made {
     fn new(cgroup_parent: &str) -> Result<Self> {
         let run = own_run()?;
-        let dir = tempfile::Builder::new().prefix(&format!("{DIRECTORY}{run}.")).tempdir();
-        let dir = dir.context("make a directory")?;
+        let dir = directory()?;
         let cgroups = cgroups::Parent::new(cgroup_parent, &run, is_over)?;
         Ok(Self { run, dir, cgroups })
     }
@@ -266,12 +266,23 @@ fn start_time(pid: u32) -> Option<String> {
     after_name.split_whitespace().nth(19).map(str::to_owned)
 }
 
-/// Removes the directories of runs that are over.
+/// A directory of this run; should the run be killed, the next one removes it.
+pub(crate) fn directory() -> Result<TempDir> {
+    let prefix = format!("{DIRECTORY}{}.", own_run()?);
+    tempfile::Builder::new().prefix(&prefix).tempdir().context("make a directory")
+}
+
+/// Removes the directories of runs that are over, and ends runtimes that still serve them.
 fn remove_directories() {
     for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let run = name.to_str().and_then(|name| name.strip_prefix(DIRECTORY)?.split('.').next());
         if run.is_some_and(is_over) {
+            for pid in processes::naming(&entry.path()) {
+                eprintln!("berth-bench: killed {pid}, which a run that is over left");
+                // Gone by itself meanwhile: as good.
+                kill(pid, Signal::SIGKILL).ok();
+            }
             // Somebody else may be at it; it is in nobody's way.
             fs::remove_dir_all(entry.path()).ok();
         }

@@ -20,6 +20,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::{processes, session};
+
 use super::find::{Oci, cni_plugins, find};
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -83,7 +85,7 @@ fn hides_unified(oci: Oci) -> bool {
 impl Containerd {
     /// Starts containerd in `machine`, with the image `pause` for its sandboxes.
     pub(super) async fn start(machine: Machine, oci: Oci, pause: &str) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("berth-bench-").tempdir()?;
+        let dir = session::directory()?;
         let socket = dir.path().join("containerd.sock");
         let log = dir.path().join("containerd.log");
         configure(dir.path(), oci, pause)?;
@@ -151,7 +153,7 @@ impl Containerd {
     /// Ends containerd, and fails if something is left.
     pub(super) fn end(mut self) -> Result<()> {
         self.terminate()?;
-        let left = self.processes()?;
+        let left = self.processes();
         ensure!(left.is_empty(), "processes of containerd are left: {left:?}");
         Ok(())
     }
@@ -173,18 +175,8 @@ impl Containerd {
 
     /// Its shims, and what they have started that is not in a pod's cgroup: they name the
     /// socket.
-    fn processes(&self) -> Result<Vec<Pid>> {
-        let own = self.socket.as_os_str().as_encoded_bytes();
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc")? {
-            let Ok(pid) = entry?.file_name().to_string_lossy().parse() else { continue };
-            // Processes come and go while the folder is read.
-            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            if command.windows(own.len()).any(|window| window == own) {
-                found.push(Pid::from_raw(pid));
-            }
-        }
-        Ok(found)
+    fn processes(&self) -> Vec<Pid> {
+        processes::naming(&self.socket)
     }
 }
 
@@ -193,7 +185,7 @@ impl Drop for Containerd {
         if let Err(error) = self.terminate() {
             eprintln!("{error:#}");
         }
-        for pid in self.processes().unwrap_or_default() {
+        for pid in self.processes() {
             // Gone by itself meanwhile: as good.
             kill(pid, Signal::SIGKILL).ok();
         }

@@ -27,6 +27,7 @@ use berth_testkit::{Cri, Machine, Node, NodeOptions, remove_cgroups};
 use tempfile::TempDir;
 
 use crate::peers::containerd::Containerd;
+use crate::session;
 
 pub(crate) use find::{Oci, find, version};
 pub(crate) use serve::{Options, serve};
@@ -102,7 +103,7 @@ pub(crate) struct Store {
 impl Store {
     /// A store with the image that containerd's sandboxes are made of.
     pub(crate) fn new() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("berth-bench-").tempdir()?;
+        let dir = session::directory()?;
         let machine = Machine::new()?;
         let registry = Registry::start(&machine, dir.path())?;
         let store = Self { registry, machine, _dir: dir };

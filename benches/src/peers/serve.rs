@@ -10,6 +10,7 @@ use std::future::pending;
 
 use super::{Kind, Peer, Store};
 use crate::interrupt::Interrupts;
+use crate::session;
 
 /// What `peers` takes.
 #[derive(Clone, Debug, Args)]
@@ -44,7 +45,7 @@ pub(crate) async fn serve(options: &Options) -> Result<()> {
 
 async fn start(options: &Options, store: &Store, peers: &mut Vec<Peer>) -> Result<()> {
     let image = store.push("busybox", &busybox()?)?;
-    let logs = tempfile::Builder::new().prefix("berth-bench-").tempdir()?;
+    let logs = session::directory()?;
     for kind in Kind::chosen(&options.only)? {
         let peer = Peer::start(kind, store).await?;
         let tried = try_pod(&peer, &image, logs.path()).await;

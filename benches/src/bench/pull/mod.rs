@@ -74,7 +74,7 @@ impl Source {
             return Ok(Self::of(reference, reference, None, targets));
         }
         let made = make(options.smaller)?;
-        let dir = tempfile::Builder::new().prefix("berth-bench-").tempdir()?;
+        let dir = session::directory()?;
         let (mut registries, mut machines, mut references) = (Vec::new(), Vec::new(), Vec::new());
         for target in targets {
             let machine = session::network_of(target)?;
