@@ -71,7 +71,7 @@ impl Plan {
         let before = self.watch.begin().await?;
         if let Some(told) = &self.told {
             let (turn, busy) = (told.fetch_add(1, Ordering::Relaxed) + 1, before.busy * 100.0);
-            eprintln!("  turn {turn}; others use {busy:.0} % of the machine");
+            eprintln!("  turn {turn}; others use {busy:.0} % of a processor");
         }
         Ok(before)
     }

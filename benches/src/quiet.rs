@@ -8,7 +8,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-use crate::cpu::Reading;
+use crate::cpu::{Reading, Used};
 use crate::stats::Summary;
 
 /// One look at the machine.
@@ -163,6 +163,20 @@ impl Watch {
             pressure: percent(during().filter_map(|during| during.stalled).collect()),
             load: (seen.load_before, load()),
         })
+    }
+}
+
+impl Before {
+    /// What was `used` since, in seconds of processor time: the runtime's bill, then what was
+    /// taken off it and what was not.
+    pub(crate) fn bill(&self, used: &Used) -> [(&'static str, f64); 4] {
+        let busier = (self.busy - self.idle).max(0.0);
+        [
+            ("settled", used.beyond(self.idle)),
+            ("idle rate, taken off", used.at(self.idle)),
+            ("busier just before, not taken off", used.at(busier)),
+            ("own time, taken off", used.own.as_secs_f64()),
+        ]
     }
 }
 

@@ -22,6 +22,8 @@ use crate::{cgroups, pod, processes, quiet};
 
 /// Longest wait for a runtime to remove what a run left on it.
 const CLEANING: Duration = Duration::from_secs(120);
+/// How often a sandbox is tried to be removed.
+const TRIES: u32 = 2;
 /// The repository of images that a run makes.
 const REPOSITORY: &str = "berth-bench";
 /// How names of directories of runs begin.
@@ -164,7 +166,10 @@ impl Made {
                 images: Vec::new(),
                 run: self.run.clone(),
             };
-            remove_leftovers(&mut target).await?;
+            if let Err(error) = remove_leftovers(&mut target).await {
+                // It is in the way of nothing but a quiet machine, which is measured.
+                eprintln!("berth-bench: what an earlier run left stays: {error:#}");
+            }
             targets.push(target);
             self.give_image(index, &mut targets[index], image).await?;
         }
@@ -290,39 +295,49 @@ fn remove_directories() {
 }
 
 async fn remove_leftovers(target: &mut Target) -> Result<()> {
-    remove_pods(target, is_over).await?;
+    let mut results = vec![remove_pods(target, is_over).await];
     let request = v1::ListImagesRequest::default();
     let images = target.cri.image.list_images(request).await;
     let images = images.with_context(|| format!("{}: ListImages", target.name))?.into_inner();
     for tag in images.images.iter().flat_map(|image| &image.repo_tags) {
         if run_of(tag).is_some_and(is_over) {
             let removed = target.cri.remove_image(tag).await;
-            removed.with_context(|| format!("{}: remove {tag}", target.name))?;
+            results.push(removed.with_context(|| format!("{}: remove {tag}", target.name)));
         }
     }
-    Ok(())
+    results.into_iter().collect()
 }
 
 /// Removes the pods of all runs that `which` is true of. A request that was given up on may
-/// still make a pod, so what is not there when all are removed is looked for once more.
+/// still make a pod, so what is not there when all are removed is looked for once more. One
+/// that cannot be removed keeps no other: it is tried again, and told in the end.
 async fn remove_pods(target: &mut Target, which: impl Fn(&str) -> bool) -> Result<()> {
     let mut none = 0;
+    let mut failed: BTreeMap<String, (u32, String)> = BTreeMap::new();
     for _ in 0..20 {
-        let found = pods(target, &which).await?;
+        let mut found = pods(target, &which).await?;
+        found.retain(|id| failed.get(id).is_none_or(|(tries, _)| *tries < TRIES));
         if found.is_empty() {
             none += 1;
             if none == 2 {
-                return Ok(());
+                break;
             }
             sleep(Duration::from_millis(100)).await;
         }
-        for id in &found {
-            let removed = target.cri.remove_sandbox(id).await;
-            removed.with_context(|| format!("{}: remove sandbox {id}", target.name))?;
+        for id in found {
+            if let Err(error) = target.cri.remove_sandbox(&id).await {
+                let entry = failed.entry(id).or_default();
+                *entry = (entry.0 + 1, error.to_string());
+            }
         }
     }
-    let found = pods(target, &which).await?;
-    ensure!(found.is_empty(), "{}: sandboxes come back: {found:?}", target.name);
+    let left = pods(target, &which).await?;
+    let why = |id: &String| {
+        let error = failed.get(id).map_or("it comes back", |(_, error)| error.as_str());
+        format!("{id}: {error}")
+    };
+    let left: Vec<_> = left.iter().map(why).collect();
+    ensure!(left.is_empty(), "{}: sandboxes stay: {}", target.name, left.join("; "));
     Ok(())
 }
 

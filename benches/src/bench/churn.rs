@@ -38,6 +38,8 @@ pub(crate) struct Options {
     pub(crate) warm_up: usize,
 }
 
+/// What it is called that is settled in other benchmarks.
+const CYCLE: &str = "CPU of the whole machine, per pod cycle";
 const WHAT: &str = "many pods of one container each, started and then ended by several clients, \
                     each of which does one pod at a time";
 
@@ -143,14 +145,10 @@ impl Turn<'_> {
         if ended == 0 {
             return;
         }
-        let mut add = |name: &str, seconds: f64| {
+        for (name, seconds) in before.bill(used) {
+            let name = if name == "settled" { CYCLE } else { name };
             self.samples.add((name, "ms CPU", Better::Lower), seconds * 1e3 / counted(ended));
-        };
-        add("CPU of the whole machine, per pod cycle", used.beyond(before.idle));
-        add("idle rate, taken off", used.at(before.idle));
-        let busier = (before.busy - before.idle).max(0.0);
-        add("busier just before, not taken off", used.at(busier));
-        add("own time, taken off", used.own.as_secs_f64());
+        }
         if !before.quiet {
             self.bench.note("CPU means nothing here: turns began on a machine that was not quiet");
         }

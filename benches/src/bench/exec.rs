@@ -6,9 +6,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
 use super::failures::{Failures, GIVE_UP};
+use super::samples::counted;
+use crate::cpu::Reading;
 use crate::plan::Plan;
 use crate::pod::{Clock, Pod};
 use crate::report::{Bench, Better, Sheet};
+use crate::settle;
 use crate::target::Target;
 
 /// What `exec` takes.
@@ -48,12 +51,27 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target]) -> Result<Bench> {
         pods.push(pod);
     }
     for turn in plan.turns(targets.len()) {
-        plan.quiet().await?;
+        settle::written().await?;
+        let before = plan.quiet().await?;
         let index = turn.target;
         let Some(pod) = &pods[index] else { continue };
         let (target, failures) = (&mut targets[index], &mut failures[index]);
+        let start = Reading::take()?;
         let taken = commands(target, pod, plan.samples, failures).await;
+        settle::written().await?;
+        let restless = settle::rest(before.idle).await?;
+        let used = Reading::take()?.since(&start);
+        if let Some(restless) = restless {
+            bench.note(format!("{}: {restless}", target.name));
+        }
+        if !before.quiet {
+            bench.note("settled means nothing here: turns began on a machine that was not quiet");
+        }
         if !taken.is_empty() {
+            for (name, seconds) in before.bill(&used) {
+                let each = seconds * 1e3 / counted(taken.len());
+                sheet.add(turn, (name, "ms CPU", Better::Lower), [each]);
+            }
             sheet.add(turn, ("ExecSync", "ms", Better::Lower), taken);
         }
     }

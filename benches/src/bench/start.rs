@@ -196,12 +196,9 @@ impl Turn {
         // Those that failed are in what the machine used, too.
         let pods = counted(self.pods.ups.len());
         let cpu = |name| (name, "ms CPU", Better::Lower);
-        let Before { idle, busy, .. } = self.before;
-        let mut bill = |name, seconds: f64| sheet.add(which, cpu(name), [seconds * 1e3 / pods]);
-        bill("settled", self.used.beyond(idle));
-        bill("idle rate, taken off", self.used.at(idle));
-        bill("busier just before, not taken off", self.used.at((busy - idle).max(0.0)));
-        sheet.add(which, cpu("own time, taken off"), [ms(self.used.own) / pods]);
+        for (name, seconds) in self.before.bill(&self.used) {
+            sheet.add(which, cpu(name), [seconds * 1e3 / pods]);
+        }
         sheet.add(which, lower("sync after all pods"), [ms(self.written)]);
         sheet.add(which, lower("last pod gone after"), [ms(self.settled.after)]);
     }

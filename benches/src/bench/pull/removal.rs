@@ -56,6 +56,11 @@ impl Space {
         }
     }
 
+    /// The larger of each.
+    pub(super) fn or_more(self, other: &Self) -> Self {
+        Self { files: self.files.max(other.files), bytes: self.bytes.max(other.bytes) }
+    }
+
     pub(super) fn mebibytes(&self) -> f64 {
         // Exact up to 2^32 KiB, 4 TiB.
         u32::try_from(self.bytes >> 10).map_or(f64::INFINITY, |kib| f64::from(kib) / 1024.0)
