@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::options::Common;
 use crate::quiet::{Before, Noise, Watch};
+use crate::report::Bench;
 
 /// What all benchmarks have in common.
 #[derive(Debug)]
@@ -64,6 +65,14 @@ impl Plan {
     /// Learns how many processors are busy before the first pod.
     pub(crate) fn rests_at(&self, busy: f64) {
         self.watch.rests_at(busy);
+    }
+
+    /// Writes down what changes the numbers of every benchmark.
+    pub(crate) fn settings(&self, bench: &mut Bench) {
+        bench.setting("patience, s", self.watch.patience.as_secs());
+        if self.warm_up > 0 {
+            bench.setting("warm-up", self.warm_up);
+        }
     }
 
     /// Waits for a quiet machine; to be called before each turn.

@@ -30,7 +30,7 @@ const GRAIN: f64 = 0.02;
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     /// Longest wait before a turn.
-    patience: Duration,
+    pub(crate) patience: Duration,
     /// Processors that are busy when nothing was done yet, see [`at_rest`].
     rest: OnceLock<f64>,
     seen: Mutex<Seen>,

@@ -102,6 +102,7 @@ impl Session {
         plan.rests_at(self.rest);
         let mut bench = self.interrupts.unless(bench(plan, &mut self.targets)).await?;
         bench.noise = Some(plan.noise()?);
+        plan.settings(&mut bench);
         Ok(bench)
     }
 

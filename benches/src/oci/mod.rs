@@ -112,6 +112,7 @@ async fn measure(
     );
     bench.metrics = turns(plan, &runtimes, stop).await?;
     bench.noise = Some(plan.noise()?);
+    plan.settings(&mut bench);
     let measured = |runtime: &Runtime| Measured {
         name: runtime.name.clone(),
         handler: String::new(),

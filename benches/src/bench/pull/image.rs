@@ -1,9 +1,10 @@
 //! The image that is pulled: the same bytes on every machine, and shaped as large images of
 //! applications are.
 //!
-//! Few large layers and many small ones; many small files, some large; half of the content
-//! compresses like text, half hardly at all; links, and files that an upper layer replaces
-//! or removes. Nothing of it comes from anywhere: it is drawn from a seeded generator.
+//! Few large layers and many small ones; many small files, some large; most of the content
+//! compresses like text, one piece in fourteen hardly at all; links, and files that an upper
+//! layer replaces or removes. Nothing of it comes from anywhere: it is drawn from a seeded
+//! generator.
 
 use anyhow::Result;
 use berth_testkit::image::{Image, ImageBuilder};
