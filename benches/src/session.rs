@@ -29,6 +29,10 @@ const REPOSITORY: &str = "berth-bench";
 /// How names of directories of runs begin.
 const DIRECTORY: &str = "berth-bench-";
 
+/// The note of a directory of a run that has not its name, and how such a name begins.
+const ELSEWHERE: &str = "elsewhere";
+const NODE: &str = "berth-";
+
 /// A runtime that is to be measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
@@ -278,21 +282,41 @@ pub(crate) fn directory() -> Result<TempDir> {
     tempfile::Builder::new().prefix(&prefix).tempdir().context("make a directory")
 }
 
+/// Notes in `dir`, a directory of this run, that `other` is of this run too.
+pub(crate) fn note_elsewhere(dir: &Path, other: &Path) -> Result<()> {
+    let note = dir.join(ELSEWHERE);
+    fs::write(&note, other.as_os_str().as_encoded_bytes())
+        .with_context(|| format!("write {}", note.display()))
+}
+
+/// What `dir` notes, if it is a directory beside it that one of our nodes may have.
+fn elsewhere(dir: &Path) -> Option<PathBuf> {
+    let other = PathBuf::from(fs::read_to_string(dir.join(ELSEWHERE)).ok()?);
+    let name = other.file_name()?.to_str()?;
+    (other.parent() == dir.parent() && name.starts_with(NODE)).then_some(other)
+}
+
 /// Removes the directories of runs that are over, and ends runtimes that still serve them.
 fn remove_directories() {
     for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let run = name.to_str().and_then(|name| name.strip_prefix(DIRECTORY)?.split('.').next());
         if run.is_some_and(is_over) {
-            for pid in processes::naming(&entry.path()) {
-                eprintln!("berth-bench: killed {pid}, which a run that is over left");
-                // Gone by itself meanwhile: as good.
-                kill(pid, Signal::SIGKILL).ok();
-            }
-            // Somebody else may be at it; it is in nobody's way.
-            fs::remove_dir_all(entry.path()).ok();
+            let dir = entry.path();
+            elsewhere(&dir).iter().chain([&dir]).for_each(|dir| end_directory(dir));
         }
     }
+}
+
+/// Removes `dir` with the processes that name it.
+fn end_directory(dir: &Path) {
+    for pid in processes::naming(dir) {
+        eprintln!("berth-bench: killed {pid}, which a run that is over left");
+        // Gone by itself meanwhile: as good.
+        kill(pid, Signal::SIGKILL).ok();
+    }
+    // Somebody else may be at it; it is in nobody's way.
+    fs::remove_dir_all(dir).ok();
 }
 
 async fn remove_leftovers(target: &mut Target) -> Result<()> {
@@ -354,6 +378,19 @@ async fn pods(target: &mut Target, which: &impl Fn(&str) -> bool) -> Result<Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_node_beside_it_is_elsewhere_of_a_run() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path().join("berth-bench-1-2.a");
+        fs::create_dir(&dir).unwrap();
+        assert_eq!(elsewhere(&dir), None);
+        for (other, is) in [("berth-x", true), ("home", false), ("berth-x/..", false)] {
+            let other = temporary.path().join(other);
+            note_elsewhere(&dir, &other).unwrap();
+            assert_eq!(elsewhere(&dir), is.then_some(other));
+        }
+    }
 
     #[test]
     fn an_image_says_which_run_made_it() {

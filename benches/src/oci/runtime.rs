@@ -15,6 +15,8 @@ use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
 
+use crate::session;
+
 use super::bundle;
 
 /// Berth's own, which knows `run` only.
@@ -63,7 +65,7 @@ pub(super) struct Stage {
 impl Stage {
     /// Containers are made below the cgroup `cgroup`.
     pub(super) fn make(cgroup: &str) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("berth-bench-oci-").tempdir()?;
+        let dir = session::directory()?;
         Ok(Self { dir, cgroup: cgroup.to_owned() })
     }
 

@@ -97,7 +97,7 @@ pub(crate) struct Store {
     registry: Registry,
     machine: Machine,
     /// After the registry, whose files lie in it.
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Store {
@@ -106,7 +106,7 @@ impl Store {
         let dir = session::directory()?;
         let machine = Machine::new()?;
         let registry = Registry::start(&machine, dir.path())?;
-        let store = Self { registry, machine, _dir: dir };
+        let store = Self { registry, machine, dir };
         store.push(PAUSE, &pause::image()?)?;
         Ok(store)
     }
@@ -149,6 +149,7 @@ impl Peer {
                 // As users run it: a log that says little.
                 let options = NodeOptions { quiet: true, spared: true, ..NodeOptions::default() };
                 let node = Node::start_with(options).await?;
+                session::note_elsewhere(store.dir.path(), node.dir())?;
                 let registry = store.registry.within(&node.machine)?;
                 (registry, Runtime::Berth(Box::new(node)))
             }
