@@ -81,8 +81,11 @@ async fn run(options: Options) -> Result<()> {
         Task::Start { common, options } => {
             let plan = Plan::new(&common, options.pods, options.warm_up);
             let pause = Duration::from_millis(options.pause);
-            one(&common, &plan, async |plan, targets| bench::start::run(plan, targets, pause).await)
-                .await
+            one(&common, &plan, async |plan, targets| {
+                targets.iter_mut().for_each(|target| target.host_network = options.host_network);
+                bench::start::run(plan, targets, pause).await
+            })
+            .await
         }
         Task::Exec { common, options } => {
             let plan = Plan::new(&common, options.commands, options.warm_up);

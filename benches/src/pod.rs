@@ -144,8 +144,17 @@ impl Target {
 
     /// Starts a pod called `name` with one idle container, and waits for its output.
     pub(crate) async fn up(&mut self, name: &str) -> Result<(Pod, Up)> {
-        let config = self.sandbox_config(name)?;
-        let container_config = self.container_config(IDLE);
+        let mut config = self.sandbox_config(name)?;
+        let mut container_config = self.container_config(IDLE);
+        if self.host_network {
+            // Such a pod has the node's name too, and kubelet gives it none.
+            config.hostname.clear();
+            let node = v1::NamespaceMode::Node.into();
+            let namespaces = &mut sandbox_security(&mut config).namespace_options;
+            namespaces.get_or_insert_default().network = node;
+            let namespaces = &mut security(&mut container_config).namespace_options;
+            namespaces.get_or_insert_default().network = node;
+        }
         let output = Output::expect(&self.logs.join(name), &container_config.log_path)?;
         let mut clock = Clock::start();
         let sandbox = self.run_sandbox(&config).await?;

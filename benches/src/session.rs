@@ -166,6 +166,7 @@ impl Made {
                 version,
                 daemon: target::daemon_of(&wanted.socket)?,
                 cgroup_parent: self.cgroups.path().to_owned(),
+                host_network: false,
                 logs,
                 image: String::new(),
                 images: Vec::new(),

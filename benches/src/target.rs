@@ -25,6 +25,8 @@ pub(crate) struct Target {
     pub(crate) daemon: u32,
     /// Below which the cgroups of its pods are made.
     pub(crate) cgroup_parent: String,
+    /// Whether its pods have the network of the node, so that none is made for them.
+    pub(crate) host_network: bool,
     /// Where its pods' logs go.
     pub(crate) logs: PathBuf,
     /// The image of its containers, pulled.

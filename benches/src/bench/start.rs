@@ -32,6 +32,9 @@ pub(crate) struct Options {
     /// machine that slept is slower.
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pub(crate) pause: u64,
+    /// Pods with the network of the node: what is left when none has to be made for them.
+    #[arg(long)]
+    pub(crate) host_network: bool,
 }
 
 const WHAT: &str = "one pod with one container at a time, up until its first byte of output \
@@ -62,6 +65,8 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], pause: Duration) ->
     bench.setting("pods per turn", plan.samples);
     bench.setting("rounds", plan.rounds);
     bench.setting("rest before each pod, ms", pause.as_millis());
+    let host = targets.iter().any(|target| target.host_network);
+    bench.setting("network", if host { "the node's" } else { "a pod's own" });
     let mut sheet = Sheet::new(targets);
     let mut failures = vec![Failures::default(); targets.len()];
     for (target, failures) in targets.iter_mut().zip(&mut failures) {
