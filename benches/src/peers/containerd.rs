@@ -92,6 +92,11 @@ impl Containerd {
         let mut this = Self { process: None, oci, socket, log, machine, dir };
         this.launch()?;
         let mut cri = Cri::connect(&this.socket).await?;
+        // It listens before its CRI is ready, which refuses every question until then.
+        let deadline = Instant::now() + START_DEADLINE;
+        while cri.sandboxes().await.is_err() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         // It would pull it for the first sandbox, which is not to be measured.
         cri.pull(pause).await.with_context(|| format!("pull {pause}: {}", this.log_tail()))?;
         Ok(this)
