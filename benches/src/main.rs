@@ -133,6 +133,7 @@ async fn run(options: Options) -> Result<()> {
 
 async fn oci(options: &oci::Options) -> Result<()> {
     let plan = Plan::of(options.rounds, options.patience, options.containers, options.warm_up);
+    Report::writable(options.json.as_deref())?;
     let facts = Facts::gather()?;
     println!("{}", facts.line());
     let (bench, runtimes) = oci::run(&plan, &options.runtime).await?;
@@ -156,6 +157,7 @@ async fn one(
     plan: &Plan,
     bench: impl AsyncFnOnce(&Plan, &mut [Target]) -> Result<Bench>,
 ) -> Result<()> {
+    Report::writable(common.json.as_deref())?;
     let image = common.image.as_deref();
     let mut session = Session::open(&Wanted::of(common), image, &common.cgroup_parent).await?;
     let measured = async {

@@ -1,6 +1,5 @@
 //! Pods as kubelet makes them, and the time that each verb takes.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use berth_api::v1;
-use berth_testkit::{resources, sandbox_security, security};
+use berth_testkit::{kubelet, sandbox_security, security};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -22,31 +21,11 @@ const OUTPUT_DEADLINE: Duration = Duration::from_secs(20);
 const LOOK: u16 = 2;
 /// What a container does: says that it is up, and idles.
 const IDLE: &[&str] = &["sh", "-c", "echo up; exec sleep 1000000"];
-const MEMORY_LIMIT: i64 = 128 << 20;
 
 /// kubelet's namespace, as a label of everything that is made here.
 const NAMESPACE: &str = "berth-bench";
 /// The label that names the run which made a pod.
 pub(crate) const RUN_LABEL: &str = "berth-bench.run";
-
-/// What kubelet hides of `/proc` and `/sys` from a container that is not privileged.
-const MASKED: &[&str] = &[
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-];
-/// What kubelet makes read-only for it.
-const READ_ONLY: &[&str] =
-    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// A sandbox with one running container.
 #[derive(Clone, Debug)]
@@ -95,40 +74,16 @@ impl Target {
     pub(crate) fn sandbox_config(&self, name: &str) -> Result<v1::PodSandboxConfig> {
         let logs = self.logs.join(name);
         fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
-        let mut config = berth_testkit::sandbox_config(name, &logs);
-        let metadata = config.metadata.get_or_insert_default();
-        NAMESPACE.clone_into(&mut metadata.namespace);
-        metadata.uid = format!("{}-{name}", self.run);
-        config.labels = labels(&[
-            ("io.kubernetes.pod.name", name),
-            ("io.kubernetes.pod.namespace", NAMESPACE),
-            ("io.kubernetes.pod.uid", &metadata.uid),
-            (RUN_LABEL, &self.run),
-        ]);
-        config.annotations = labels(&[("kubernetes.io/config.source", "api")]);
-        config.dns_config = Some(v1::DnsConfig {
-            servers: vec!["10.96.0.10".to_owned()],
-            searches: vec!["svc.cluster.local".to_owned(), "cluster.local".to_owned()],
-            options: vec!["ndots:5".to_owned()],
-        });
-        sandbox_security(&mut config).seccomp = Some(v1::SecurityProfile::default());
+        let uid = format!("{}-{name}", self.run);
+        let mut config = kubelet::sandbox(name, NAMESPACE, &uid, &logs);
+        config.labels.insert(RUN_LABEL.to_owned(), self.run.clone());
         config.linux.get_or_insert_default().cgroup_parent.clone_from(&self.cgroup_parent);
         Ok(config)
     }
 
     /// A container called `main` that runs `command`, with its log in `main.log`.
     pub(crate) fn container_config(&self, command: &[&str]) -> v1::ContainerConfig {
-        let mut config = berth_testkit::container_config("main", &self.image, command);
-        config.labels = labels(&[("io.kubernetes.container.name", "main")]);
-        let resources = resources(&mut config);
-        resources.memory_limit_in_bytes = MEMORY_LIMIT;
-        resources.cpu_period = 100_000;
-        resources.cpu_shares = 2;
-        resources.oom_score_adj = 995;
-        let security = security(&mut config);
-        security.masked_paths = MASKED.iter().map(|path| (*path).to_owned()).collect();
-        security.readonly_paths = READ_ONLY.iter().map(|path| (*path).to_owned()).collect();
-        config
+        kubelet::container("main", &self.image, command)
     }
 
     /// Runs a sandbox; returns its id.
@@ -188,10 +143,6 @@ impl Target {
         removed.with_context(|| said("RemovePodSandbox"))?;
         Ok(Down { stop, remove, stop_sandbox, remove_sandbox: clock.lap() })
     }
-}
-
-fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
 /// Measures from lap to lap.

@@ -107,6 +107,12 @@ impl Session {
         let mut bench = self.interrupts.unless(bench(plan, &mut self.targets)).await?;
         bench.noise = Some(plan.noise()?);
         plan.settings(&mut bench);
+        // Not the name of this run: what was measured is the same in the next one.
+        bench.setting("cgroup parent", self.made.cgroups.path().replace(&self.made.run, "RUN"));
+        if let Some(target) = self.targets.first() {
+            let made = target.images.contains(&target.image);
+            bench.setting("image", if made { "busybox of this machine" } else { &target.image });
+        }
         Ok(bench)
     }
 

@@ -92,7 +92,9 @@ impl Objects {
             }
             let after = started.elapsed();
             if left.is_empty() || after > DEADLINE {
-                sleep(TAIL).await;
+                if left.is_empty() {
+                    sleep(TAIL).await;
+                }
                 return Ok(Settled { after, left });
             }
             sleep(LOOK).await;

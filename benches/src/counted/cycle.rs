@@ -145,7 +145,8 @@ struct Pod {
     logs: PathBuf,
 }
 
-/// A pod as kubelet makes it, until the first byte of output is in its log.
+/// A pod with kubelet's namespaces, seccomp profile and memory limit, but without the paths
+/// that it hides (12 mounts) and makes read-only (5), until the first byte of output is in its log.
 async fn up(node: &mut Node, image: &str) -> Result<Pod> {
     let sandbox_config = node.sandbox_config("counted");
     let mut config = container_config("main", image, &["sh", "-c", "echo up; exec sleep 1000"]);

@@ -11,6 +11,7 @@ use std::future::pending;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use clap::Args;
@@ -20,6 +21,9 @@ use crate::interrupt::Interrupts;
 use crate::plan::{Plan, Turn};
 use crate::report::{Bench, Better, Measured, Metric, Sheet};
 use crate::target::Version;
+
+/// How often it is looked whether the run is to end, while it waits.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Removed when the run ends, with what is in it.
 fn cgroup() -> String {
@@ -131,7 +135,10 @@ async fn turns(plan: &Plan, runtimes: &[Runtime], stop: &Arc<AtomicBool>) -> Res
     }
     for turn in plan.turns(runtimes.len()) {
         let index = turn.target;
-        plan.quiet().await?;
+        tokio::select! {
+            quiet = plan.quiet() => drop(quiet?),
+            () = stopped(stop) => bail!("interrupted"),
+        }
         let laps = runtimes[index].turn(plan.samples, stop)?;
         if stop.load(Ordering::Relaxed) {
             bail!("interrupted");
@@ -149,6 +156,13 @@ async fn turns(plan: &Plan, runtimes: &[Runtime], stop: &Arc<AtomicBool>) -> Res
         sheet.add(turn, ("containers that hung", "containers", Better::Lower), [hung]);
     }
     Ok(sheet.into_metrics())
+}
+
+/// Ends when somebody wants the run to end.
+async fn stopped(stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Where a lap has what is measured.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use berth_api::v1;
-use berth_testkit::{Node, NodeOptions, container_config};
+use berth_testkit::{Node, NodeOptions, kubelet};
 use clap::Args;
 
 use self::spans::Closed;
@@ -84,6 +84,7 @@ pub(crate) struct Found {
 /// Runs pods on a node of its own, prints the table, writes what was asked for.
 pub(crate) async fn run(options: Options) -> Result<()> {
     ensure!(options.pods > 0, "--pods needs at least one");
+    Report::writable(options.json.as_deref())?;
     let facts = Facts::gather()?;
     println!("{}", facts.line());
     // Dropping the work ends the node and removes what is on it.
@@ -169,9 +170,10 @@ type Pod = ([f64; VERBS.len()], f64, Vec<Closed>);
 
 /// One pod up, one command in it, and down.
 async fn one(node: &mut Node, name: &str, image: &str) -> Result<Pod> {
-    let config = node.sandbox_config(name);
-    let log = node.log_directory(name).join("main.log");
-    let main = container_config("main", image, &["sh", "-c", "echo up; exec sleep 1000"]);
+    let logs = node.log_directory(name);
+    let config = kubelet::sandbox(name, "phases", &format!("uid-{name}"), &logs);
+    let log = logs.join("main.log");
+    let main = kubelet::container("main", image, &["sh", "-c", "echo up; exec sleep 1000"]);
     let mut clock = Clock(Instant::now());
     let sandbox = node.cri.run_sandbox(&config).await?;
     let run = clock.lap();

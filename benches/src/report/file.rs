@@ -55,6 +55,13 @@ impl Report {
         fs::write(file, text).with_context(|| format!("write {}", file.display()))
     }
 
+    /// Fails when `file` cannot be written: to be known before hours of measuring.
+    pub(crate) fn writable(file: Option<&Path>) -> Result<()> {
+        let Some(file) = file else { return Ok(()) };
+        let opened = fs::OpenOptions::new().append(true).create(true).open(file);
+        opened.map(drop).with_context(|| format!("open {} to write", file.display()))
+    }
+
     /// Reads a report that was written before.
     pub(crate) fn read(file: &Path) -> Result<Self> {
         let text = fs::read(file).with_context(|| format!("read {}", file.display()))?;
@@ -76,7 +83,11 @@ mod tests {
         let file = dir.path().join("report.json");
         let mut report = Report::new(Facts::gather().unwrap(), &[]);
         report.benches.push(Bench::new("start", "one pod at a time"));
+        assert!(Report::writable(Some(&dir.path().join("missing/report.json"))).is_err());
+        Report::writable(Some(&file)).unwrap();
         report.write(&file).unwrap();
+        // What was there stays until there is something to take its place.
+        Report::writable(Some(&file)).unwrap();
         assert_eq!(Report::read(&file).unwrap().benches[0].name, "start");
         report.format = FORMAT + 1;
         report.write(&file).unwrap();

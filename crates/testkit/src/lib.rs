@@ -7,6 +7,7 @@
 pub mod cri;
 pub mod disk;
 pub mod image;
+pub mod kubelet;
 pub mod log;
 pub mod registry;
 pub mod tar;
