@@ -92,7 +92,7 @@ fn explain(bench: &mut Bench) {
 
 impl Turn<'_> {
     async fn take(&mut self, target: &mut Target, options: &Options, before: Before) -> Result<()> {
-        let objects = Objects::count(target.daemon)?;
+        let objects = Objects::count(target.daemon).await?;
         let machine = cpu::Reading::take()?;
         self.start(target, options).await?;
         let (ended, wall) = self.end(target, options).await?;

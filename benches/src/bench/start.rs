@@ -70,7 +70,7 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], pause: Duration) ->
     let mut sheet = Sheet::new(targets);
     let mut failures = vec![Failures::default(); targets.len()];
     for (target, failures) in targets.iter_mut().zip(&mut failures) {
-        let before = Objects::count(target.daemon)?;
+        let before = Objects::count(target.daemon).await?;
         pods(target, ("warm", plan.warm_up), Duration::ZERO, failures).await?;
         before.settle(target.daemon).await?;
     }
@@ -126,7 +126,7 @@ async fn one_turn(
 ) -> Result<Turn> {
     settle::written().await?;
     let before = plan.quiet().await?;
-    let objects = Objects::count(target.daemon)?;
+    let objects = Objects::count(target.daemon).await?;
     let start = Reading::take()?;
     let pods = pods(target, (name, plan.samples), pause, failures).await?;
     let settled = objects.settle(target.daemon).await?;
