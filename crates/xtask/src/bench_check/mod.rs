@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value};
 
 use crate::{binaries, host, run};
-use budgets::{Budgets, Samples};
+use budgets::{Budgets, Samples, Verdict};
 
 const BUDGETS: &str = "benches/budgets.toml";
 const CALLS: &str = "benches/calls.toml";
@@ -67,7 +67,9 @@ pub(crate) fn bench_check(update: bool) -> Result<()> {
     }
     let known = fs::read_to_string(run::repository().join(CALLS)).unwrap_or_default();
     let known = Budgets::parse(&known).with_context(|| format!("parse {CALLS}"))?;
-    judge(&budgets, &known, &counted)
+    let verdict = judge(&budgets, &counted);
+    tell(&verdict, &known, &counted);
+    outcome(&verdict)
 }
 
 /// Which calls are made more or less often than when the budgets were made.
@@ -83,11 +85,14 @@ fn changes(known: &BTreeMap<&str, u64>, calls: &BTreeMap<String, Vec<u64>>) -> S
     if changes.is_empty() { "as they were".to_owned() } else { changes.join(", ") }
 }
 
-#[allow(clippy::print_stdout, reason = "the summary of `cargo xtask test` reads what is printed")]
-fn judge(budgets: &Budgets, known: &Budgets, counted: &Counted) -> Result<()> {
+fn judge(budgets: &Budgets, counted: &Counted) -> Verdict {
     let skipped: Vec<&str> =
         counted.skipped.iter().flat_map(|(steps, _)| steps.iter().copied()).collect();
-    let verdict = budgets.judge(&counted.samples, &skipped);
+    budgets.judge(&counted.samples, &skipped)
+}
+
+#[allow(clippy::print_stdout, reason = "the summary of `cargo xtask test` reads what is printed")]
+fn tell(verdict: &Verdict, known: &Budgets, counted: &Counted) {
     for (step, calls) in counted.calls.iter().filter(|(step, _)| verdict.exceeded.contains(*step)) {
         eprintln!("calls of {step}: {}", changes(&known.counts(step), calls));
     }
@@ -104,6 +109,10 @@ fn judge(budgets: &Budgets, known: &Budgets, counted: &Counted) -> Result<()> {
     let failed = verdict.complaints.len();
     let result = if failed == 0 { "ok" } else { "FAILED" };
     println!("test result: {result}. {} passed; {failed} failed; budgets", verdict.kept);
+}
+
+fn outcome(verdict: &Verdict) -> Result<()> {
+    let failed = verdict.complaints.len();
     if failed > 0 {
         bail!(
             "{failed} budgets do not hold; if the work is worth it, raise them with \
@@ -197,7 +206,7 @@ mod tests {
             let output = format!(
                 r#"{{"samples":{{"up":{{"processes":[{processes}]}}}},"calls":{{"up":{{"clone3":6}}}}}}"#
             );
-            judge(&budgets, &budgets, &counted(&output))
+            outcome(&judge(&budgets, &counted(&output)))
         };
         assert!(told(5).is_ok());
         assert!(told(6).unwrap_err().to_string().contains("1 budgets do not hold"));
@@ -225,7 +234,8 @@ mod tests {
     fn what_cannot_be_counted_here_is_skipped_and_not_missed() {
         let budgets = Budgets::parse("[up]\nprocesses = 5\n").unwrap();
         let skipped = vec![(STEPS, "not root".to_owned())];
-        assert!(judge(&budgets, &budgets, &Counted { skipped, ..Counted::default() }).is_ok());
-        assert!(judge(&budgets, &budgets, &Counted::default()).is_err());
+        let told = |counted: Counted| outcome(&judge(&budgets, &counted));
+        assert!(told(Counted { skipped, ..Counted::default() }).is_ok());
+        assert!(told(Counted::default()).is_err());
     }
 }
