@@ -8,9 +8,19 @@ use super::{packages, text};
 /// The rows of the design, lowest first.
 const ROWS: &[&[&str]] = &[
     &["model", "sys", "api", "telemetry", "failpoint"],
-    &["cgroup", "seccomp", "content", "snapshot", "metadata", "registry", "spec"],
+    &[
+        "cgroup",
+        "seccomp",
+        "content",
+        "snapshot",
+        "metadata",
+        "registry",
+        "spec",
+        "cdi",
+        "streaming",
+    ],
     &["oci-runtime", "image", "network"],
-    &["shim", "shim-client", "stats"],
+    &["shim", "shim-client", "stats", "nri"],
     &["engine"],
     &["cri"],
     &["daemon"],

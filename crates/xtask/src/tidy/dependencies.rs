@@ -17,10 +17,13 @@ const DOUBLED: &[(&str, &str)] = &[
     ("linux-raw-sys", "only builds: which under ttrpc's code generator"),
     ("memoffset", "ttrpc uses nix 0.26"),
     ("nix", "ttrpc uses 0.26"),
+    ("rand", "opentelemetry stays on 0.9"),
+    ("rand_core", "opentelemetry stays on 0.9"),
     ("rustix", "only builds: which under ttrpc's code generator"),
     ("syn", "only builds: derive macros are moving to version 3"),
     ("thiserror", "ttrpc and rust-protobuf use version 1"),
     ("thiserror-impl", "ttrpc and rust-protobuf use version 1"),
+    ("unicode-width", "only builds: messages of the protobuf compiler"),
 ];
 
 /// Crates that must never come in, not even through another, and why.

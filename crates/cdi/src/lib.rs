@@ -1,0 +1,1 @@
+//! Container Device Interface: devices by name, from the specifications of their vendors.

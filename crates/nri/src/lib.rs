@@ -1,0 +1,1 @@
+//! NRI plugins: registration, hooks, adjustments.
