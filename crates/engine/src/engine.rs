@@ -12,6 +12,7 @@ use berth_model::{ChainId, ContainerId, ContainerSpec, Reference, SandboxId, San
 use tracing::field::Empty;
 use tracing::{Instrument as _, debug_span, info_span};
 
+use crate::client::{Duplex, Io};
 use crate::container::Command as ContainerCommand;
 use crate::core::{Core, step, warn_failure};
 use crate::sandbox::Command as SandboxCommand;
@@ -20,7 +21,7 @@ use crate::status::{
     SandboxStatus, UndoStatus,
 };
 use crate::{
-    Auth, Config, Error, FsInfo, ShimInfo, container, exec, open, recovery, sandbox, stats,
+    Auth, Config, Error, FsInfo, ShimInfo, container, exec, forward, open, recovery, sandbox, stats,
 };
 
 /// How long work in flight may hold up a shutdown.
@@ -164,6 +165,56 @@ impl Engine {
     ) -> Result<ExecOutput, Error> {
         let span = debug_span!("exec_sync", container.id = %id);
         exec::exec_sync(&self.core, id, command, timeout).instrument(span).await
+    }
+
+    /// Whether a command can run in the container now: what is worth asking before a client
+    /// is sent elsewhere for [`Engine::exec`].
+    pub fn may_exec(&self, id: &ContainerId) -> Result<(), Error> {
+        exec::find(&self.core, id).map(drop)
+    }
+
+    /// Runs `command` in a running container for a client, to its end: its exit code, once
+    /// the client has all of its output. It is killed when the future is dropped.
+    pub async fn exec(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        tty: bool,
+        io: Io,
+    ) -> Result<i32, Error> {
+        let span = debug_span!("exec", container.id = %id, tty);
+        exec::exec(&self.core, id, command, tty, io).instrument(span).await
+    }
+
+    /// Whether a client can be attached to the container now, and whether it would get a
+    /// terminal: that is the container's, whatever the client asks for.
+    pub fn may_attach(&self, id: &ContainerId) -> Result<bool, Error> {
+        exec::find(&self.core, id).map(|(container, _)| container.status.get().spec.tty)
+    }
+
+    /// Connects a client with the streams of a container's first process, until that has
+    /// ended. The client leaves by dropping the future, which the container does not notice.
+    pub async fn attach(&self, id: &ContainerId, io: Io) -> Result<(), Error> {
+        drop(io);
+        self.may_attach(id)?;
+        Err(Error::Unsupported("attach".to_owned()))
+    }
+
+    /// Whether a port of the sandbox can be forwarded now.
+    pub fn may_forward(&self, id: &SandboxId) -> Result<(), Error> {
+        forward::find(&self.core, id).map(drop)
+    }
+
+    /// Connects a client with whoever listens on `port` of the sandbox's loopback address,
+    /// until both sides are done.
+    pub async fn port_forward(
+        &self,
+        id: &SandboxId,
+        port: u16,
+        client: Box<dyn Duplex>,
+    ) -> Result<(), Error> {
+        let span = debug_span!("port_forward", sandbox.id = %id, port);
+        forward::port_forward(&self.core, id, port, client).instrument(span).await
     }
 
     /// Makes the container's log file anew after its rotation; returns when it exists.

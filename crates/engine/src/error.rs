@@ -118,6 +118,16 @@ pub enum Error {
         /// What a front makes of it.
         kind: ErrorKind,
     },
+    /// A port of a sandbox cannot be reached.
+    #[error("forward to port {port} of sandbox {sandbox}")]
+    Forward {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// Which port.
+        port: u16,
+        /// Nobody listens, or the connection broke.
+        source: std::io::Error,
+    },
     /// The container was to be stopped before it was started.
     #[error("start container {0}: it was stopped meanwhile")]
     StartInterrupted(ContainerId),
@@ -266,7 +276,7 @@ impl Error {
             Self::Spec { source, .. } => source.kind(),
             Self::Shim { source, .. } => source.kind(),
             Self::TaskDied(_) | Self::Transition { .. } => ErrorKind::Internal,
-            Self::NetworkDown(_) => ErrorKind::Unavailable,
+            Self::NetworkDown(_) | Self::Forward { .. } => ErrorKind::Unavailable,
             Self::Unsupported(_) => ErrorKind::Unimplemented,
             Self::Shared(error) => error.kind(),
         }

@@ -18,6 +18,7 @@
 
 mod again;
 mod board;
+mod client;
 mod clock;
 mod config;
 mod container;
@@ -26,6 +27,7 @@ mod engine;
 mod error;
 mod exec;
 mod files;
+mod forward;
 mod leases;
 mod names;
 mod open;
@@ -40,6 +42,7 @@ mod worker;
 
 pub use berth_image::{Auth, FsInfo};
 pub use berth_shim_client::ShimInfo;
+pub use client::{Duplex, Io, Reader, Size, Writer};
 pub use config::{Config, RuntimeConfig};
 pub use engine::Engine;
 pub use error::Error;

@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument as _, debug_span};
 
-use super::Directory;
+use super::fifos::Directory;
 use crate::core::{Core, cgroup_error, step, warn_failure};
 use crate::pending::Object;
 use crate::undo::Step;
@@ -160,7 +160,7 @@ impl Leftover {
     async fn kill_itself(&self) -> Result<(), Error> {
         let Some(container) = self.core.containers.get(&self.container) else { return Ok(()) };
         let (core, known) = (Arc::clone(&self.core), self.process);
-        let (dir, id) = (self.dir.path.clone(), self.container.to_string());
+        let (dir, id) = (self.dir.path().to_owned(), self.container.to_string());
         let kill = move || {
             let path = &container.cgroup;
             let Some(cgroup) = core.cgroup(path)? else { return Ok(()) };
@@ -224,7 +224,7 @@ pub(crate) async fn sweep(core: &Arc<Core>) -> Result<(), Error> {
         };
         tracing::warn!(container.id = %container, "sweep: command of nobody");
         let span = debug_span!(parent: None, "exec_sweep", container.id = %container);
-        let (core, dir) = (Arc::clone(core), Directory::at(path));
+        let (core, dir) = (Arc::clone(core), Directory::at(path, false));
         let tasks = core.tasks.clone();
         let leftover = Leftover { core, shim, container, exec, process: None, dir };
         tasks.spawn(leftover.end().instrument(span));
