@@ -68,6 +68,13 @@ pub enum Error {
     /// A registry cannot be reached. kubelet knows this word as a prefix.
     #[error("RegistryUnavailable")]
     RegistryUnavailable(#[source] berth_engine::Error),
+    /// No event comes any more.
+    #[error("container events end")]
+    Events(#[source] berth_engine::EventsEnd),
+    /// Checkpoints hold what containers know, and restoring them trusts an archive more than
+    /// a request.
+    #[error("checkpoints of containers are switched off: Berth takes none and restores none")]
+    CheckpointsOff,
     /// A later version will answer this RPC.
     #[error("rpc {0} is not implemented")]
     Unimplemented(&'static str),
@@ -99,7 +106,11 @@ impl Error {
             | Self::Ambiguous { .. } => ErrorKind::InvalidArgument,
             Self::Sysctls(source) => source.kind(),
             Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::Unsupported { .. } | Self::Unimplemented(_) => ErrorKind::Unimplemented,
+            Self::Events(berth_engine::EventsEnd::Missed) => ErrorKind::ResourceExhausted,
+            Self::Events(berth_engine::EventsEnd::Closed) => ErrorKind::Unavailable,
+            Self::Unsupported { .. } | Self::Unimplemented(_) | Self::CheckpointsOff => {
+                ErrorKind::Unimplemented
+            }
             Self::RegistryUnavailable(source) | Self::Engine(source) => source.kind(),
             Self::Serve(_) => ErrorKind::Internal,
         }

@@ -3,9 +3,11 @@
 use berth_api::v1::*;
 use berth_engine::{Auth, Engine};
 use berth_model::Reference;
+use berth_model::image::ImageRecord;
 use serde_json::json;
 use tracing::Span;
 
+use crate::batch::{Parts, parts};
 use crate::translate::image;
 use crate::{Error, node};
 
@@ -13,12 +15,25 @@ pub(crate) async fn list(
     engine: &Engine,
     request: ListImagesRequest,
 ) -> Result<ListImagesResponse, Error> {
-    let wanted = request.filter.and_then(|filter| filter.image).unwrap_or_default().image;
-    let records = match wanted.as_str() {
+    let records = selected(engine, request.filter).await?;
+    Ok(ListImagesResponse { images: records.iter().map(image).collect() })
+}
+
+pub(crate) async fn list_in_parts(
+    engine: &Engine,
+    request: StreamImagesRequest,
+) -> Result<Parts<StreamImagesResponse>, Error> {
+    let records = selected(engine, request.filter).await?.into_iter();
+    let images = records.map(|record| image(&record));
+    Ok(parts(images, |images| StreamImagesResponse { images }))
+}
+
+async fn selected(engine: &Engine, filter: Option<ImageFilter>) -> Result<Vec<ImageRecord>, Error> {
+    let wanted = filter.and_then(|filter| filter.image).unwrap_or_default().image;
+    Ok(match wanted.as_str() {
         "" => engine.images().await?,
         name => engine.image_status(name).await?.into_iter().collect(),
-    };
-    Ok(ListImagesResponse { images: records.iter().map(image).collect() })
+    })
 }
 
 pub(crate) async fn status(

@@ -14,9 +14,11 @@
 //! failed request is logged once, here, with its whole chain of causes. Stop and remove
 //! of what does not exist is success. Not here: sockets and their modes (`daemon`).
 
+mod batch;
 mod container;
 mod edge;
 mod error;
+mod events;
 mod exec;
 mod ids;
 mod images;

@@ -1,18 +1,37 @@
 //! Lists of sandboxes and containers, and their filters.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use berth_api::v1::*;
 use berth_engine::{ContainerStatus, Engine, SandboxStatus};
 
 use crate::Error;
+use crate::batch::{Parts, parts};
 use crate::translate::{container_item, container_state, sandbox_item, sandbox_state};
 
 pub(crate) async fn sandboxes(
     engine: &Engine,
     request: ListPodSandboxRequest,
 ) -> Result<ListPodSandboxResponse, Error> {
-    let filter = request.filter.unwrap_or_default();
+    let items = selected_sandboxes(engine, request.filter)?;
+    Ok(ListPodSandboxResponse { items: items.iter().map(|status| sandbox_item(status)).collect() })
+}
+
+pub(crate) async fn sandboxes_in_parts(
+    engine: &Engine,
+    request: StreamPodSandboxesRequest,
+) -> Result<Parts<StreamPodSandboxesResponse>, Error> {
+    let items = selected_sandboxes(engine, request.filter)?.into_iter();
+    let items = items.map(|status| sandbox_item(&status));
+    Ok(parts(items, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes }))
+}
+
+fn selected_sandboxes(
+    engine: &Engine,
+    filter: Option<PodSandboxFilter>,
+) -> Result<Vec<Arc<SandboxStatus>>, Error> {
+    let filter = filter.unwrap_or_default();
     let state = filter.state.map(|state| checked(state.state, state.state().into()));
     let state = state.transpose()?;
     let mut items = engine.sandboxes();
@@ -21,14 +40,32 @@ pub(crate) async fn sandboxes(
             && state.is_none_or(|state| state == i32::from(sandbox_state(status)))
     });
     items.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
-    Ok(ListPodSandboxResponse { items: items.iter().map(|status| sandbox_item(status)).collect() })
+    Ok(items)
 }
 
 pub(crate) async fn containers(
     engine: &Engine,
     request: ListContainersRequest,
 ) -> Result<ListContainersResponse, Error> {
-    let filter = request.filter.unwrap_or_default();
+    let items = selected_containers(engine, request.filter)?;
+    let containers = items.iter().map(|status| container_item(status)).collect();
+    Ok(ListContainersResponse { containers })
+}
+
+pub(crate) async fn containers_in_parts(
+    engine: &Engine,
+    request: StreamContainersRequest,
+) -> Result<Parts<StreamContainersResponse>, Error> {
+    let items = selected_containers(engine, request.filter)?.into_iter();
+    let items = items.map(|status| container_item(&status));
+    Ok(parts(items, |containers| StreamContainersResponse { containers }))
+}
+
+fn selected_containers(
+    engine: &Engine,
+    filter: Option<ContainerFilter>,
+) -> Result<Vec<Arc<ContainerStatus>>, Error> {
+    let filter = filter.unwrap_or_default();
     let state = filter.state.map(|state| checked(state.state, state.state().into()));
     let state = state.transpose()?;
     let mut items = engine.containers();
@@ -37,8 +74,7 @@ pub(crate) async fn containers(
             && state.is_none_or(|state| state == i32::from(container_state(status)))
     });
     items.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
-    let containers = items.iter().map(|status| container_item(status)).collect();
-    Ok(ListContainersResponse { containers })
+    Ok(items)
 }
 
 /// A value the enumeration does not have is read as its default, so it comes back changed.

@@ -49,7 +49,7 @@ pub(crate) async fn status(
     request: PodSandboxStatusRequest,
 ) -> Result<PodSandboxStatusResponse, Error> {
     let id = ids::sandbox(engine, "pod_sandbox_id", &request.pod_sandbox_id)?;
-    let timestamp = now();
+    let Timestamp(timestamp) = engine.moment();
     let status = engine.sandbox(&id)?;
     let mut containers = engine.containers();
     containers.retain(|container| container.sandbox == id);

@@ -34,7 +34,7 @@ pub async fn serve(
     engine: Engine,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let service = Service::new(engine);
+    let service = Service::new(engine.clone());
     let (drain, draining) = tokio::sync::oneshot::channel::<()>();
     let server = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
@@ -54,6 +54,8 @@ pub async fn serve(
         ended = &mut server => return ended.map_err(Error::Serve),
         () = shutdown => {}
     }
+    // A stream without an end would keep the server to the last moment.
+    engine.end_events();
     // The receiver lives as long as `server`.
     _ = drain.send(());
     match tokio::time::timeout(DRAIN, server).await {

@@ -9,9 +9,10 @@ use berth_engine::Engine;
 use tokio::sync::OnceCell;
 use tonic::{Request, Response, Status};
 
+use crate::batch::Parts;
 use crate::edge::{answer, request_span};
 use crate::unimplemented::{NoStream, refuse};
-use crate::{Error, container, exec, images, list, node, sandbox, stats};
+use crate::{Error, container, events, exec, images, list, node, sandbox, stats};
 
 /// Both services over one engine.
 #[derive(Clone, Debug)]
@@ -101,12 +102,15 @@ impl RuntimeService for Service {
         .await
     }
 
-    type StreamPodSandboxesStream = NoStream<StreamPodSandboxesResponse>;
+    type StreamPodSandboxesStream = Parts<StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
         request: Request<StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        refuse("StreamPodSandboxes", request).await
+        answer(request_span!(DEBUG, "cri.stream_pod_sandboxes"), request, async |request| {
+            list::sandboxes_in_parts(&self.engine, request).await
+        })
+        .await
     }
 
     async fn create_container(
@@ -159,12 +163,15 @@ impl RuntimeService for Service {
         .await
     }
 
-    type StreamContainersStream = NoStream<StreamContainersResponse>;
+    type StreamContainersStream = Parts<StreamContainersResponse>;
     async fn stream_containers(
         &self,
         request: Request<StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        refuse("StreamContainers", request).await
+        answer(request_span!(DEBUG, "cri.stream_containers"), request, async |request| {
+            list::containers_in_parts(&self.engine, request).await
+        })
+        .await
     }
 
     async fn container_status(
@@ -293,15 +300,22 @@ impl RuntimeService for Service {
         &self,
         request: Request<CheckpointContainerRequest>,
     ) -> Answer<CheckpointContainerResponse> {
-        refuse("CheckpointContainer", request).await
+        answer(request_span!(DEBUG, "cri.checkpoint_container"), request, async |_| {
+            Err(Error::CheckpointsOff)
+        })
+        .await
     }
 
-    type GetContainerEventsStream = NoStream<ContainerEventResponse>;
+    type GetContainerEventsStream = Parts<ContainerEventResponse>;
     async fn get_container_events(
         &self,
         request: Request<GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        refuse("GetContainerEvents", request).await
+        let after = events::after(request.metadata());
+        answer(request_span!(DEBUG, "cri.get_container_events"), request, async |_| {
+            events::events(&self.engine, after?).await
+        })
+        .await
     }
 
     async fn list_metric_descriptors(
@@ -353,12 +367,15 @@ impl ImageService for Service {
         .await
     }
 
-    type StreamImagesStream = NoStream<StreamImagesResponse>;
+    type StreamImagesStream = Parts<StreamImagesResponse>;
     async fn stream_images(
         &self,
         request: Request<StreamImagesRequest>,
     ) -> Answer<Self::StreamImagesStream> {
-        refuse("StreamImages", request).await
+        answer(request_span!(DEBUG, "cri.stream_images"), request, async |request| {
+            images::list_in_parts(&self.engine, request).await
+        })
+        .await
     }
 
     async fn image_status(

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::board::{Board, Published};
 use crate::config::RuntimeConfig;
 use crate::container::Container;
+use crate::events::Feed;
 use crate::names::Names;
 use crate::pending::Pending;
 use crate::sandbox::Sandbox;
@@ -52,6 +53,8 @@ pub(crate) struct Core {
     pub(crate) sandboxes: Board<SandboxId, Sandbox>,
     pub(crate) containers: Board<ContainerId, Container>,
     pub(crate) names: Names<SandboxName, SandboxSpec, SandboxId>,
+    /// What happens, for who listens.
+    pub(crate) feed: Arc<Feed>,
     /// Writable layers as last measured.
     pub(crate) layers: Layers,
     /// What could not be taken back yet.

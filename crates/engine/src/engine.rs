@@ -7,6 +7,7 @@ use std::time::Duration;
 use berth_failpoint::Point;
 use berth_image::Images;
 use berth_metadata::PodStore;
+use berth_model::container::Timestamp;
 use berth_model::image::ImageRecord;
 use berth_model::{ChainId, ContainerId, ContainerSpec, Reference, SandboxId, SandboxSpec};
 use tracing::field::Empty;
@@ -21,7 +22,8 @@ use crate::status::{
     SandboxStatus, UndoStatus,
 };
 use crate::{
-    Auth, Config, Error, FsInfo, ShimInfo, container, exec, forward, open, recovery, sandbox, stats,
+    Auth, Config, Error, Events, EventsEnd, FsInfo, ShimInfo, container, exec, forward, open,
+    recovery, sandbox, stats,
 };
 
 /// How long work in flight may hold up a shutdown.
@@ -60,6 +62,7 @@ impl Engine {
     /// Ends the engine's own tasks; sandboxes and containers keep running. Work in flight
     /// has ten seconds to end; what a restart finds half done it takes back.
     pub async fn shutdown(&self) {
+        self.core.feed.close();
         self.core.images.shutdown().await;
         self.core.shutdown.cancel();
         self.core.tasks.close();
@@ -249,6 +252,24 @@ impl Engine {
                 Ok(None)
             }
         }
+    }
+
+    /// Begins to listen to what happens: from now on, or after the event at `after`, if all
+    /// since then are known still.
+    pub fn listen(&self, after: Option<Timestamp>) -> Result<Events, EventsEnd> {
+        self.core.feed.listen(after)
+    }
+
+    /// The present, in the time of events: what is read after it is no older than any event
+    /// before it.
+    #[must_use]
+    pub fn moment(&self) -> Timestamp {
+        self.core.feed.moment()
+    }
+
+    /// Ends every listener: the daemon is about to end.
+    pub fn end_events(&self) {
+        self.core.feed.close();
     }
 
     /// Usage of one container.

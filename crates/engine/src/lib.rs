@@ -25,6 +25,7 @@ mod container;
 mod core;
 mod engine;
 mod error;
+mod events;
 mod exec;
 mod files;
 mod forward;
@@ -46,6 +47,7 @@ pub use client::{Duplex, Io, Reader, Size, Writer};
 pub use config::{Config, RuntimeConfig};
 pub use engine::Engine;
 pub use error::Error;
+pub use events::{Event, EventKind, Events, EventsEnd};
 pub use status::{
     Condition, ContainerStats, ContainerStatus, ExecOutput, NodeStatus, SandboxStats,
     SandboxStatus, UndoStatus, UnfinishedUndo,

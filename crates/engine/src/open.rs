@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::board::{Board, Published};
 use crate::core::{Core, cgroup_path};
+use crate::events::Feed;
 use crate::leases::StoredLeases;
 use crate::names::Names;
 use crate::pending::Pending;
@@ -70,6 +71,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         sandboxes: Board::new(),
         containers: Board::new(),
         names: Names::new(),
+        feed: Arc::new(Feed::open(&config.state.join("events"))),
         layers: Layers::default(),
         pending: Arc::new(Pending::new(tasks.clone(), shutdown.clone())),
         tasks,

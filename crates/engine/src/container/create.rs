@@ -84,7 +84,8 @@ async fn make(
     match built.await {
         Ok((plan, (container, commands))) => {
             undo.disarm();
-            driver::spawn(core, container, plan.record, commands, Adoption::default());
+            let new = Adoption { new: true, ..Adoption::default() };
+            driver::spawn(core, container, plan.record, commands, new);
             berth_failpoint::reached(Point::CREATE_PUBLISHED).await;
             Ok(id)
         }

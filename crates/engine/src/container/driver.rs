@@ -22,6 +22,7 @@ use super::{Asked, Command, Container, exit, status_of};
 use crate::Error;
 use crate::again::Again;
 use crate::core::{Core, step};
+use crate::events::EventKind;
 use crate::pending::Object;
 use crate::sandbox::answer;
 
@@ -50,6 +51,8 @@ pub(super) struct Driver {
 /// What a restart found of a container.
 #[derive(Debug, Default)]
 pub(crate) struct Adoption {
+    /// Whether it was created a moment ago, and nobody knows of it.
+    pub(crate) new: bool,
     /// Whether the shim may hold a task of it.
     pub(crate) task: bool,
     /// The shim to wait with, if it runs.
@@ -72,6 +75,9 @@ pub(crate) fn spawn(
         sandbox.id = %container.sandbox.id,
     );
     core.containers.insert(container.id.clone(), Arc::clone(&container));
+    if found.new {
+        core.tell(EventKind::Created, container.id.as_str(), &container.sandbox);
+    }
     let ending = match (found.ended, found.watch) {
         (Some(ended), _) => Some(Box::pin(std::future::ready(ended)) as Ending),
         (None, Some(shim)) => Some(exit::watch(shim, container.id.clone())),
@@ -182,6 +188,8 @@ impl Driver {
         self.unfinished.stored();
         let spec = Arc::clone(&self.container.status.get().spec);
         self.container.status.set(Arc::new(status_of(&self.record, spec)));
+        let kind = if running { EventKind::Started } else { EventKind::Stopped };
+        self.core.tell(kind, self.container.id.as_str(), &self.container.sandbox);
         Ok(())
     }
 }

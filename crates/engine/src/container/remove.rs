@@ -10,6 +10,7 @@ use tracing::{Instrument as _, debug_span};
 use super::Container;
 use super::driver::Driver;
 use crate::core::{Core, step, step_blocking, warn_failure};
+use crate::events::EventKind;
 use crate::pending::Object;
 use crate::sandbox::{Reply, answer, remove_cgroup};
 use crate::undo::Step;
@@ -55,6 +56,7 @@ impl Driver {
         self.container.removed.store(true, Ordering::Release);
         self.core.forget_usage(&id, &self.container.cgroup);
         self.container.sandbox.members.release(&self.record.spec.name);
+        self.core.tell(EventKind::Deleted, id.as_str(), &self.container.sandbox);
         berth_failpoint::reached(Point::REMOVE_CONTAINER_UNLISTED).await;
         self.discard_files();
         Ok(())

@@ -68,7 +68,7 @@ pub(super) async fn sandbox(
         handle.members.close().await;
     }
     let attached = record.network.is_some();
-    sandbox::spawn(core, handle, record, commands);
+    sandbox::spawn(core, handle, record, commands, false);
     berth_failpoint::reached(Point::RECOVER_SANDBOX_ADOPTED).await;
     Ok(attached)
 }
@@ -206,18 +206,18 @@ enum Known {
 }
 
 fn decide(state: &ContainerState, known: Known, shim: &Shim) -> Found {
-    let watch = || Adoption { task: true, watch: Some(shim.clone()), ended: None };
+    let watch = || Adoption { task: true, watch: Some(shim.clone()), ..Adoption::default() };
     let adopted = |adoption| Found { started: None, adoption };
     match (state, known) {
         (ContainerState::Running { .. }, Known::Task(task)) => match task.status {
             TaskStatus::Stopped(exited) => {
-                adopted(Adoption { task: true, watch: None, ended: Some(Some(exited)) })
+                adopted(Adoption { task: true, ended: Some(Some(exited)), ..Adoption::default() })
             }
             _ => adopted(watch()),
         },
         (ContainerState::Running { .. }, Known::Silent) => adopted(watch()),
         (ContainerState::Running { .. }, Known::Nothing) => {
-            adopted(Adoption { task: false, watch: None, ended: Some(None) })
+            adopted(Adoption { ended: Some(None), ..Adoption::default() })
         }
         (ContainerState::Created, Known::Task(task)) => match task.status {
             TaskStatus::Running | TaskStatus::Paused => {
@@ -226,7 +226,7 @@ fn decide(state: &ContainerState, known: Known, shim: &Shim) -> Found {
             TaskStatus::Stopped(exited) => Found {
                 // It cannot have started after it ended.
                 started: Some((task.pid, exited.at.min(clock::now()))),
-                adoption: Adoption { task: true, watch: None, ended: Some(Some(exited)) },
+                adoption: Adoption { task: true, ended: Some(Some(exited)), ..Adoption::default() },
             },
             // Made and never started: a start makes it anew.
             TaskStatus::Created | TaskStatus::Unknown => {

@@ -12,6 +12,7 @@ use super::{Asked, Command, Sandbox, status_of};
 use crate::Error;
 use crate::again::Again;
 use crate::core::{Core, step};
+use crate::events::EventKind;
 use crate::pending::Object;
 
 pub(super) struct Driver {
@@ -45,15 +46,21 @@ impl Unfinished {
     }
 }
 
-/// Publishes a stored sandbox, and starts its driver.
+/// Publishes a stored sandbox, and starts its driver. Nobody knows of a `new` one yet.
 pub(crate) fn spawn(
     core: &Arc<Core>,
     sandbox: Arc<Sandbox>,
     record: SandboxRecord,
     commands: mpsc::Receiver<Asked>,
+    new: bool,
 ) {
     let span = info_span!(parent: None, "sandbox", sandbox.id = %sandbox.id);
     core.sandboxes.insert(sandbox.id.clone(), Arc::clone(&sandbox));
+    if new {
+        // It is its namespaces, and these are there.
+        core.tell(EventKind::Created, sandbox.id.as_str(), &sandbox);
+        core.tell(EventKind::Started, sandbox.id.as_str(), &sandbox);
+    }
     let again = Again::new(&core.pending, Object::new("sandbox", &sandbox.id));
     let driver =
         Driver { core: Arc::clone(core), sandbox, record, commands, unfinished: None, again };
@@ -141,6 +148,7 @@ impl Driver {
         if self.record.phase != phase {
             let stored = Point::STOP_NOT_READY_STORED;
             self.change(stored, |record| record.phase = phase).await?;
+            self.core.tell(EventKind::Stopped, self.sandbox.id.as_str(), &self.sandbox);
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use super::teardown;
 use crate::Error;
 use crate::container::Command;
 use crate::core::step;
+use crate::events::EventKind;
 
 impl Driver {
     /// Stops what is not stopped, then forgets the containers and the sandbox.
@@ -32,6 +33,7 @@ impl Driver {
         step(Point::REMOVE_SANDBOX_FORGOTTEN).await?;
         self.core.sandboxes.remove(&self.sandbox.id);
         self.core.names.release(&self.sandbox.spec.name);
+        self.core.tell(EventKind::Deleted, self.sandbox.id.as_str(), &self.sandbox);
         self.core.sampler.forget(&self.sandbox.cgroup);
         self.sandbox.removed.store(true, Ordering::Release);
         berth_failpoint::reached(Point::REMOVE_SANDBOX_UNLISTED).await;

@@ -91,7 +91,7 @@ async fn make(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
     match made.await {
         Ok((sandbox, commands)) => {
             undo.disarm();
-            driver::spawn(core, sandbox, plan.record, commands);
+            driver::spawn(core, sandbox, plan.record, commands, true);
             berth_failpoint::reached(Point::RUN_PUBLISHED).await;
             Ok(id)
         }
