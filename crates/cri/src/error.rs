@@ -81,9 +81,6 @@ pub enum Error {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] berth_engine::Error),
-    /// The socket failed.
-    #[error("serve the CRI")]
-    Serve(#[source] tonic::transport::Error),
 }
 
 impl Error {
@@ -112,7 +109,6 @@ impl Error {
                 ErrorKind::Unimplemented
             }
             Self::RegistryUnavailable(source) | Self::Engine(source) => source.kind(),
-            Self::Serve(_) => ErrorKind::Internal,
         }
     }
 

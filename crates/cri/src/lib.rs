@@ -16,6 +16,7 @@
 
 mod batch;
 mod container;
+mod deadline;
 mod edge;
 mod error;
 mod events;

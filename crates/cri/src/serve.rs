@@ -1,14 +1,24 @@
-//! The gRPC server.
+//! The gRPC server: connections, their limits, and their end.
 
+use std::io;
 use std::time::Duration;
 
 use berth_api::v1::image_service_server::ImageServiceServer;
 use berth_api::v1::runtime_service_server::RuntimeServiceServer;
 use berth_engine::Engine;
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::UnixStream;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tonic::service::Routes;
 
-use crate::Error;
+use crate::deadline;
 use crate::service::Service;
 
 /// Largest message either way: kubelet's own limit.
@@ -22,47 +32,76 @@ const WINDOW_BYTES: u32 = 1 << 20;
 /// How long requests in flight may take once the daemon is to end. Their work goes on in
 /// the engine where it outlives its client.
 const DRAIN: Duration = Duration::from_secs(5);
+/// Pause after a connection could not be accepted: out of descriptors, the next try would
+/// fail at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers CRI requests from `incoming` until `shutdown` is ready and requests in flight
 /// are answered, but not longer than five seconds after it.
-///
-/// # Errors
-///
-/// [`Error::Serve`] when the server cannot be set up.
 pub async fn serve(
-    incoming: UnixListenerStream,
+    mut incoming: UnixListenerStream,
     engine: Engine,
     shutdown: impl Future<Output = ()>,
-) -> Result<(), Error> {
-    let service = Service::new(engine.clone());
-    let (drain, draining) = tokio::sync::oneshot::channel::<()>();
-    let server = Server::builder()
-        .max_concurrent_streams(MAX_STREAMS)
-        .http2_max_header_list_size(MAX_HEADER_BYTES)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
-        .add_service(
-            RuntimeServiceServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
-        )
-        .add_service(ImageServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES))
-        .serve_with_incoming_shutdown(incoming, async {
-            // An error means that `drain` was dropped with this future's owner.
-            _ = draining.await;
-        });
-    tokio::pin!(server);
-    tokio::select! {
-        ended = &mut server => return ended.map_err(Error::Serve),
-        () = shutdown => {}
-    }
-    // A stream without an end would keep the server to the last moment.
-    engine.end_events();
-    // The receiver lives as long as `server`.
-    _ = drain.send(());
-    match tokio::time::timeout(DRAIN, server).await {
-        Ok(ended) => ended.map_err(Error::Serve),
-        Err(_) => {
-            tracing::warn!(limit = ?DRAIN, "requests in flight were cut off");
-            Ok(())
+) {
+    let routes = routes(Service::new(engine.clone()));
+    let (connections, stop) = (TaskTracker::new(), CancellationToken::new());
+    tokio::pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            accepted = incoming.next() => accepted,
+            () = &mut shutdown => break,
+        };
+        match accepted {
+            Some(Ok(stream)) => {
+                connections.spawn(converse(stream, routes.clone(), stop.clone()));
+            }
+            Some(Err(error)) => refused(&error).await,
+            None => break,
         }
+    }
+    drop(incoming);
+    // A stream without an end would keep its connection to the last moment.
+    engine.end_events();
+    stop.cancel();
+    connections.close();
+    if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
+        tracing::warn!(limit = ?DRAIN, "requests in flight were cut off");
+    }
+}
+
+fn routes(service: Service) -> Routes {
+    let runtime =
+        RuntimeServiceServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let image = ImageServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    Routes::new(runtime).add_service(image).prepare()
+}
+
+async fn refused(error: &io::Error) {
+    tracing::warn!(%error, "a connection could not be accepted");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+/// Serves one connection to its end; after `stop` it takes no further request.
+async fn converse(stream: UnixStream, routes: Routes, stop: CancellationToken) {
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES);
+    let answer = service_fn(move |request: http::Request<Incoming>| {
+        deadline::answer(routes.clone(), request.map(Body::new))
+    });
+    let connection = http.serve_connection(TokioIo::new(stream), answer);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // A client that goes away in the middle of a frame is nothing to warn of.
+        tracing::debug!(%error, "a connection ended badly");
     }
 }

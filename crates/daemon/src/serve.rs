@@ -103,7 +103,7 @@ async fn run(plan: Plan) -> Result<()> {
     };
     engine.shutdown().await;
     trimmer.await.context("the trimming task died")?;
-    ended.context("the CRI front died")?.context("serve the CRI")
+    ended.context("the CRI front died")
 }
 
 async fn open_engine(plan: Plan) -> Result<Engine> {
