@@ -7,6 +7,7 @@ use prost::Message as _;
 
 const CRI: &str = "runtime/v1/runtime.proto";
 const SHIM: &str = "berth/shim/v1/shim.proto";
+const NRI: &str = "nri/v1alpha1/nri.proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
@@ -25,10 +26,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         .compile_fds(cri)?;
 
     // Served over ttrpc, so only the messages are generated.
-    tonic_prost_build::configure()
-        .build_client(false)
-        .build_server(false)
-        .emit_rerun_if_changed(false)
-        .compile_fds(protox::compile([SHIM], [&root])?)?;
+    for messages in [SHIM, NRI] {
+        tonic_prost_build::configure()
+            .btree_map(".")
+            .build_client(false)
+            .build_server(false)
+            .emit_rerun_if_changed(false)
+            .compile_fds(protox::compile([messages], [&root])?)?;
+    }
     Ok(())
 }

@@ -1,6 +1,7 @@
-//! Code generated from `proto/`: Kubernetes' CRI v1 and the extension of our shim.
+//! Code generated from `proto/`: Kubernetes' CRI v1, the Node Resource Interface, and the
+//! extension of our shim.
 //!
-//! Features: `shim` for [`shim`], `cri` for the messages of [`v1`], `client` and
+//! Features: `shim` for [`shim`], `nri` for [`nri`], `cri` for the messages of [`v1`], `client` and
 //! `server` for its two services. Nothing is on by default, so that the static shim
 //! links prost alone.
 //!
@@ -29,6 +30,18 @@ pub mod shim {
     pub const INFO: &str = "Info";
     /// The protocol of this release; `shim.proto` says what each number has.
     pub const PROTOCOL: u32 = 2;
+}
+
+/// The Node Resource Interface, package `nri.pkg.api.v1alpha1`.
+#[cfg(feature = "nri")]
+#[allow(clippy::all, clippy::pedantic)]
+pub mod nri {
+    include!(concat!(env!("OUT_DIR"), "/nri.pkg.api.v1alpha1.rs"));
+
+    /// ttrpc name of what a plugin serves.
+    pub const PLUGIN: &str = "nri.pkg.api.v1alpha1.Plugin";
+    /// ttrpc name of what the runtime serves.
+    pub const RUNTIME: &str = "nri.pkg.api.v1alpha1.Runtime";
 }
 
 #[cfg(feature = "cri")]

@@ -9,6 +9,7 @@ pub mod disk;
 pub mod image;
 pub mod kubelet;
 pub mod log;
+pub mod nri;
 pub mod registry;
 pub mod tar;
 pub mod tls;
