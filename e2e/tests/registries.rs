@@ -1,11 +1,13 @@
 //! Registries: TLS, platforms, documents of several kinds.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use berth_testkit::tls::Certificate;
 use berth_testkit::{Node, NodeOptions, image};
 use serde_json::json;
+use tonic::Code;
 
 /// The bridge's address: the only one of the machine that is not loopback.
 const BRIDGE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 85, 0, 1));
@@ -101,5 +103,65 @@ async fn a_manifest_is_pulled_by_its_own_digest_without_an_index() -> Result<()>
     assert_eq!(node.cri.pull(&by_digest).await?, made.id.to_string());
     let pod = node.pod("pod").await?;
     assert_eq!(node.shell(&pod, &by_digest, "echo runs").await?, "runs\n");
+    node.assert_clean().await
+}
+
+/// A node that looks for the hosts of registries in `dir`.
+async fn node_with_hosts(dir: &Path) -> Result<Node> {
+    let config = format!("[registry]\nconfig_path = '{}'\n", dir.display());
+    Node::start_with(NodeOptions { config, ..Default::default() }).await
+}
+
+fn write_hosts(dir: &Path, registry: &str, text: &str) -> Result<()> {
+    std::fs::create_dir_all(dir.join(registry))?;
+    Ok(std::fs::write(dir.join(registry).join("hosts.toml"), text)?)
+}
+
+/// `docker.io` cannot be reached from here: all that is pulled comes from the mirror.
+#[tokio::test(flavor = "multi_thread")]
+async fn images_of_a_registry_that_is_out_of_reach_come_from_its_mirrors() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let certificate = Certificate::write(dir.path(), &["10.85.0.1"])?;
+    let authority = certificate.authority.display().to_string();
+    let mut node = node_with_hosts(dir.path()).await?;
+    let made = image::busybox()?;
+    node.push("library/busybox", "latest", &made)?;
+    let mirror = node.registry.under_tls(&node.machine, BRIDGE, certificate)?;
+    // The first one is dead: nobody listens on port 1 of this machine.
+    let text = format!(
+        "[host.'http://127.0.0.1:1']\n[host.'https://{}']\nca = '{authority}'\n",
+        mirror.address()
+    );
+    write_hosts(dir.path(), "docker.io", &text)?;
+    write_hosts(dir.path(), "_default", &text)?;
+
+    assert_eq!(node.cri.pull("docker.io/library/busybox:latest").await?, made.id.to_string());
+    let digest = made.manifests[0].0.digest();
+    let by_digest = format!("r.example:5000/library/busybox@{digest}");
+    assert_eq!(node.cri.pull(&by_digest).await?, made.id.to_string());
+    let pod = node.pod("pod").await?;
+    assert_eq!(node.shell(&pod, "busybox", "echo runs").await?, "runs\n");
+    drop(mirror);
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_no_host_served_tells_what_each_of_them_said() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut node = node_with_hosts(dir.path()).await?;
+    let text =
+        format!("server = 'http://127.0.0.1:2'\n[host.'http://{}']\n", node.registry.address());
+    write_hosts(dir.path(), "r.example", &text)?;
+    let refused = node.cri.pull("r.example/none:t").await.err().context("it was pulled")?;
+    // kubelet tells a registry that is away from an image that is not there by this prefix.
+    assert_eq!(refused.code(), Code::Unknown, "{refused:?}");
+    assert!(refused.message().starts_with("RegistryUnavailable: "), "{refused:?}");
+    for part in ["none of 2 hosts", "does not exist", "127.0.0.1:2"] {
+        assert!(refused.message().contains(part), "{part}: {refused:?}");
+    }
+    write_hosts(dir.path(), "r.example", "\nservr = 'x'\n")?;
+    let refused = node.cri.pull("r.example/none:t").await.err().context("it was pulled")?;
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    assert!(refused.message().contains("r.example/hosts.toml:2:1: unknown key"), "{refused:?}");
     node.assert_clean().await
 }

@@ -61,10 +61,7 @@ pub(crate) async fn pull(
     let name = named(request.image)?;
     let reference: Reference =
         name.parse().map_err(|source| Error::Reference { field: "image.image", source })?;
-    let auth = match request.auth {
-        Some(config) if is_for(&config.server_address, &reference) => auth(config)?,
-        _ => None,
-    };
+    let auth = request.auth.map(credentials).transpose()?.flatten();
     let pulled = engine.pull_image(&reference, auth).await;
     let record = pulled.map_err(|error| match error.is_registry_unavailable() {
         true => Error::RegistryUnavailable(error),
@@ -106,16 +103,22 @@ fn named(spec: Option<ImageSpec>) -> Result<String, Error> {
     Ok(name)
 }
 
-/// Whether credentials meant for `server` may be shown to the reference's registry
-/// (CVE-2020-15157 and relatives). Without a server they are meant for this pull.
-fn is_for(server: &str, reference: &Reference) -> bool {
+/// The credentials given, for the host that they name. Without one they are the image's
+/// registry's, and no mirror's.
+fn credentials(config: AuthConfig) -> Result<Option<Auth>, Error> {
+    let host = server_host(&config.server_address);
+    let Some(auth) = auth(config)? else { return Ok(None) };
+    Ok(Some(match host {
+        None => auth,
+        Some(host) => Auth::OfHost { host, auth: Box::new(auth) },
+    }))
+}
+
+/// Host and port of `server`, which may be an address with scheme and path.
+fn server_host(server: &str) -> Option<String> {
     let host = server.split_once("://").map_or(server, |(_, rest)| rest);
     let host = host.split('/').next().unwrap_or_default().to_ascii_lowercase();
-    let host = match host.as_str() {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io",
-        other => other,
-    };
-    server.is_empty() || host == reference.domain().to_ascii_lowercase()
+    (!server.is_empty()).then_some(host)
 }
 
 /// The credentials given; the most specific kind wins.
@@ -142,20 +145,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn i7_credentials_are_shown_to_their_registry_only() {
-        let docker: Reference = "busybox".parse().unwrap();
-        let local: Reference = "127.0.0.1:5000/busybox".parse().unwrap();
-        for server in ["", "docker.io", "https://index.docker.io/v1/", "registry-1.docker.io"] {
-            assert!(is_for(server, &docker), "{server}");
+    fn i7_credentials_are_of_the_host_they_name() {
+        for (server, expected) in [
+            ("", None),
+            ("docker.io", Some("docker.io")),
+            ("https://index.docker.io/v1/", Some("index.docker.io")),
+            ("http://127.0.0.1:5000/v2/", Some("127.0.0.1:5000")),
+            ("R.Example:5000", Some("r.example:5000")),
+            // Nobody is called so: they are shown to nobody.
+            ("/", Some("")),
+            ("https://", Some("")),
+        ] {
+            let (username, server_address) = ("u".to_owned(), server.to_owned());
+            let config = AuthConfig { username, server_address, ..Default::default() };
+            let found = match credentials(config).unwrap() {
+                Some(Auth::OfHost { host, .. }) => Some(host),
+                _ => None,
+            };
+            assert_eq!(found.as_deref(), expected, "{server}");
         }
-        for server in
-            ["evil.example", "https://docker.io.evil.example", "127.0.0.1", "/", "https://"]
-        {
-            assert!(!is_for(server, &docker), "{server}");
-        }
-        assert!(is_for("http://127.0.0.1:5000/v2/", &local));
-        assert!(!is_for("127.0.0.1:5001", &local));
-        assert!(!is_for("127.0.0.1", &local));
+        let nothing = AuthConfig { server_address: "r.example".into(), ..Default::default() };
+        assert!(credentials(nothing).unwrap().is_none());
     }
 
     #[test]

@@ -79,6 +79,7 @@ pub(crate) struct Config {
     pub(crate) cri: Cri,
     pub(crate) log: Log,
     pub(crate) image: Image,
+    pub(crate) registry: Registry,
     pub(crate) network: Network,
     pub(crate) container: Container,
     pub(crate) runtime: Runtime,
@@ -107,6 +108,13 @@ pub(crate) struct Image {
     pub(crate) plain_http: Vec<String>,
     pub(crate) ca_files: Vec<PathBuf>,
     pub(crate) parallel_layers: usize,
+}
+
+/// Who serves the images of which registry.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Registry {
+    pub(crate) config_path: PathBuf,
 }
 
 /// Pod networks.
@@ -153,6 +161,7 @@ impl Default for Config {
             cri: Cri::default(),
             log: Log::default(),
             image: Image::default(),
+            registry: Registry::default(),
             network: Network::default(),
             container: Container::default(),
             runtime: Runtime::default(),
@@ -169,6 +178,12 @@ impl Default for Log {
 impl Default for Image {
     fn default() -> Self {
         Self { plain_http: Vec::new(), ca_files: Vec::new(), parallel_layers: 3 }
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { config_path: "/etc/berth/certs.d".into() }
     }
 }
 

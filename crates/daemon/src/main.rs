@@ -92,7 +92,9 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             out.write_all(config::DEFAULT.as_bytes())?
         }
         Some(Command::Config(ConfigCommand::Check { file })) => {
-            Config::read(&file)?;
+            let config = Config::read(&file)?;
+            // The daemon reads these anew for each pull; one that is wrong does not stop it.
+            berth_registry::check_hosts(&config.registry.config_path)?;
             writeln!(out, "{} is valid", file.display())?;
         }
     }

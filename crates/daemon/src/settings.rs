@@ -19,6 +19,7 @@ pub(crate) fn registry(config: &Config, proxies: Proxies) -> berth_registry::Con
     berth_registry::Config {
         plain_http: config.image.plain_http.clone(),
         certificate_authorities: config.image.ca_files.clone(),
+        hosts: Some(config.registry.config_path.clone()),
         proxies,
         ..Default::default()
     }

@@ -133,6 +133,8 @@ const BAD: &[(&str, &str)] = &[
     ("[image]\nca_files = ['/bin']", ":2:13: image.ca_files[0]: read certificate authorities"),
     ("[image]\nca_files = ['/dev/zero']", ":2:13: image.ca_files[0]: read certificate authorities"),
     ("[image]\nca_files = [\n'$D/berthd.toml']", ":3:1: image.ca_files[0]: read certificate"),
+    ("[registry]\nconfig_path = 'certs.d'", ":2:15: registry.config_path: must be an absolute"),
+    ("[registry]\nmirrors = 5", ":2:1: registry.mirrors: unknown field `mirrors`"),
     // Networks.
     (
         "[network]\nsubnet = '10.85.0.0'",

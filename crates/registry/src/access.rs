@@ -1,5 +1,6 @@
-//! One repository's address, and the right to read it.
+//! One repository at one host, and the right to read it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_model::{Digest, Reference};
@@ -11,6 +12,7 @@ use crate::auth::{basic, bearer};
 use crate::body::Body;
 use crate::challenge::{self, Bearer, Challenge};
 use crate::error::Detail;
+use crate::hosts::Host;
 use crate::token::{self, Token};
 use crate::transport::{Reply, Transport};
 use crate::{Auth, Config, Error, Subject};
@@ -18,14 +20,16 @@ use crate::{Auth, Config, Error, Subject};
 /// Largest body of a failure that is read, bytes.
 const MAX_FAILURE_BYTES: u64 = 64 << 10;
 
-/// One repository of one registry, as one set of credentials sees it.
+/// One repository at one host, as one set of credentials sees it.
 #[derive(Debug)]
 pub(crate) struct Access {
     transport: Arc<Transport>,
     reference: Reference,
-    /// Scheme and authority of the registry.
-    base: Uri,
+    host: Host,
+    /// What of the credentials this host may be shown.
     auth: Option<Auth>,
+    /// Whether it could not give what it was asked for; others are asked before it then.
+    failed: AtomicBool,
     /// What the last challenge was answered with; never held across an await.
     grant: Mutex<Option<Grant>>,
 }
@@ -37,9 +41,27 @@ enum Grant {
 }
 
 impl Access {
-    pub(crate) fn new(transport: Arc<Transport>, reference: Reference, auth: Option<Auth>) -> Self {
-        let base = transport.plain_hosts.base(&reference);
-        Self { transport, reference, base, auth, grant: Mutex::new(None) }
+    pub(crate) fn new(
+        transport: Arc<Transport>,
+        reference: Reference,
+        host: Host,
+        auth: Option<&Auth>,
+    ) -> Self {
+        let auth = auth.and_then(|auth| auth.shown_to(&host, reference.domain()));
+        let (failed, grant) = (AtomicBool::new(false), Mutex::new(None));
+        Self { transport, reference, host, auth, failed, grant }
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_failure(&self) {
+        self.failed.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn reference(&self) -> &Reference {
@@ -51,8 +73,7 @@ impl Access {
     }
 
     pub(crate) fn subject(&self, reference: Reference, blob: Option<Digest>) -> Subject {
-        let host = self.base.authority().map(ToString::to_string).unwrap_or_default();
-        Subject::new(reference, blob, host)
+        Subject::new(reference, blob, self.host.name().to_owned())
     }
 
     /// Asks for `path` below the repository, and answers one challenge if there is one.
@@ -64,9 +85,10 @@ impl Access {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Reply, Failure> {
-        let uri = self.address(path);
+        let uri = self.host.address(self.reference.path(), path);
         let authorization = self.authorization(subject).await?;
-        let reply = self.transport.get(subject, &uri, headers, authorization.as_ref()).await?;
+        let reply =
+            self.transport.get(&self.host, subject, &uri, headers, authorization.as_ref()).await?;
         // Who is not the registry is not told who we are, however it asks.
         if reply.response.status() != StatusCode::UNAUTHORIZED || !reply.from_origin {
             return Ok(reply);
@@ -74,7 +96,7 @@ impl Access {
         let asked = challenge::choose(reply.response.headers());
         let Some(authorization) = self.answer(subject, asked).await? else { return Ok(reply) };
         self.transport.drain(reply.response).await;
-        self.transport.get(subject, &uri, headers, Some(&authorization)).await
+        self.transport.get(&self.host, subject, &uri, headers, Some(&authorization)).await
     }
 
     /// What a reply that is no success means.
@@ -88,13 +110,6 @@ impl Access {
         let bytes = body.collect(MAX_FAILURE_BYTES).await.unwrap_or_default();
         let detail = Detail::of_body(&bytes, |text| self.is_secret(text));
         token::refusal(subject, head.status, &head.headers, detail)
-    }
-
-    fn address(&self, path: &str) -> Uri {
-        let mut parts = self.base.clone().into_parts();
-        let path = format!("/v2/{}/{path}", self.reference.path());
-        parts.path_and_query = path.parse().ok();
-        Uri::from_parts(parts).expect("names, tags and digests are valid in a path")
     }
 
     /// What to send without being asked.
@@ -138,7 +153,8 @@ impl Access {
     }
 
     async fn renew(&self, subject: &Subject, challenge: Bearer) -> Result<HeaderValue, Failure> {
-        let token = token::fetch(&self.transport, subject, &challenge, self.auth.as_ref()).await?;
+        let (transport, auth) = (&self.transport, self.auth.as_ref());
+        let token = token::fetch(transport, &self.host, subject, &challenge, auth).await?;
         let header = token.header.clone();
         self.set_grant(Grant::Bearer(token, challenge));
         Ok(header)
@@ -148,8 +164,8 @@ impl Access {
     fn check_realm(&self, subject: &Subject, realm: &Uri) -> Result<(), Failure> {
         let plain = |uri: &Uri| uri.scheme() == Some(&Scheme::HTTP);
         let allowed = !plain(realm)
-            || (plain(&self.base)
-                && (realm.host() == self.base.host()
+            || (plain(&self.host.base)
+                && (realm.host() == self.host.base.host()
                     || self.transport.plain_hosts.allow(realm, true)));
         let why = "its token service is not under TLS";
         if allowed {
@@ -164,7 +180,9 @@ impl Access {
             Some(Grant::Bearer(token, _)) => token.is_shown_in(text),
             _ => false,
         };
-        token || self.auth.as_ref().is_some_and(|auth| auth.is_shown_in(text))
+        token
+            || self.host.is_shown_in(text)
+            || self.auth.as_ref().is_some_and(|auth| auth.is_shown_in(text))
     }
 
     fn grant(&self) -> Option<Grant> {

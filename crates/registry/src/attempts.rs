@@ -56,9 +56,11 @@ pub(crate) struct Attempts {
 }
 
 impl Attempts {
-    pub(crate) fn new(config: &Config) -> Self {
+    /// Only one if another host is there to be asked instead: nobody waits for a mirror.
+    pub(crate) fn new(config: &Config, is_last: bool) -> Self {
         let Config { attempts, backoff, max_backoff, .. } = *config;
-        Self { limit: attempts.max(1), backoff, max_backoff, failed: 0 }
+        let limit = if is_last { attempts.max(1) } else { 1 };
+        Self { limit, backoff, max_backoff, failed: 0 }
     }
 
     /// Forgets the failures so far.
@@ -129,7 +131,7 @@ mod tests {
             max_backoff: Duration::from_secs(10),
             ..Config::default()
         };
-        Attempts { failed, ..Attempts::new(&config) }
+        Attempts { failed, ..Attempts::new(&config, true) }
     }
 
     #[test]

@@ -6,6 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 
+use crate::hosts::Host;
+
 /// Why a docker `auth` field is not `base64(username:password)`. It never shows the field.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("auth is not the base64 of username:password")]
@@ -26,6 +28,14 @@ pub enum Auth {
     IdentityToken(String),
     /// An access token, sent to the registry as it is.
     RegistryToken(String),
+    /// Credentials of one host by its name, which may be a mirror's. Others are the image's
+    /// registry's.
+    OfHost {
+        /// Host, with its port if it has one; `docker.io` by any of its names.
+        host: String,
+        /// What that host is shown.
+        auth: Box<Self>,
+    },
 }
 
 impl Auth {
@@ -42,6 +52,20 @@ impl Auth {
         Ok(Self::Basic { username: username.to_owned(), password })
     }
 
+    /// What of this `host` may be shown, which is one of those that serve images named
+    /// `domain` (CVE-2020-15157 and relatives).
+    pub(crate) fn shown_to(&self, host: &Host, domain: &str) -> Option<Self> {
+        match self {
+            Self::OfHost { host: named, auth } => {
+                let named = hub_or(named);
+                let same = |other: &str| named.eq_ignore_ascii_case(hub_or(other));
+                let meant = same(host.name()) || (host.is_registry && same(domain));
+                meant.then(|| (**auth).clone())
+            }
+            auth => host.is_registry.then(|| auth.clone()),
+        }
+    }
+
     /// Whether `text` shows a secret of this, plainly or as it is sent.
     pub(crate) fn is_shown_in(&self, text: &str) -> bool {
         let shows = |secret: &str| !secret.is_empty() && text.contains(secret);
@@ -50,6 +74,7 @@ impl Auth {
                 shows(password) || shows(&encode_basic(username, password))
             }
             Self::IdentityToken(token) | Self::RegistryToken(token) => shows(token),
+            Self::OfHost { auth, .. } => auth.is_shown_in(text),
         }
     }
 }
@@ -60,7 +85,16 @@ impl fmt::Debug for Auth {
             Self::Basic { .. } => "Basic(..)",
             Self::IdentityToken(_) => "IdentityToken(..)",
             Self::RegistryToken(_) => "RegistryToken(..)",
+            Self::OfHost { .. } => "OfHost(..)",
         })
+    }
+}
+
+/// Docker's hub has several names, of which images have one.
+fn hub_or(host: &str) -> &str {
+    match host.to_ascii_lowercase().as_str() {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        _ => host,
     }
 }
 
@@ -101,6 +135,34 @@ mod tests {
         for bad in ["", "!", &STANDARD.encode("no colon"), &STANDARD.encode([0xff, b':'])] {
             assert_eq!(Auth::from_encoded(bad), Err(InvalidAuth), "{bad}");
         }
+    }
+
+    fn host(base: &'static str) -> Host {
+        Host::registry(http::Uri::from_static(base))
+    }
+
+    #[test]
+    fn i7_credentials_are_shown_to_their_host_only() {
+        let user = Auth::Basic { username: "u".into(), password: "p".into() };
+        let of = |host: &str| Auth::OfHost { host: host.into(), auth: Box::new(user.clone()) };
+        let (hub, mut there) = (host("https://registry-1.docker.io/"), host("https://m.example/"));
+        there.is_registry = false;
+
+        assert_eq!(user.shown_to(&hub, "docker.io"), Some(user.clone()));
+        assert_eq!(user.shown_to(&there, "docker.io"), None, "no mirror gets the registry's");
+        for name in ["docker.io", "index.docker.io", "registry-1.docker.io", "Docker.IO"] {
+            assert_eq!(of(name).shown_to(&hub, "docker.io"), Some(user.clone()), "{name}");
+            assert_eq!(of(name).shown_to(&there, "docker.io"), None, "{name}");
+        }
+        assert_eq!(of("M.example").shown_to(&there, "docker.io"), Some(user.clone()));
+        assert_eq!(of("m.example").shown_to(&hub, "docker.io"), None, "nor the reverse");
+        for name in ["", "docker.io.evil.example", "m.example:443", "example"] {
+            assert_eq!(of(name).shown_to(&hub, "docker.io"), None, "{name}");
+            assert_eq!(of(name).shown_to(&there, "docker.io"), None, "{name}");
+        }
+        let local = host("http://127.0.0.1:5000/");
+        assert_eq!(of("127.0.0.1:5000").shown_to(&local, "127.0.0.1:5000"), Some(user.clone()));
+        assert_eq!(of("127.0.0.1:5001").shown_to(&local, "127.0.0.1:5000"), None);
     }
 
     #[test]

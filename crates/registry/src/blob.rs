@@ -1,5 +1,6 @@
 //! A blob as it arrives.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use crate::access::Access;
 use crate::attempts::{Attempts, Failure};
 use crate::body::Body;
-use crate::{Error, Subject};
+use crate::{Error, Subject, fallback};
 
 /// After this many new bytes the failures before them are forgotten: a large layer over a
 /// bad line may break often, as long as it gets on.
@@ -20,7 +21,13 @@ const RENEWING_BYTES: u64 = 4 << 20;
 /// A blob as it arrives. Dropping it ends the transfer.
 #[derive(Debug)]
 pub struct Blob {
+    digest: Digest,
+    /// The host that is asked.
     access: Arc<Access>,
+    /// Those to ask if it fails, in order.
+    others: VecDeque<Arc<Access>>,
+    /// What those that failed answered.
+    errors: Vec<(Arc<Access>, Error)>,
     subject: Subject,
     path: String,
     size: u64,
@@ -36,16 +43,21 @@ pub struct Blob {
 }
 
 impl Blob {
+    /// Opens it at the first of `hosts` that has it; there is at least one.
     pub(crate) async fn open(
-        access: Arc<Access>,
+        mut hosts: VecDeque<Arc<Access>>,
         digest: &Digest,
         size: u64,
     ) -> Result<Self, Error> {
+        let access = hosts.pop_front().expect("who has no host does not come here");
         let mut blob = Self {
+            digest: *digest,
             subject: access.subject(access.reference().clone(), Some(*digest)),
             path: format!("blobs/{digest}"),
-            attempts: Attempts::new(access.config()),
+            attempts: Attempts::new(access.config(), hosts.is_empty()),
             access,
+            others: hosts,
+            errors: Vec::new(),
             size,
             received: 0,
             renewed: 0,
@@ -87,8 +99,8 @@ impl Blob {
                         return self.give(bytes).map(Some);
                     }
                 }
-                Ok(None) => self.attempts.pause(self.ended()).await?,
-                Err(why) => self.attempts.pause(why.about(&self.subject)).await?,
+                Ok(None) => self.pause(self.ended()).await?,
+                Err(why) => self.pause(why.about(&self.subject)).await?,
             }
         }
         Ok(None)
@@ -116,9 +128,24 @@ impl Blob {
         loop {
             match self.connect_once().await {
                 Ok(transfer) => return Ok(transfer),
-                Err(failure) => self.attempts.pause(failure).await?,
+                Err(failure) => self.pause(failure).await?,
             }
         }
+    }
+
+    /// Waits until the host may be asked again, or turns to the next one: what is received
+    /// stays, since a blob is the same everywhere.
+    async fn pause(&mut self, failure: Failure) -> Result<(), Error> {
+        let Err(error) = self.attempts.pause(failure).await else { return Ok(()) };
+        let Some(next) = self.others.pop_front() else {
+            return Err(fallback::sum(std::mem::take(&mut self.errors), &self.access, error));
+        };
+        fallback::note(&self.access, &next, &error);
+        self.errors.push((Arc::clone(&self.access), error));
+        self.subject = next.subject(next.reference().clone(), Some(self.digest));
+        self.attempts = Attempts::new(next.config(), self.others.is_empty());
+        (self.access, self.ranges) = (next, true);
+        Ok(())
     }
 
     async fn connect_once(&mut self) -> Result<(Body, u64), Failure> {

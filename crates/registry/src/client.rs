@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use crate::access::Access;
 use crate::attempts::{Attempts, Failure};
 use crate::body::Body;
+use crate::fallback::{Need, Repositories};
 use crate::transport::Transport;
 use crate::{Auth, Blob, Config, Error, MAX_MANIFEST_BYTES, Manifest, MediaType, Subject};
 
@@ -30,14 +31,14 @@ impl Client {
     /// The repository of `reference`, with the credentials of one pull.
     #[must_use]
     pub fn repository(&self, reference: &Reference, auth: Option<Auth>) -> Repository {
-        Repository(Arc::new(Access::new(Arc::clone(&self.0), reference.clone(), auth)))
+        Repository(Arc::new(Repositories::new(Arc::clone(&self.0), reference.clone(), auth)))
     }
 }
 
-/// One repository of one registry, as one set of credentials sees it. Clones share the
-/// token that those were traded for.
+/// One repository of one registry, as one set of credentials sees it, at all hosts that
+/// serve it. Clones share the tokens that those were traded for.
 #[derive(Clone, Debug)]
-pub struct Repository(pub(crate) Arc<Access>);
+pub struct Repository(Arc<Repositories>);
 
 impl Repository {
     /// Fetches what the reference names: its digest if it has one, else its tag.
@@ -49,7 +50,7 @@ impl Repository {
     pub async fn resolve(&self) -> Result<Manifest, Error> {
         let reference = self.0.reference();
         match reference.digest() {
-            Some(digest) => self.fetch(reference, Some(digest), &digest.to_string()).await,
+            Some(digest) => self.fetch(reference, Some(*digest), &digest.to_string()).await,
             None => {
                 let tag = reference.tag().expect("a reference has a tag or a digest");
                 self.fetch(reference, None, tag).await
@@ -64,7 +65,7 @@ impl Repository {
     #[tracing::instrument(name = "registry.manifest", skip_all, fields(image.ref = %self.0.reference(), %digest), level = "debug")]
     pub async fn manifest(&self, digest: &Digest) -> Result<Manifest, Error> {
         let reference = self.0.reference().with_digest(*digest);
-        self.fetch(&reference, Some(digest), &digest.to_string()).await
+        self.fetch(&reference, Some(*digest), &digest.to_string()).await
     }
 
     /// Begins to fetch the blob `digest` of exactly `size` bytes.
@@ -72,47 +73,62 @@ impl Repository {
     /// # Errors
     /// Any [`Error`]; [`Error::WrongSize`] if the registry announces another size.
     pub async fn blob(&self, digest: &Digest, size: u64) -> Result<Blob, Error> {
-        Blob::open(Arc::clone(&self.0), digest, size).await
+        self.0.blob(digest, size).await
     }
 
     async fn fetch(
         &self,
         reference: &Reference,
-        expected: Option<&Digest>,
+        expected: Option<Digest>,
         name: &str,
     ) -> Result<Manifest, Error> {
-        let subject = self.0.subject(reference.clone(), None);
+        // A tag is believed of fewer hosts than bytes that are verified.
+        let need = if expected.is_some() { Need::Pull } else { Need::Resolve };
         let path = format!("manifests/{name}");
-        let mut attempts = Attempts::new(self.0.config());
-        loop {
-            match self.fetch_once(&subject, expected, &path).await {
-                Ok(manifest) => return Ok(manifest),
-                Err(failure) => attempts.pause(failure).await?,
-            }
-        }
+        let ask = |access: Arc<Access>, is_last| {
+            let (path, subject) = (path.clone(), access.subject(reference.clone(), None));
+            async move { fetch(&access, &subject, expected, &path, is_last).await }
+        };
+        self.0.ask(need, reference, ask).await
     }
+}
 
-    async fn fetch_once(
-        &self,
-        subject: &Subject,
-        expected: Option<&Digest>,
-        path: &str,
-    ) -> Result<Manifest, Failure> {
-        let mut headers = HeaderMap::new();
-        for media_type in MediaType::ALL {
-            headers.append(ACCEPT, HeaderValue::from_static(media_type.as_str()));
+async fn fetch(
+    access: &Access,
+    subject: &Subject,
+    expected: Option<Digest>,
+    path: &str,
+    is_last: bool,
+) -> Result<Manifest, Error> {
+    let mut attempts = Attempts::new(access.config(), is_last);
+    loop {
+        match fetch_once(access, subject, expected, path).await {
+            Ok(manifest) => return Ok(manifest),
+            Err(failure) => attempts.pause(failure).await?,
         }
-        let reply = self.0.get(subject, path, &headers).await?;
-        if reply.response.status() != StatusCode::OK {
-            return Err(self.0.refusal(subject, reply).await);
-        }
-        let media_type = media_type(subject, reply.response.headers())?;
-        let announced = announced_digest(&reply.response);
-        let mut body = Body::new(reply.response.into_body(), self.0.config());
-        let bytes = body.collect(MAX_MANIFEST_BYTES).await.map_err(|why| why.about(subject))?;
-        let digest = verify(subject, &bytes, expected.copied().into_iter().chain(announced))?;
-        Ok(Manifest { media_type, digest, bytes })
     }
+}
+
+async fn fetch_once(
+    access: &Access,
+    subject: &Subject,
+    expected: Option<Digest>,
+    path: &str,
+) -> Result<Manifest, Failure> {
+    let mut headers = HeaderMap::new();
+    for media_type in MediaType::ALL {
+        headers.append(ACCEPT, HeaderValue::from_static(media_type.as_str()));
+    }
+    let reply = access.get(subject, path, &headers).await?;
+    if reply.response.status() != StatusCode::OK {
+        return Err(access.refusal(subject, reply).await);
+    }
+    let media_type = media_type(subject, reply.response.headers())?;
+    let announced = announced_digest(&reply.response);
+    let mut body = Body::new(reply.response.into_body(), access.config());
+    let bytes = body.collect(MAX_MANIFEST_BYTES).await.map_err(|why| why.about(subject))?;
+    let digest = verify(subject, &bytes, expected.into_iter().chain(announced))?;
+    Ok(Manifest { media_type, digest, bytes })
 }
 
 fn media_type(subject: &Subject, headers: &HeaderMap) -> Result<MediaType, Error> {

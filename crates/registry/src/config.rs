@@ -12,6 +12,9 @@ pub struct Config {
     pub plain_http: Vec<String>,
     /// PEM files with authorities that are trusted besides the public ones.
     pub certificate_authorities: Vec<PathBuf>,
+    /// Holds a directory for each registry that other hosts serve as well, or that is
+    /// reached in a way of its own (`HOST/hosts.toml`); need not be there.
+    pub hosts: Option<PathBuf>,
     /// Proxies; never used for loopback hosts.
     pub proxies: Proxies,
     /// For a TCP connection to stand.
@@ -33,6 +36,7 @@ impl Default for Config {
         Self {
             plain_http: Vec::new(),
             certificate_authorities: Vec::new(),
+            hosts: None,
             proxies: Proxies::default(),
             connect_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(30),

@@ -187,6 +187,49 @@ pub enum Error {
         /// Why.
         source: rustls::Error,
     },
+    /// A client's certificate or key is unusable.
+    #[error("read a client's certificate or key from {}", path.display())]
+    ClientCertificate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// A client's key does not belong to its certificate, or is of no known kind.
+    #[error("use the client's key in {}", path.display())]
+    ClientKey {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// What is configured of a registry's hosts cannot be read.
+    #[error("read {}", path.display())]
+    HostsRead {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// What is configured of a registry's hosts makes no sense.
+    #[error("{}:{line}:{column}: {complaint}", path.display())]
+    HostsFile {
+        /// The file.
+        path: PathBuf,
+        /// Counts from 1.
+        line: usize,
+        /// Counts from 1, in characters.
+        column: usize,
+        /// What is wrong, and what is allowed.
+        complaint: String,
+    },
+    /// No host of the registry is configured to be asked for this.
+    #[error("no host is configured to be asked for {0}")]
+    NoHost(Subject),
+    /// Several hosts were asked, and each of them failed; the last one is the registry as a
+    /// rule.
+    #[error("none of {} hosts gave it: {}", .0.len(), told(.0))]
+    EachHost(Vec<Self>),
     /// A proxy's address is of a kind that is not spoken.
     #[error("proxy for {0} is no http:// address")]
     Proxy(&'static str),
@@ -211,10 +254,30 @@ impl Error {
             | Self::MediaType { .. }
             | Self::Authorities { .. }
             | Self::Authority { .. }
+            | Self::ClientCertificate { .. }
+            | Self::ClientKey { .. }
+            | Self::HostsRead { .. }
+            | Self::HostsFile { .. }
+            | Self::NoHost(_)
             | Self::Proxy(_) => ErrorKind::InvalidArgument,
             Self::Schema1 { .. } => ErrorKind::Unimplemented,
+            Self::EachHost(errors) => errors.last().map_or(ErrorKind::Internal, Self::kind),
         }
     }
+}
+
+/// Each error with its causes: as a list they have no one source.
+fn told(errors: &[Error]) -> String {
+    let chain = |error: &Error| {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            text += &format!(": {error}");
+            cause = error.source();
+        }
+        text
+    };
+    errors.iter().map(chain).collect::<Vec<_>>().join("; then ")
 }
 
 /// What a registry says about a failure: bounded, on one line, possibly empty.

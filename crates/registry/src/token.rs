@@ -15,6 +15,7 @@ use crate::auth::{basic, bearer};
 use crate::body::Body;
 use crate::challenge::Bearer;
 use crate::error::Detail;
+use crate::hosts::Host;
 use crate::transport::Transport;
 use crate::{Auth, Error, Subject};
 
@@ -54,6 +55,7 @@ impl std::fmt::Debug for Token {
 /// Asks the token service of `challenge`, whose realm was checked.
 pub(crate) async fn fetch(
     transport: &Transport,
+    host: &Host,
     subject: &Subject,
     challenge: &Bearer,
     auth: Option<&Auth>,
@@ -66,7 +68,7 @@ pub(crate) async fn fetch(
     let response = match auth {
         Some(Auth::IdentityToken(refresh)) => {
             let form = oauth2_form(challenge, &scope, refresh);
-            transport.post(subject, &challenge.realm, form).await?
+            transport.post(host, subject, &challenge.realm, form).await?
         }
         auth => {
             let uri = token_address(subject, challenge, &scope)?;
@@ -75,7 +77,7 @@ pub(crate) async fn fetch(
                 _ => None,
             };
             let headers = HeaderMap::new();
-            transport.get(subject, &uri, &headers, authorization.as_ref()).await?.response
+            transport.get(host, subject, &uri, &headers, authorization.as_ref()).await?.response
         }
     };
     read(transport, subject, response, auth, asked).await

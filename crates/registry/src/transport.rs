@@ -2,7 +2,10 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use berth_model::Digest;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION, PROXY_AUTHORIZATION, USER_AGENT};
 use http::uri::Scheme;
@@ -12,6 +15,7 @@ use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::ClientConfig;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
@@ -19,13 +23,21 @@ use crate::attempts::Failure;
 use crate::body::Body;
 use crate::connect::{Connector, Routes};
 use crate::host::{PlainHosts, resolve_location, same_origin};
-use crate::{Config, Error, Subject, tls};
+use crate::hosts::Host;
+use crate::tls::Material;
+use crate::{Config, Error, Subject};
 
 const MAX_REDIRECTS: usize = 5;
 /// Bounds the headers of a response, and the pieces that a body comes in.
 const MAX_BUFFER_BYTES: usize = 256 << 10;
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("berth/", env!("CARGO_PKG_VERSION")));
 const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
+
+/// Most clients that are kept for hosts with certificates of their own.
+const MAX_OWN_CLIENTS: usize = 32;
+
+/// Speaks TLS or plain HTTP, as the scheme says.
+pub(crate) type HttpsClient = Client<HttpsConnector<Connector>, Full<Bytes>>;
 
 /// What all repositories share.
 #[derive(Debug)]
@@ -35,8 +47,13 @@ pub(crate) struct Transport {
     routes: Routes,
     plain: Client<Connector, Full<Bytes>>,
     /// Made at the first use of TLS, which has to read the node's certificates.
-    tls: OnceCell<Client<HttpsConnector<Connector>, Full<Bytes>>>,
+    tls: OnceCell<HttpsClient>,
+    /// For hosts with certificates of their own, by what they are made from, oldest first;
+    /// one that changed on disk is another.
+    own: Mutex<Vec<(OwnKey, HttpsClient)>>,
 }
+
+type OwnKey = (Digest, Option<Duration>);
 
 /// A response that is no redirect; its body is not read yet.
 #[derive(Debug)]
@@ -52,12 +69,13 @@ impl Transport {
         let routes = Routes::new(&config.proxies)?;
         let plain_hosts = PlainHosts::new(&config.plain_http);
         let plain = client(Connector::new(&config, routes.clone()));
-        Ok(Self { config, plain_hosts, routes, plain, tls: OnceCell::new() })
+        Ok(Self { config, plain_hosts, routes, plain, tls: OnceCell::new(), own: Mutex::default() })
     }
 
-    /// Asks for `uri`, and follows redirects without the authorization.
+    /// Asks for `uri` on behalf of `host`, and follows redirects without the authorization.
     pub(crate) async fn get(
         &self,
+        host: &Host,
         subject: &Subject,
         uri: &Uri,
         headers: &HeaderMap,
@@ -68,11 +86,12 @@ impl Transport {
         for _ in 0..=MAX_REDIRECTS {
             from_origin = from_origin && same_origin(uri, &at);
             let mut request = Request::new(Full::default());
+            *request.headers_mut() = host.headers_for(&at);
             request.headers_mut().extend(headers.clone());
             if let Some(authorization) = authorization.filter(|_| from_origin) {
                 request.headers_mut().insert(AUTHORIZATION, authorization.clone());
             }
-            let response = self.send(subject, &at, request).await?;
+            let response = self.send(host, subject, &at, request).await?;
             if !is_redirect(&response) {
                 return Ok(Reply { response, from_origin });
             }
@@ -85,14 +104,16 @@ impl Transport {
     /// Sends a form; a redirect is an answer like any other, since the form is secret.
     pub(crate) async fn post(
         &self,
+        host: &Host,
         subject: &Subject,
         uri: &Uri,
         form: String,
     ) -> Result<Response<Incoming>, Failure> {
         let mut request = Request::new(Full::from(form));
         *request.method_mut() = http::Method::POST;
+        *request.headers_mut() = host.headers_for(uri);
         request.headers_mut().insert(CONTENT_TYPE, FORM);
-        self.send(subject, uri, request).await
+        self.send(host, subject, uri, request).await
     }
 
     /// Reads what is left of a short body, so that its connection can be used again.
@@ -105,19 +126,20 @@ impl Transport {
 
     async fn send(
         &self,
+        host: &Host,
         subject: &Subject,
         uri: &Uri,
         mut request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, Failure> {
         *request.uri_mut() = uri.clone();
         request.headers_mut().insert(USER_AGENT, AGENT);
-        let sent = if uri.scheme() == Some(&Scheme::HTTPS) {
-            self.tls().await?.request(request)
-        } else {
-            if let Some(auth) = self.routes.forward_auth(uri) {
-                request.headers_mut().insert(PROXY_AUTHORIZATION, auth);
-            }
-            self.plain.request(request)
+        if let Some(auth) = self.routes.forward_auth(uri) {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, auth);
+        }
+        let sent = match host.client_for(uri) {
+            Some(client) => client.request(request),
+            None if uri.scheme() == Some(&Scheme::HTTPS) => self.tls().await?.request(request),
+            None => self.plain.request(request),
         };
         let waited = self.config.response_timeout;
         match timeout(waited, sent).await {
@@ -127,20 +149,48 @@ impl Transport {
         }
     }
 
-    async fn tls(&self) -> Result<&Client<HttpsConnector<Connector>, Full<Bytes>>, Error> {
+    async fn tls(&self) -> Result<&HttpsClient, Error> {
         let make = || async {
             let authorities = self.config.certificate_authorities.clone();
-            let config = tokio::task::spawn_blocking(move || tls::client_config(&authorities))
+            let read = move || Material::read(&authorities, &[], false)?.config();
+            let config = tokio::task::spawn_blocking(read)
                 .await
                 .expect("reading certificates neither panics nor is cancelled")?;
-            let connector = HttpsConnectorBuilder::new()
-                .with_tls_config(config)
-                .https_or_http()
-                .enable_http1()
-                .wrap_connector(Connector::new(&self.config, self.routes.clone()));
-            Ok(client(connector))
+            Ok(self.https(config, None))
         };
         self.tls.get_or_try_init(make).await
+    }
+
+    /// The client for hosts whose TLS is made from `material`. May read files: for a thread
+    /// that may block.
+    pub(crate) fn own_client(
+        &self,
+        material: &Material,
+        connect_timeout: Option<Duration>,
+    ) -> Result<HttpsClient, Error> {
+        let key = (material.digest(), connect_timeout);
+        let own = || self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, client)) = own().iter().find(|(known, _)| *known == key) {
+            return Ok(client.clone());
+        }
+        let made = self.https(material.config()?, connect_timeout);
+        let mut own = own();
+        if own.len() >= MAX_OWN_CLIENTS {
+            own.remove(0);
+        }
+        own.push((key, made.clone()));
+        Ok(made)
+    }
+
+    fn https(&self, config: ClientConfig, connect_timeout: Option<Duration>) -> HttpsClient {
+        let connect_timeout = connect_timeout.unwrap_or(self.config.connect_timeout);
+        let config_of_tcp = Config { connect_timeout, ..self.config.clone() };
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(Connector::new(&config_of_tcp, self.routes.clone()));
+        client(connector)
     }
 
     fn next_hop<B>(

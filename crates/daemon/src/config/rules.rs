@@ -29,7 +29,7 @@ const NUMBERS: &[(&str, i128, i128)] = &[
     ("container.shm_size", 4096, 1 << 40),
 ];
 
-const TABLES: &[&str] = &["cri", "log", "image", "network", "container", "runtime"];
+const TABLES: &[&str] = &["cri", "log", "image", "registry", "network", "container", "runtime"];
 
 /// A value that is wrong.
 #[derive(Debug)]
@@ -95,6 +95,7 @@ pub(super) fn check(config: &Config) -> Result<(), Wrong> {
     for (index, file) in config.image.ca_files.iter().enumerate() {
         absolute(Key::from("image.ca_files").entry(index), file)?;
     }
+    absolute("registry.config_path", &config.registry.config_path)?;
     network(&config.network)?;
     if CgroupPath::new(&config.container.cgroup_base).is_err() {
         let written = &config.container.cgroup_base;

@@ -22,6 +22,7 @@ fn the_commented_file_names_every_key() {
         ("[cri]", "x = 1"),
         ("[log]", "x = 1"),
         ("[image]", "x = 1"),
+        ("[registry]", "x = 1"),
         ("[network]", "x = 1"),
         ("[container]", "x = 1"),
         ("[runtime]", "x = 1"),

@@ -7,6 +7,8 @@ mod blob;
 #[cfg(test)]
 mod debian;
 #[cfg(test)]
+mod hosts;
+#[cfg(test)]
 mod manifest;
 #[cfg(test)]
 mod proxy;

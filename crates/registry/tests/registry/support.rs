@@ -13,9 +13,10 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -176,14 +177,34 @@ impl Server {
     ) -> Self {
         let certificates = CertificateDer::pem_file_iter(&certificate().certificate).unwrap();
         let key = PrivateKeyDer::from_pem_file(&certificate().key).unwrap();
+        let builder = Self::tls().with_no_client_auth();
+        let config =
+            builder.with_single_cert(certificates.map(Result::unwrap).collect(), key).unwrap();
+        Self::serve(Some(TlsAcceptor::from(Arc::new(config))), answer).await
+    }
+
+    /// Under [`certificate`], for clients that show one of its authority.
+    pub(crate) async fn start_mutual(
+        answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let pem = |path: &Path| -> Vec<_> {
+            CertificateDer::pem_file_iter(path).unwrap().map(Result::unwrap).collect()
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(pem(&certificate().authority));
         let ring = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-        let config = ServerConfig::builder_with_provider(ring)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(certificates.map(Result::unwrap).collect(), key)
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), ring);
+        let key = PrivateKeyDer::from_pem_file(&certificate().key).unwrap();
+        let config = Self::tls()
+            .with_client_cert_verifier(clients.build().unwrap())
+            .with_single_cert(pem(&certificate().certificate), key)
             .unwrap();
         Self::serve(Some(TlsAcceptor::from(Arc::new(config))), answer).await
+    }
+
+    fn tls() -> ConfigBuilder<ServerConfig, WantsVerifier> {
+        let ring = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        ServerConfig::builder_with_provider(ring).with_safe_default_protocol_versions().unwrap()
     }
 
     async fn serve(
@@ -281,7 +302,7 @@ async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<Request> 
 }
 
 /// Of `r.example`, `localhost` and 127.0.0.1, made once for these tests.
-fn certificate() -> &'static Certificate {
+pub(crate) fn certificate() -> &'static Certificate {
     static CERTIFICATE: OnceLock<Certificate> = OnceLock::new();
     CERTIFICATE.get_or_init(|| {
         let dir =
