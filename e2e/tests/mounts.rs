@@ -204,3 +204,82 @@ async fn files_directories_and_places_that_are_missing_are_mounted() -> Result<(
     assert_eq!(node.finish(&pod, &config).await?.stdout, "one file\none file\ninside\n");
     node.assert_clean().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_is_mounted_as_what_it_leads_to_and_what_is_missing_is_made() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    let (dir, link) = (node.dir().join("folder"), node.dir().join("link"));
+    fs::create_dir(&dir)?;
+    fs::write(dir.join("inside"), "")?;
+    std::os::unix::fs::symlink(&dir, &link)?;
+    let missing = node.dir().join("not/there");
+    let mut config = script(&image, "ls /link; touch /made/by-the-container");
+    config.mounts = vec![bind("/link", &link), bind("/made", &missing)];
+    let finished = node.finish(&pod, &config).await?;
+    assert_eq!(finished.stdout, "inside\n", "{}", finished.stderr);
+    assert!(missing.join("by-the-container").exists());
+    // What was asked for is told, not what it led to.
+    assert_eq!(finished.status.mounts[0].host_path, link.display().to_string());
+    node.assert_clean().await
+}
+
+/// teeth: crates/oci-runtime/src/worker.rs: `if !exact {` → `if true {`
+#[tokio::test(flavor = "multi_thread")]
+async fn d10_a_source_that_became_a_link_is_not_followed() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    let (volume, secret) = (node.dir().join("volume"), node.dir().join("secret"));
+    fs::create_dir_all(volume.join("a/b"))?;
+    fs::create_dir_all(secret.join("b"))?;
+    fs::write(secret.join("b/key"), "secret\n")?;
+    fs::write(secret.join("key"), "secret\n")?;
+    for (swapped, target) in [("a/b", secret.clone()), ("a", secret.clone())] {
+        let mut config = script(&image, "cat /data/key");
+        config.mounts = vec![bind("/data", &volume.join("a/b"))];
+        let id = node.cri.create_container(&pod.id, &pod.config, &config).await?;
+        // As another container with the volume could do.
+        fs::rename(volume.join(swapped), volume.join("aside"))?;
+        std::os::unix::fs::symlink(&target, volume.join(swapped))?;
+        let refused = node.cri.start_container(&id).await.err().context("it was followed")?;
+        assert!(refused.message().contains("open mount source"), "{refused:?}");
+        node.cri.remove_container(&id).await?;
+        fs::remove_file(volume.join(swapped))?;
+        fs::rename(volume.join("aside"), volume.join(swapped))?;
+        fs::remove_file(node.log_directory("pod").join("main.log")).ok();
+    }
+    node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mount_options_hold_for_the_mount_that_asked_for_them() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    let dir = node.dir().join("volume");
+    fs::create_dir(&dir)?;
+    let probe = "cp /bin/busybox /all/busybox; \
+                 for d in /all /none; do $d/busybox true 2>/dev/null && echo runs || echo not; \
+                 grep \" $d \" /proc/self/mountinfo | cut -d ' ' -f 6; done";
+    let mut config = script(&image, probe);
+    let options = ["noexec", "nodev", "nosuid"].map(str::to_owned).to_vec();
+    config.mounts = vec![
+        bind("/all", &dir),
+        v1::Mount { mount_options: options.clone(), ..bind("/none", &dir) },
+    ];
+    let finished = node.finish(&pod, &config).await?;
+    let lines: Vec<_> = finished.stdout.lines().collect();
+    let [runs, plain, not, held] = lines[..] else { anyhow::bail!("{finished:?}") };
+    assert_eq!((runs, not), ("runs", "not"), "{finished:?}");
+    for option in &options {
+        let has = |text: &str| text.split(',').any(|word| word == option);
+        assert!(has(held) && !has(plain), "{option}: {finished:?}");
+    }
+    assert_eq!(finished.status.mounts[1].mount_options, options);
+
+    config.mounts[1].mount_options = vec!["suid".into()];
+    let refused = node.cri.create_container(&pod.id, &pod.config, &config).await.err();
+    let refused = refused.context("suid was taken")?;
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    assert!(refused.message().starts_with("config.mounts[1].mount_options"), "{refused:?}");
+    let request = v1::StatusRequest::default();
+    let status = node.cri.runtime.status(request).await?.into_inner();
+    assert!(status.features.context("no features")?.mount_options);
+    node.assert_clean().await
+}

@@ -24,8 +24,8 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing() -> Result<()> {
     add("missing user", Code::InvalidArgument, "nobody-here", &|config| {
         security(config).run_as_username = "nobody-here".into();
     });
-    add("missing mount source", Code::InvalidArgument, "/no/such/source", &|config| {
-        config.mounts = vec![bind("/data", Path::new("/no/such/source"))];
+    add("missing mount source", Code::InvalidArgument, "/dev/null/source", &|config| {
+        config.mounts = vec![bind("/data", Path::new("/dev/null/source"))];
     });
     add("unknown capability", Code::InvalidArgument, "FLY", &|config| {
         let add_capabilities = vec!["FLY".into()];

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use berth_metadata::{AttachmentRecord, ContainerRecord, SandboxPhase, SandboxRecord, ShimRecord};
 use berth_model::container::{EnvVar, Resources, Timestamp};
-use berth_model::mount::{BindMount, Propagation};
+use berth_model::mount::BindMount;
 use berth_model::sandbox::SandboxName;
 use berth_model::{
     ChainId, ContainerId, ContainerSpec, ContainerState, DiffId, Digest, SandboxId, SandboxSpec,
@@ -77,6 +77,7 @@ impl Fixture {
             files: self.files.clone(),
             devices: Vec::new(),
             localhost_seccomp: None,
+            volumes: Default::default(),
             defaults: &self.defaults,
         }
     }
@@ -132,6 +133,7 @@ impl Fixture {
             chain: ChainId::chain(
                 &(0..LAYERS).map(|layer| DiffId(Digest::of(&[layer]))).collect::<Vec<_>>(),
             ),
+            volumes: Default::default(),
         }
     }
 }
@@ -146,9 +148,7 @@ fn spec() -> ContainerSpec {
         container_path: path.into(),
         host_path: format!("/var/lib/kubelet/pods/5f7f4f5e{path}").into(),
         readonly,
-        recursive_readonly: false,
-        selinux_relabel: false,
-        propagation: Propagation::Private,
+        ..BindMount::default()
     };
     ContainerSpec {
         image: "registry.example/team/web:1.2.3".to_owned(),

@@ -29,7 +29,7 @@ pub mod shim {
     /// ttrpc name of the method that says which protocol a shim speaks.
     pub const INFO: &str = "Info";
     /// The protocol of this release; `shim.proto` says what each number has.
-    pub const PROTOCOL: u32 = 2;
+    pub const PROTOCOL: u32 = 3;
 }
 
 /// The Node Resource Interface, package `nri.pkg.api.v1alpha1`.

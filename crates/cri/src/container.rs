@@ -25,7 +25,11 @@ pub(crate) async fn create(
         let id = ids::container(engine, field, target)?;
         *target = id.into();
     }
-    let id = engine.create_container(&sandbox, spec).await?;
+    let created = engine.create_container(&sandbox, spec).await;
+    let id = created.map_err(|error| match error.is_image_volume() {
+        true => Error::ImageVolumeMountFailed(error),
+        false => error.into(),
+    })?;
     Span::current().record("container.id", id.as_str());
     Ok(CreateContainerResponse { container_id: id.into() })
 }

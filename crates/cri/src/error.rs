@@ -75,6 +75,9 @@ pub enum Error {
     /// a request.
     #[error("checkpoints of containers are switched off: Berth takes none and restores none")]
     CheckpointsOff,
+    /// An image cannot be mounted as a volume. kubelet knows this word as a prefix.
+    #[error("ImageVolumeMountFailed")]
+    ImageVolumeMountFailed(#[source] berth_engine::Error),
     /// A later version will answer this RPC.
     #[error("rpc {0} is not implemented")]
     Unimplemented(&'static str),
@@ -108,7 +111,9 @@ impl Error {
             Self::Unsupported { .. } | Self::Unimplemented(_) | Self::CheckpointsOff => {
                 ErrorKind::Unimplemented
             }
-            Self::RegistryUnavailable(source) | Self::Engine(source) => source.kind(),
+            Self::RegistryUnavailable(source)
+            | Self::ImageVolumeMountFailed(source)
+            | Self::Engine(source) => source.kind(),
         }
     }
 

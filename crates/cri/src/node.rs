@@ -51,6 +51,7 @@ pub(crate) async fn status(
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
+            mount_options: true,
         }),
     })
 }

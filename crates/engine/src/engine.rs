@@ -372,5 +372,9 @@ impl Engine {
 fn chains_in_use(
     pods: &PodStore,
 ) -> Result<HashSet<ChainId>, Box<dyn std::error::Error + Send + Sync>> {
-    Ok(pods.containers()?.into_iter().flat_map(|container| container.chain).collect())
+    Ok(pods
+        .containers()?
+        .into_iter()
+        .flat_map(|container| container.layers().collect::<Vec<_>>())
+        .collect())
 }

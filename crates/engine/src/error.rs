@@ -90,13 +90,21 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
-    /// A bind mount names what the host does not have.
-    #[error("mount source {} does not exist", path.display())]
+    /// A bind mount names what the host does not have, and what cannot be made there.
+    #[error("find mount source {}", path.display())]
     MissingMountSource {
         /// The host path.
         path: PathBuf,
         /// The kernel's answer.
         source: std::io::Error,
+    },
+    /// An image that a mount names is not here, or cannot be mounted.
+    #[error("image volume {image:?}")]
+    ImageVolume {
+        /// How the mount calls the image.
+        image: String,
+        /// Why not.
+        source: Box<Error>,
     },
     /// The program of a container could not be executed.
     #[error("start container {id}: {message}")]
@@ -279,6 +287,7 @@ impl Error {
             Self::NetworkDown(_) | Self::Forward { .. } => ErrorKind::Unavailable,
             Self::Unsupported(_) => ErrorKind::Unimplemented,
             Self::Shared(error) => error.kind(),
+            Self::ImageVolume { source, .. } => source.kind(),
         }
     }
 
@@ -290,6 +299,16 @@ impl Error {
                 source.is_of_registry() && source.kind() == ErrorKind::Unavailable
             }
             Self::Shared(error) => error.is_registry_unavailable(),
+            _ => false,
+        }
+    }
+
+    /// Whether an image that was to be a volume is the reason.
+    #[must_use]
+    pub fn is_image_volume(&self) -> bool {
+        match self {
+            Self::ImageVolume { .. } => true,
+            Self::Shared(error) => error.is_image_volume(),
             _ => false,
         }
     }

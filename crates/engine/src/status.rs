@@ -3,6 +3,7 @@
 //! Statuses are snapshots: a driver publishes a new one after it stored a change, and
 //! whoever asks gets the last one without waiting for the driver.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -63,6 +64,8 @@ pub struct ContainerStatus {
     pub gid: u32,
     /// Groups of the first process beside the primary one.
     pub groups: Arc<[u32]>,
+    /// Ids of the images it has as volumes, by the names its mounts call them.
+    pub volumes: Arc<BTreeMap<String, Digest>>,
 }
 
 impl ContainerStatus {

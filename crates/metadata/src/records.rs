@@ -1,9 +1,11 @@
 //! What a row holds.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use berth_model::container::Timestamp;
+use berth_model::mount::ImageVolume;
 use berth_model::sandbox::PortMapping;
 use berth_model::{
     ChainId, ContainerId, ContainerSpec, ContainerState, Digest, SandboxId, SandboxSpec,
@@ -144,6 +146,16 @@ pub struct ContainerRecord {
     pub groups: Vec<u32>,
     /// The chain of each layer of its snapshot, lowest first.
     pub chain: Vec<ChainId>,
+    /// The images it has as volumes, by the names its mounts call them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<String, ImageVolume>,
+}
+
+impl ContainerRecord {
+    /// The layers it needs: those of its root and those of its volumes.
+    pub fn layers(&self) -> impl Iterator<Item = ChainId> + '_ {
+        self.chain.iter().chain(self.volumes.values().flat_map(|volume| &volume.chain)).copied()
+    }
 }
 
 /// An address that belongs to a sandbox.

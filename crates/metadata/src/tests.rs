@@ -69,6 +69,7 @@ fn container(id: &str, sandbox: &str, name: &str) -> ContainerRecord {
         user: (0, 0),
         groups: vec![1],
         chain: Vec::new(),
+        volumes: Default::default(),
     }
 }
 

@@ -168,6 +168,7 @@ fn container(number: u32, sandbox: &SandboxRecord) -> ContainerRecord {
         user: (0, 0),
         groups: vec![1],
         chain: vec![ChainId(Digest::of(b"layer"))],
+        volumes: Default::default(),
     }
 }
 

@@ -107,6 +107,7 @@ fn container(id: &str, sandbox: &str) -> ContainerRecord {
         user: (0, 0),
         groups: Vec::new(),
         chain: Vec::new(),
+        volumes: Default::default(),
     }
 }
 

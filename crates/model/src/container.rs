@@ -373,10 +373,7 @@ mod tests {
         let mount = |container: &str, host: String| BindMount {
             container_path: container.into(),
             host_path: host.into(),
-            readonly: false,
-            recursive_readonly: false,
-            selinux_relabel: false,
-            propagation: Default::default(),
+            ..BindMount::default()
         };
         let dir = "/var/lib/kubelet/pods/uid";
         ContainerSpec {

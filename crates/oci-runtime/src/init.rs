@@ -14,8 +14,8 @@ mod masks;
 mod mounts;
 pub(crate) mod pivot;
 mod procfs;
-mod root;
-mod rootfs;
+pub(crate) mod root;
+pub(crate) mod rootfs;
 pub(crate) mod stdio;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

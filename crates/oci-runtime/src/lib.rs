@@ -45,6 +45,7 @@
 
 mod creating;
 mod error;
+mod image_volumes;
 mod init;
 mod plan;
 mod request;

@@ -57,7 +57,7 @@ impl ContainerPlan {
         let linux = spec.linux().as_ref().ok_or_else(|| Error::invalid("linux", "is missing"))?;
         linux::refuse_unsupported(spec, linux)?;
         let namespaces = Namespaces::new(linux)?;
-        let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default())?;
+        let mounts = mounts::plan(spec)?;
         Ok(Self {
             hostname: linux::host_name("hostname", spec.hostname(), &namespaces)?,
             domainname: linux::host_name("domainname", spec.domainname(), &namespaces)?,

@@ -18,7 +18,8 @@ use rustix::process::{
 };
 
 use crate::error::{AnyErrno, Error};
-use crate::init::{self, Inherited, stdio};
+use crate::image_volumes;
+use crate::init::{self, Inherited, root, stdio};
 use crate::plan::{ContainerPlan, MountWhat, Namespace, ProcessPlan};
 use crate::request::Stdio;
 use crate::shared::SharedMounts;
@@ -197,7 +198,8 @@ fn open_sources(
     for mount in &plan.mounts {
         sources.push(match &mount.what {
             MountWhat::Bind { source, recursive } => {
-                Some(clone_source(&around.bundle.join(source), *recursive)?)
+                let source = around.bundle.join(source);
+                Some(clone_source(&source, *recursive, mount.exact)?)
             }
             MountWhat::SharedShm => {
                 let home = rustix::fs::open(
@@ -211,13 +213,21 @@ fn open_sources(
             _ => None,
         });
     }
+    image_volumes::open(&plan.mounts, around.bundle, &mut sources)?;
     Ok(sources)
 }
 
-fn clone_source(source: &Path, recursive: bool) -> Result<OwnedFd, Error> {
+fn clone_source(source: &Path, recursive: bool, exact: bool) -> Result<OwnedFd, Error> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    rustix::mount::open_tree(CWD, source, flags).map_err(|errno| Error::MountSource {
+    let clone = || {
+        if !exact {
+            return rustix::mount::open_tree(CWD, source, flags);
+        }
+        let found = root::open_exact(source)?;
+        rustix::mount::open_tree(&found, c"", flags | OpenTreeFlags::AT_EMPTY_PATH)
+    };
+    clone().map_err(|errno| Error::MountSource {
         path: source.to_owned(),
         source: AnyErrno::from(errno).0,
     })

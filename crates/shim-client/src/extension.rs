@@ -70,6 +70,20 @@ impl Shim {
         Ok(ShimInfo { protocol, version: String::new() })
     }
 
+    /// Refuses a shim that speaks an earlier protocol than `since`, which brought `words`:
+    /// for what such a shim would not refuse by itself.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], and whatever asking it may meet.
+    pub async fn needs(&self, since: u32, words: &'static str) -> Result<(), Error> {
+        let protocol = self.info(QUICK).await?.protocol;
+        if protocol >= since {
+            return Ok(());
+        }
+        let address = self.address().to_owned();
+        Err(Error::Unsupported { address, protocol, verb: words, needed: since })
+    }
+
     /// Opens the container's log anew, after it was renamed. The file exists at its path
     /// when this returns.
     pub async fn reopen_log(&self, container: &ContainerId) -> Result<(), Error> {

@@ -20,7 +20,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::symlinkat;
 
 use crate::link::Link;
-use crate::meta::{copy_metadata, is_opaque};
+use crate::meta::copy_metadata;
 use crate::{Error, MergedView, Size, SnapshotKey, Trash, probe, tree};
 
 /// Most lower directories of one overlay (the kernel's `OVL_MAX_STACK`).
@@ -31,7 +31,7 @@ pub(crate) const COMMITTED: &str = "committed";
 pub(crate) const ACTIVE: &str = "active";
 pub(crate) const INGEST: &str = "ingest";
 pub(crate) const TRASH: &str = "trash";
-const EMPTY: &str = "empty";
+pub(crate) const EMPTY: &str = "empty";
 
 const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
@@ -301,21 +301,8 @@ impl Snapshots {
         chain: &[ChainId],
         durability: Durability,
     ) -> Result<Vec<Mount>, Error> {
-        if chain.len() > MAX_LAYERS {
-            return Err(Error::TooManyLayers { layers: chain.len(), limit: MAX_LAYERS });
-        }
         let root = &self.0.path;
-        let mut lower = Vec::with_capacity(chain.len());
-        for chain in chain.iter().rev() {
-            let dir = self.directory_of(*chain)?.ok_or(Error::MissingLayer(*chain))?;
-            lower.push(format!("{root}/{dir}"));
-            if is_opaque(self.layer(*chain)?.as_fd()) {
-                break; // overlayfs itself never asks whether a root is opaque
-            }
-        }
-        if lower.is_empty() {
-            lower.push(format!("{root}/{EMPTY}"));
-        }
+        let lower = self.lower(chain)?;
         let mut options = vec![
             format!("lowerdir={}", lower.join(":")),
             format!("upperdir={root}/{ACTIVE}/{key}/upper"),

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::Wanted;
+use crate::{Wanted, mounts};
 
 /// Annotations with this prefix are ours; none comes from outside.
 pub const PREFIX: &str = "dev.berth.";
@@ -17,6 +17,11 @@ pub const PREFIX: &str = "dev.berth.";
 /// The whole environment as a JSON list of base64 strings, each `NAME=value`; present
 /// when a value is not UTF-8, which `process.env` cannot hold. It then replaces it.
 pub const ENV_ANNOTATION: &str = "dev.berth.process.env";
+
+/// Destinations of the bind mounts, as a JSON list, whose sources were found to be paths
+/// without symbolic links: one that is there later is an attack (CVE-2021-25741), and is
+/// refused rather than followed. A shim of an earlier release follows it.
+pub const EXACT_ANNOTATION: &str = "dev.berth.mounts.exact";
 
 /// Keys that containerd sets and third-party shims read.
 const CONTAINERD: &str = "io.kubernetes.cri.";
@@ -39,6 +44,13 @@ pub(crate) fn annotations(wanted: &Wanted<'_>, env: &[Vec<u8>]) -> HashMap<Strin
         let encoded: Vec<_> = env.iter().map(|entry| STANDARD.encode(entry)).collect();
         let json = serde_json::to_string(&encoded).expect("a list of strings is always JSON");
         all.insert(ENV_ANNOTATION.to_owned(), json);
+    }
+    let exact: Vec<_> = mounts::exact(wanted).collect();
+    // A path that is not UTF-8 came from nowhere but a record of our own.
+    if !exact.is_empty()
+        && let Ok(json) = serde_json::to_string(&exact)
+    {
+        all.insert(EXACT_ANNOTATION.to_owned(), json);
     }
     all
 }

@@ -120,6 +120,9 @@ pub enum Error {
     /// A localhost profile was asked for and its bytes were not given.
     #[error("seccomp profile {0:?} was not read")]
     SeccompMissing(String),
+    /// A mount names an image, and how it is mounted was not given.
+    #[error("image {0:?} of a mount was not found")]
+    ImageMissing(String),
 }
 
 impl Error {
@@ -127,7 +130,7 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::SeccompMissing(_) => ErrorKind::Internal,
+            Self::SeccompMissing(_) | Self::ImageMissing(_) => ErrorKind::Internal,
             Self::CapabilityUnavailable(_) => ErrorKind::FailedPrecondition,
             _ => ErrorKind::InvalidArgument,
         }

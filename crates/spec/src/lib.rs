@@ -29,10 +29,10 @@ pub mod user;
 mod version;
 mod wanted;
 
-pub use annotations::{ENV_ANNOTATION, PREFIX};
+pub use annotations::{ENV_ANNOTATION, EXACT_ANNOTATION, PREFIX};
 pub use build::build;
 pub use error::Error;
-pub use mounts::SHARED_MOUNT;
+pub use mounts::{IMAGE_MOUNT, SHARED_MOUNT, SUB_PATH};
 pub use process::exec_process;
 pub use security::{default_masked_paths, default_readonly_paths};
 pub use wanted::{Defaults, HostDevice, Rlimit, SandboxFiles, Shm, Wanted};

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
-use berth_model::mount::{BindMount, Propagation};
+use berth_model::mount::{BindMount, ImageMount, Propagation};
 use oci_spec::runtime::{Mount, MountBuilder};
 
 use crate::wanted::is_container_path;
@@ -12,6 +12,13 @@ use crate::{Error, Shm, Wanted};
 /// Type of a mount that the in-tree shim keeps for all containers of a sandbox; its
 /// source is the name under which it is kept (`shm`).
 pub const SHARED_MOUNT: &str = "berth-shared";
+
+/// Type of a mount of an image; its options are those of the overlay or bind mount of the
+/// layers, with [`SUB_PATH`].
+pub const IMAGE_MOUNT: &str = "berth-image";
+
+/// Option of an [`IMAGE_MOUNT`]: the directory in the image that is seen.
+pub const SUB_PATH: &str = "subpath";
 
 /// Destination, type, source and options of what every container has
 /// (OCI runtime specification, config-linux, "Default Filesystems").
@@ -35,7 +42,8 @@ const DEFAULTS: [(&str, &str, &str, &[&str]); 6] = [
 /// replaces all that is below it too. The runtime performs them in this order, each
 /// inside the container's root.
 pub(crate) fn mounts(wanted: &Wanted<'_>) -> Result<Vec<Mount>, Error> {
-    let asked = wanted.spec.mounts.iter().map(asked).collect::<Result<Vec<_>, _>>()?;
+    let asked = wanted.spec.mounts.iter().map(|mount| asked(wanted, mount));
+    let asked = asked.collect::<Result<Vec<_>, _>>()?;
     let replaced = |default: &Mount| {
         asked.iter().any(|asked| {
             let at = asked.destination();
@@ -48,6 +56,12 @@ pub(crate) fn mounts(wanted: &Wanted<'_>) -> Result<Vec<Mount>, Error> {
     // Stable: of two at one depth the earlier in the request stays the lower.
     all.sort_by_key(|mount| mount.destination().components().count());
     Ok(all)
+}
+
+/// Where parts of the host are bound that the request names.
+pub(crate) fn exact<'a>(wanted: &'a Wanted<'_>) -> impl Iterator<Item = PathBuf> + 'a {
+    let host = wanted.spec.mounts.iter().filter(|mount| mount.image.is_none());
+    host.filter_map(|mount| destination("mount", &mount.container_path).ok())
 }
 
 /// How the root is propagated, so that the mounts that ask for it receive events.
@@ -111,7 +125,7 @@ fn mount(
         .expect("id mappings, the only thing checked, are absent")
 }
 
-fn asked(asked: &BindMount) -> Result<Mount, Error> {
+fn asked(wanted: &Wanted<'_>, asked: &BindMount) -> Result<Mount, Error> {
     let destination = destination("mount", &asked.container_path)?;
     let access = match (asked.recursive_readonly, asked.readonly) {
         (true, false) => return Err(Error::RecursiveReadOnly(asked.container_path.clone())),
@@ -127,8 +141,31 @@ fn asked(asked: &BindMount) -> Result<Mount, Error> {
         Propagation::HostToContainer => "rslave",
         Propagation::Bidirectional => "rshared",
     };
-    let options = ["rbind", propagation, access].map(str::to_owned).to_vec();
-    Ok(mount(destination, "bind", &asked.host_path, options))
+    let forbidden = asked.options.iter().map(|option| option.as_str());
+    if let Some(image) = &asked.image {
+        // What an image brings is content: its device nodes and set-user-ID bits are not
+        // for a container that looks into it.
+        let fixed = ["ro", "nosuid", "nodev", propagation].into_iter();
+        let options = fixed.chain(forbidden).map(str::to_owned).collect();
+        return image_mount(wanted, image, destination, options);
+    }
+    let options = ["rbind", propagation, access].into_iter().chain(forbidden);
+    Ok(mount(destination, "bind", &asked.host_path, options.map(str::to_owned).collect()))
+}
+
+fn image_mount(
+    wanted: &Wanted<'_>,
+    image: &ImageMount,
+    destination: PathBuf,
+    mut options: Vec<String>,
+) -> Result<Mount, Error> {
+    let layers = wanted.volumes.get(&image.name);
+    let layers = layers.ok_or_else(|| Error::ImageMissing(image.name.clone()))?;
+    options.extend(layers.options.iter().cloned());
+    if !image.sub_path.is_empty() {
+        options.push(format!("{SUB_PATH}={}", image.sub_path));
+    }
+    Ok(mount(destination, IMAGE_MOUNT, &layers.source, options))
 }
 
 /// The path with `.`, `..` and doubled slashes taken out, as text: what the image's

@@ -1,7 +1,9 @@
 //! What a specification is built from.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use berth_model::mount::Mount;
 use berth_model::sandbox::SandboxName;
 use berth_model::{ContainerId, ContainerSpec, SandboxId};
 use oci_spec::image::ImageConfiguration;
@@ -40,6 +42,8 @@ pub struct Wanted<'a> {
     pub devices: Vec<HostDevice>,
     /// Bytes of the profile that [`berth_model::container::Profile::Localhost`] names.
     pub localhost_seccomp: Option<&'a [u8]>,
+    /// How each image that `spec.mounts` names is mounted, by the name it is called there.
+    pub volumes: BTreeMap<String, Mount>,
     /// What the node can do, and what the daemon's configuration says.
     pub defaults: &'a Defaults,
 }

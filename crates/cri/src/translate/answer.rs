@@ -4,7 +4,7 @@ use berth_api::v1;
 use berth_engine::{ContainerStatus, SandboxStatus};
 use berth_model::container::ContainerState;
 use berth_model::image::ImageRecord;
-use berth_model::mount::{BindMount, Propagation};
+use berth_model::mount::{BindMount, ImageMount, Propagation};
 use berth_model::sandbox::{NamespaceMode, NamespaceOptions, SandboxState};
 
 use super::{resources, signal};
@@ -139,7 +139,7 @@ pub(crate) fn container_status(status: &ContainerStatus) -> v1::ContainerStatus 
         image_ref: item.image_ref,
         labels: item.labels,
         annotations: item.annotations,
-        mounts: status.spec.mounts.iter().map(mount).collect(),
+        mounts: status.spec.mounts.iter().map(|asked| mount(asked, status)).collect(),
         log_path: log_path.unwrap_or_default(),
         resources: Some(resources::told(&status.spec.resources)),
         image_id: item.image_id,
@@ -161,12 +161,13 @@ pub(crate) fn container_status(status: &ContainerStatus) -> v1::ContainerStatus 
     answer
 }
 
-fn mount(mount: &BindMount) -> v1::Mount {
+fn mount(mount: &BindMount, status: &ContainerStatus) -> v1::Mount {
     let propagation = match mount.propagation {
         Propagation::Private => v1::MountPropagation::PropagationPrivate,
         Propagation::HostToContainer => v1::MountPropagation::PropagationHostToContainer,
         Propagation::Bidirectional => v1::MountPropagation::PropagationBidirectional,
     };
+    let sub_path = mount.image.as_ref().map(|image| image.sub_path.clone());
     v1::Mount {
         container_path: mount.container_path.to_string_lossy().into_owned(),
         host_path: mount.host_path.to_string_lossy().into_owned(),
@@ -174,6 +175,20 @@ fn mount(mount: &BindMount) -> v1::Mount {
         selinux_relabel: mount.selinux_relabel,
         propagation: propagation.into(),
         recursive_read_only: mount.recursive_readonly,
+        image: mount.image.as_ref().map(|image| volume_image(image, status)),
+        image_sub_path: sub_path.unwrap_or_default(),
+        mount_options: mount.options.iter().map(|option| option.as_str().to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+/// The image behind a volume, with the digest it had when the container was made (KEP-5365).
+fn volume_image(image: &ImageMount, status: &ContainerStatus) -> v1::ImageSpec {
+    let id = status.volumes.get(&image.name);
+    v1::ImageSpec {
+        image: image.name.clone(),
+        user_specified_image: image.user_specified.clone(),
+        image_ref: id.map(ToString::to_string).unwrap_or_default(),
         ..Default::default()
     }
 }

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use berth_model::container::{Exit, ExitReason, Timestamp};
+use berth_model::mount::MountOption;
 use berth_model::{ContainerId, ContainerSpec, Digest, SandboxId, SandboxSpec};
 
 use super::*;
@@ -43,6 +44,7 @@ fn container(state: ContainerState) -> ContainerStatus {
         uid: 1,
         gid: 2,
         groups: [2, 3].into(),
+        volumes: Arc::default(),
     }
 }
 
@@ -95,6 +97,51 @@ fn a_container_status_has_what_kubelet_insists_on() {
     assert_eq!(status.stop_signal, i32::from(v1::Signal::Sigterm));
     assert_eq!(status.log_path, "/logs/app/0.log");
     assert_eq!(status.resources.unwrap().linux.unwrap().cpu_shares, 2);
+}
+
+#[test]
+fn a_containers_mounts_are_told_as_they_were_asked_for() {
+    let image = ImageMount {
+        name: "busybox".to_owned(),
+        user_specified: "busybox:1".to_owned(),
+        sub_path: "etc".to_owned(),
+    };
+    let mut status = container(ContainerState::Created);
+    let mut spec = ContainerSpec::clone(&status.spec);
+    spec.mounts = vec![
+        BindMount {
+            container_path: "/c".into(),
+            host_path: "/h".into(),
+            readonly: true,
+            recursive_readonly: true,
+            selinux_relabel: true,
+            propagation: Propagation::HostToContainer,
+            options: vec![MountOption::NoSuid, MountOption::NoExec],
+            ..BindMount::default()
+        },
+        BindMount { container_path: "/i".into(), image: Some(image), ..BindMount::default() },
+    ];
+    status.spec = Arc::new(spec);
+    let id = Digest::of(b"volume");
+    status.volumes = Arc::new([("busybox".to_owned(), id)].into());
+    let told = container_status(&status).mounts;
+    let first = v1::Mount {
+        container_path: "/c".to_owned(),
+        host_path: "/h".to_owned(),
+        readonly: true,
+        recursive_read_only: true,
+        selinux_relabel: true,
+        propagation: v1::MountPropagation::PropagationHostToContainer.into(),
+        mount_options: vec!["nosuid".to_owned(), "noexec".to_owned()],
+        ..Default::default()
+    };
+    assert_eq!(told[0], first);
+    let image = told[1].image.clone().unwrap();
+    assert_eq!(
+        (image.image.as_str(), image.user_specified_image.as_str()),
+        ("busybox", "busybox:1")
+    );
+    assert_eq!((image.image_ref, told[1].image_sub_path.as_str()), (id.to_string(), "etc"));
 }
 
 #[test]

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use berth_api::v1;
 use berth_model::ContainerSpec;
 use berth_model::container::{ContainerName, Device, EnvVar};
-use berth_model::mount::{BindMount, Propagation};
 
-use super::fields::{absolute_path, inner_path, known, name, refuse_windows, shown};
-use super::{resources, security, signal};
+use super::fields::{absolute_path, inner_path, name, refuse_windows, shown};
+use super::{mounts, resources, security, signal};
 use crate::Error;
 
 /// Checks a request for a container and translates it.
@@ -29,7 +28,7 @@ pub(crate) fn container_spec(request: &v1::CreateContainerRequest) -> Result<Con
         args: config.args.clone(),
         working_dir: (!config.working_dir.is_empty()).then(|| PathBuf::from(&config.working_dir)),
         env: config.envs.iter().map(env).collect(),
-        mounts: config.mounts.iter().enumerate().map(mount).collect::<Result<_, _>>()?,
+        mounts: config.mounts.iter().enumerate().map(mounts::mount).collect::<Result<_, _>>()?,
         devices: config.devices.iter().enumerate().map(device).collect::<Result<_, _>>()?,
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
@@ -51,39 +50,6 @@ fn container_name(metadata: Option<&v1::ContainerMetadata>) -> Result<ContainerN
 
 fn env(variable: &v1::KeyValue) -> EnvVar {
     EnvVar { name: variable.key.clone(), value: variable.value.clone() }
-}
-
-fn mount((index, asked): (usize, &v1::Mount)) -> Result<BindMount, Error> {
-    let field = |name: &str| format!("config.mounts[{index}].{name}");
-    if asked.image.as_ref().is_some_and(|image| *image != v1::ImageSpec::default())
-        || !asked.image_sub_path.is_empty()
-    {
-        return Err(Error::unsupported(field("image"), "an image as a volume is"));
-    }
-    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
-        return Err(Error::unsupported(field("uidMappings"), "an id-mapped mount is"));
-    }
-    let host_path = match asked.host_path.as_str() {
-        "" => return Err(Error::invalid(field("host_path"), "is missing")),
-        path => absolute_path(field("host_path"), path)?,
-    };
-    let container_path = PathBuf::from(&asked.container_path);
-    if !container_path.is_absolute() || asked.container_path.contains('\0') {
-        let problem = format!("{} must be an absolute path", shown(&asked.container_path));
-        return Err(Error::invalid(field("container_path"), problem));
-    }
-    Ok(BindMount {
-        container_path,
-        host_path,
-        readonly: asked.readonly,
-        recursive_readonly: asked.recursive_read_only,
-        selinux_relabel: asked.selinux_relabel,
-        propagation: match known(field("propagation"), asked.propagation)? {
-            v1::MountPropagation::PropagationPrivate => Propagation::Private,
-            v1::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
-            v1::MountPropagation::PropagationBidirectional => Propagation::Bidirectional,
-        },
-    })
 }
 
 fn device((index, asked): (usize, &v1::Device)) -> Result<Device, Error> {

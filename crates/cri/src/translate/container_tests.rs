@@ -93,49 +93,6 @@ fn i9_log_paths_cannot_leave_the_sandboxes_directory() {
     assert_eq!(spec.unwrap().log_path, Some("app/0.log".into()));
 }
 
-fn mount() -> v1::Mount {
-    v1::Mount { container_path: "/c".to_owned(), host_path: "/h".to_owned(), ..Default::default() }
-}
-
-#[test]
-fn mounts_are_translated_or_refused_by_name() {
-    let asked = v1::Mount {
-        readonly: true,
-        selinux_relabel: true,
-        recursive_read_only: true,
-        propagation: v1::MountPropagation::PropagationBidirectional.into(),
-        ..mount()
-    };
-    let spec = translate(v1::ContainerConfig { mounts: vec![asked], ..config() }).unwrap();
-    assert_eq!(
-        spec.mounts,
-        [BindMount {
-            container_path: "/c".into(),
-            host_path: "/h".into(),
-            readonly: true,
-            recursive_readonly: true,
-            selinux_relabel: true,
-            propagation: Propagation::Bidirectional,
-        }]
-    );
-    let ids = || vec![v1::IdMapping::default()];
-    let image = v1::ImageSpec { image: "busybox".to_owned(), ..Default::default() };
-    for (field, bad) in [
-        ("image", v1::Mount { image: Some(image), host_path: String::new(), ..mount() }),
-        ("image", v1::Mount { image_sub_path: "etc".to_owned(), ..mount() }),
-        ("uidMappings", v1::Mount { uid_mappings: ids(), ..mount() }),
-        ("uidMappings", v1::Mount { gid_mappings: ids(), ..mount() }),
-        ("host_path is missing", v1::Mount { host_path: String::new(), ..mount() }),
-        ("host_path", v1::Mount { host_path: "relative".to_owned(), ..mount() }),
-        ("host_path", v1::Mount { host_path: "/a/../b".to_owned(), ..mount() }),
-        ("container_path", v1::Mount { container_path: "relative".to_owned(), ..mount() }),
-        ("propagation", v1::Mount { propagation: 3, ..mount() }),
-    ] {
-        let field = format!("config.mounts[1].{field}");
-        refused(&field, |config| config.mounts = vec![mount(), bad]);
-    }
-}
-
 #[test]
 fn devices_are_translated_or_refused_by_name() {
     let device = |host: &str, container: &str, permissions: &str| v1::Device {

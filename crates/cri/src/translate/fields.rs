@@ -53,7 +53,8 @@ pub(super) fn shown(text: &str) -> String {
     format!("{:?}", text.chars().take(128).collect::<String>())
 }
 
-fn is_plain(path: &Path) -> bool {
+/// Not too long, and without NUL and `..`.
+pub(super) fn is_plain(path: &Path) -> bool {
     let bytes = path.as_os_str().as_encoded_bytes();
     bytes.len() < MAX_PATH_BYTES
         && !bytes.contains(&0)

@@ -3,6 +3,7 @@
 mod answer;
 mod container;
 mod fields;
+mod mounts;
 mod resources;
 mod sandbox;
 mod security;

@@ -12,6 +12,7 @@ use tracing::{Instrument as _, debug_span};
 use super::Container;
 use super::driver::{self, Adoption};
 use super::plan::{Image, Plan};
+use super::volumes;
 use crate::core::{Core, step, step_blocking};
 use crate::names::Claim;
 use crate::pending::Object;
@@ -106,10 +107,16 @@ async fn build(
     undo: &Undo,
 ) -> Result<Plan, Error> {
     step(Point::CREATE_CLAIMED).await?;
-    // The image stays whole until a record names its layers.
+    // The images stay whole until a record names their layers.
     let hold = hold(core, &spec.image).instrument(debug_span!("image")).await?;
+    volumes::check_shim(sandbox, &spec.mounts).await?;
+    let volumes = volumes::hold(core, &spec.mounts).await?;
     step(Point::CREATE_IMAGE_HELD).await?;
-    let image = Image { config: config(core, &hold).await?, record: hold.image.clone() };
+    let image = Image {
+        config: config(core, &hold).await?,
+        record: hold.image.clone(),
+        volumes: volumes::found(&volumes),
+    };
     let plan = {
         let (core, sandbox) = (Arc::clone(core), Arc::clone(sandbox));
         let disk = core.disk.clone();

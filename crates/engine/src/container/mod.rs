@@ -16,6 +16,7 @@ mod release;
 mod remove;
 mod start;
 mod stop;
+mod volumes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -123,5 +124,6 @@ pub(crate) fn status_of(record: &ContainerRecord, spec: Arc<ContainerSpec>) -> C
         uid: record.user.0,
         gid: record.user.1,
         groups: record.groups.as_slice().into(),
+        volumes: Arc::new(volumes::ids(&record.volumes)),
     }
 }

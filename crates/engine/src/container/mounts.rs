@@ -4,7 +4,7 @@ mod propagation;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use berth_model::container::{Device, Profile};
@@ -27,18 +27,34 @@ const OWN: [&str; 4] = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd"];
 /// The mounts with each source as it is on the host now, symbolic links followed.
 pub(super) fn resolve(mounts: &[BindMount]) -> Result<Vec<BindMount>, Error> {
     let one = |mount: &BindMount| {
+        if mount.image.is_some() {
+            return Ok(mount.clone());
+        }
         let path = &mount.host_path;
         if !path.is_absolute() {
             let problem = format!("{:?} is not absolute", path.display());
             return Err(Error::invalid("mount source", problem));
         }
-        let host_path = fs::canonicalize(path)
+        let host_path = found(path)
             .map_err(|source| Error::MissingMountSource { path: path.clone(), source })?;
         let resolved = BindMount { host_path, ..mount.clone() };
         propagation::check(&resolved)?;
         Ok(resolved)
     };
     mounts.iter().map(one).collect()
+}
+
+/// Where `path` is, without symbolic links. What is not there is made, as a directory:
+/// pods whose volumes do not say whether they must exist rely on that (Kubernetes,
+/// "hostPath volume types"). A link to nowhere is refused.
+fn found(path: &Path) -> Result<PathBuf, std::io::Error> {
+    match fs::canonicalize(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        answer => return answer,
+    }
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o755).create(path)?;
+    fs::canonicalize(path)
 }
 
 /// The device nodes that a request names; a directory stands for every node in it.
@@ -140,18 +156,25 @@ mod tests {
         BindMount {
             container_path: "/data".into(),
             host_path: host.to_owned(),
-            readonly: false,
-            recursive_readonly: false,
-            selinux_relabel: false,
-            propagation: berth_model::mount::Propagation::Private,
+            ..BindMount::default()
         }
     }
 
     #[test]
-    fn a_missing_mount_source_is_named() {
-        let error = resolve(&[mount("/nonexistent/volume".as_ref())]).unwrap_err();
-        assert_eq!(error.kind(), berth_model::ErrorKind::InvalidArgument);
-        assert!(error.to_string().contains("/nonexistent/volume"), "{error}");
+    fn a_missing_mount_source_is_made_and_a_broken_one_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("a/b");
+        let resolved = resolve(&[mount(&missing)]).unwrap();
+        assert_eq!(resolved[0].host_path, fs::canonicalize(&missing).unwrap());
+        assert_eq!(fs::metadata(&missing).unwrap().mode() & 0o7777, 0o755);
+        let (link, file) = (dir.path().join("link"), dir.path().join("file"));
+        std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
+        fs::write(&file, "").unwrap();
+        for bad in [link.clone(), file.join("below")] {
+            let error = resolve(&[mount(&bad)]).unwrap_err();
+            assert_eq!(error.kind(), berth_model::ErrorKind::InvalidArgument);
+            assert!(error.to_string().contains(bad.to_str().unwrap()), "{error}");
+        }
         assert!(resolve(&[mount("relative".as_ref())]).is_err());
     }
 

@@ -1,11 +1,13 @@
 //! What a container will be: its specification, user, log. Reads what the request names
 //! and the image holds; makes nothing.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use berth_metadata::ContainerRecord;
 use berth_model::container::Timestamp;
 use berth_model::image::ImageRecord;
+use berth_model::mount::ImageVolume;
 use berth_model::sandbox::NamespaceMode;
 use berth_model::{ContainerId, ContainerSpec, ContainerState};
 use berth_spec::user::{ResolvedUser, UserFiles};
@@ -13,7 +15,7 @@ use berth_spec::{SandboxFiles, Shm, Wanted};
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::mounts;
+use super::{mounts, volumes};
 use crate::core::{Core, cgroup_error};
 use crate::sandbox::Sandbox;
 use crate::spawner::{IPC_FD, NET_FD, PID_FD, UTS_FD};
@@ -34,6 +36,8 @@ pub(super) struct Plan {
 pub(super) struct Image {
     pub(super) record: ImageRecord,
     pub(super) config: ImageConfiguration,
+    /// The images that mounts name, by their names there.
+    pub(super) volumes: BTreeMap<String, ImageVolume>,
 }
 
 impl Plan {
@@ -82,6 +86,7 @@ impl Plan {
             files: sandbox_files(sandbox),
             devices,
             localhost_seccomp: profile.as_deref(),
+            volumes: volumes::mounts(&core.snapshots, &spec.mounts, &image.volumes)?,
             defaults: &core.defaults,
         };
         let oci = berth_spec::build(&wanted).map_err(refused)?;
@@ -98,6 +103,7 @@ impl Plan {
             user: (user.uid, user.gid),
             groups: user.groups,
             chain: image.record.chain.clone(),
+            volumes: image.volumes.clone(),
             spec,
         };
         Ok(Self { record, oci })

@@ -48,7 +48,13 @@ pub(crate) async fn rebuild_images(core: &Arc<Core>, stored: &Pods) -> Result<()
         name: container.image_ref.clone(),
         chain: container.chain.clone(),
     };
-    let in_use = stored.containers.iter().map(in_use).collect();
+    let volumes = stored.containers.iter().flat_map(|container| &container.volumes);
+    let volumes = volumes.map(|(name, volume)| InUse {
+        image: volume.image,
+        name: name.clone(),
+        chain: volume.chain.clone(),
+    });
+    let in_use = stored.containers.iter().map(in_use).chain(volumes).collect();
     let rebuilt = core.images.rebuild(in_use).await;
     rebuilt.map(drop).map_err(Error::image("rebuild images of", "this node"))
 }

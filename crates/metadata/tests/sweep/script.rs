@@ -345,6 +345,7 @@ fn container(id: &str, sandbox: &str, state: ContainerState) -> Step {
         user: (0, 0),
         groups: vec![],
         chain: vec![ChainId(Digest::of(b"layer"))],
+        volumes: Default::default(),
     }))
 }
 

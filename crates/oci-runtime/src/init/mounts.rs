@@ -68,11 +68,11 @@ pub(crate) fn perform(
                 cgroup_mounts::perform(root, mount, plan, procfs)?;
             }
             (MountWhat::Remount, _) => remount(root, mount)?,
-            (MountWhat::Bind { .. } | MountWhat::SharedShm, Some(source)) => {
+            (_, Some(source)) => {
                 check_proc(mount, Some(source.as_fd()))?;
                 bind(root, mount, source.as_fd())?;
             }
-            (MountWhat::Bind { .. } | MountWhat::SharedShm, None) => {
+            (MountWhat::Bind { .. } | MountWhat::SharedShm | MountWhat::Image { .. }, None) => {
                 return Err(Error::Protocol("a bind mount without a source".into()));
             }
         }
@@ -168,7 +168,10 @@ fn settle(tree: BorrowedFd<'_>, mount: &MountPlan, target: BorrowedFd<'_>) -> Re
     if !mount.options.recursive.is_empty() {
         mount_setattr(tree, &mount.options.recursive.change(), true).map_err(failed(mount))?;
     }
-    let cloned = matches!(mount.what, MountWhat::Bind { .. } | MountWhat::SharedShm);
+    let cloned = matches!(
+        mount.what,
+        MountWhat::Bind { .. } | MountWhat::SharedShm | MountWhat::Image { .. }
+    );
     if mount.options.propagation.is_empty() && cloned {
         // A clone is its source's peer; nothing travels unless the spec says so.
         set_propagation(tree, mount, u64::from(MountPropagationFlags::PRIVATE.bits()), true)?;

@@ -57,13 +57,7 @@ impl<'a> Root<'a> {
         if links == Links::Refused {
             resolve |= ResolveFlags::NO_SYMLINKS;
         }
-        let mut left = ATTEMPTS;
-        loop {
-            match openat2(self.fd(), path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-                Err(Errno::AGAIN | Errno::INTR) if left > 0 => left -= 1,
-                answer => return answer,
-            }
-        }
+        open_again(self.fd(), path, flags, resolve)
     }
 
     /// Opens the directory `path` (`O_PATH`), making it and its parents, mode 0755, where
@@ -178,6 +172,27 @@ impl<'a> Root<'a> {
         match &self.directory {
             Directory::Borrowed(fd) => *fd,
             Directory::Owned(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// Opens `path` of the host, which has no symbolic link on the way.
+pub(crate) fn open_exact(path: &Path) -> Result<OwnedFd, Errno> {
+    open_again(rustix::fs::CWD, path, OFlags::PATH, ResolveFlags::NO_SYMLINKS)
+}
+
+/// openat2(2), again when a rename or mount came in between.
+fn open_again(
+    place: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
+    let mut left = ATTEMPTS;
+    loop {
+        match openat2(place, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) if left > 0 => left -= 1,
+            answer => return answer,
         }
     }
 }

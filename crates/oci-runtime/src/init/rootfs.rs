@@ -56,7 +56,8 @@ pub(crate) fn propagate(plan: &RootfsPlan, mount: BorrowedFd<'_>) -> Result<(), 
     Ok(())
 }
 
-fn mount_one(mount: &RootMount, target: &Path) -> Result<(), Error> {
+/// Mounts one mount of a root file system, or of an image, on the directory `target`.
+pub(crate) fn mount_one(mount: &RootMount, target: &Path) -> Result<(), Error> {
     let options = &mount.options;
     if let Some(recursive) = options.bind {
         let tree = clone_tree(Path::new(&mount.source), recursive)?;

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{Mount, Spec};
 
 use super::clean_absolute;
 use super::mount_options::MountOptions;
+use super::rootfs::RootMount;
 use crate::error::Error;
 
 /// One mount in the container.
@@ -15,7 +16,13 @@ pub(crate) struct MountPlan {
     pub(crate) destination: PathBuf,
     pub(crate) what: MountWhat,
     pub(crate) options: MountOptions,
+    /// Whether the source of a bind mount is a path without symbolic links, so that one on
+    /// the way has been put there since: refused rather than followed.
+    pub(crate) exact: bool,
 }
+
+/// Annotation with a JSON list of the destinations of such mounts.
+const EXACT_ANNOTATION: &str = "dev.berth.mounts.exact";
 
 /// What is mounted.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -29,6 +36,13 @@ pub(crate) enum MountWhat {
     },
     /// The `/dev/shm` of the sandbox.
     SharedShm,
+    /// A directory of an image.
+    Image {
+        /// How the image's layers are mounted.
+        layers: RootMount,
+        /// The directory; absolute, `/` being the root of the image.
+        sub_path: PathBuf,
+    },
     /// The cgroup file systems of the host, whatever their version.
     Cgroup,
     /// A new instance of a file system.
@@ -48,6 +62,7 @@ impl MountPlan {
         match &self.what {
             MountWhat::Bind { .. } => "bind",
             MountWhat::SharedShm => "berth-shared",
+            MountWhat::Image { .. } => "berth-image",
             MountWhat::Cgroup => "cgroup",
             MountWhat::Filesystem { fs_type, .. } => fs_type,
             MountWhat::Remount => "remount",
@@ -64,15 +79,27 @@ impl MountPlan {
     }
 }
 
-/// Reads `mounts`.
-pub(super) fn plan(mounts: &[Mount]) -> Result<Vec<MountPlan>, Error> {
-    mounts.iter().map(one).collect()
+/// Reads the mounts of `spec`.
+pub(super) fn plan(spec: &Spec) -> Result<Vec<MountPlan>, Error> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let mut all = mounts.iter().map(one).collect::<Result<Vec<_>, _>>()?;
+    let annotation = spec.annotations().as_ref().and_then(|all| all.get(EXACT_ANNOTATION));
+    if let Some(annotation) = annotation {
+        let exact: Vec<PathBuf> = serde_json::from_str(annotation).map_err(|error| {
+            Error::invalid("annotation dev.berth.mounts.exact", error.to_string())
+        })?;
+        for mount in &mut all {
+            mount.exact = exact.contains(&mount.destination);
+        }
+    }
+    Ok(all)
 }
 
 /// Whether `/dev` is to be filled: not when a directory of the host is bound there.
 pub(super) fn dev_is_ours(mounts: &[MountPlan]) -> bool {
     !mounts.iter().any(|mount| {
-        mount.destination == Path::new("/dev") && matches!(mount.what, MountWhat::Bind { .. })
+        mount.destination == Path::new("/dev")
+            && matches!(mount.what, MountWhat::Bind { .. } | MountWhat::Image { .. })
     })
 }
 
@@ -89,7 +116,7 @@ fn one(mount: &Mount) -> Result<MountPlan, Error> {
     if mapped(mount.uid_mappings()) || mapped(mount.gid_mappings()) {
         return Err(Error::unsupported(FIELD, at("an idmapped mount")));
     }
-    let options = MountOptions::parse(mount.options().as_deref().unwrap_or_default());
+    let mut options = MountOptions::parse(mount.options().as_deref().unwrap_or_default());
     if let Some((name, _)) = options.data.iter().find(|(name, _)| {
         matches!(name.as_str(), "idmap" | "ridmap" | "tmpcopyup" | "copy" | "loop")
     }) {
@@ -102,6 +129,9 @@ fn one(mount: &Mount) -> Result<MountPlan, Error> {
         "berth-shared" if source == Path::new("shm") => MountWhat::SharedShm,
         "berth-shared" => {
             return Err(Error::invalid(FIELD, at("nothing is shared by that name")));
+        }
+        "berth-image" => {
+            image(&mut options, &source).map_err(|reason| Error::invalid(FIELD, at(reason)))?
         }
         "bind" | "rbind" | "none" | "" if options.bind.is_some() || fs_type.ends_with("bind") => {
             let recursive = fs_type == "rbind" || options.bind == Some(true);
@@ -120,8 +150,8 @@ fn one(mount: &Mount) -> Result<MountPlan, Error> {
                 .map_err(|_| Error::invalid(FIELD, at("source is not UTF-8")))?,
         },
     };
-    let bound = matches!(what, MountWhat::Bind { .. } | MountWhat::SharedShm | MountWhat::Remount);
-    if bound && let Some((name, _)) = options.data.first() {
+    let new = matches!(what, MountWhat::Cgroup | MountWhat::Filesystem { .. });
+    if !new && let Some((name, _)) = options.data.first() {
         return Err(Error::invalid(FIELD, at(&format!("option {name} means nothing to a bind"))));
     }
     if let MountWhat::Bind { source, .. } = &what
@@ -129,7 +159,24 @@ fn one(mount: &Mount) -> Result<MountPlan, Error> {
     {
         return Err(Error::invalid(FIELD, at("a bind mount needs a source")));
     }
-    Ok(MountPlan { destination, what, options })
+    Ok(MountPlan { destination, what, options, exact: false })
+}
+
+/// The layers of an image and the directory in it; what is left of the options is the
+/// mount's own.
+fn image(options: &mut MountOptions, source: &Path) -> Result<MountWhat, &'static str> {
+    let mut data = std::mem::take(&mut options.data);
+    let place = data.iter().position(|(name, _)| name == "subpath");
+    let sub_path = place.and_then(|place| data.remove(place).1).unwrap_or_default();
+    let bind = options.bind.take();
+    if bind.is_none() && !matches!(data.as_slice(), [(name, Some(_))] if name == "lowerdir") {
+        return Err("an image is made of lower directories");
+    }
+    let source = source.to_str().ok_or("source is not UTF-8")?.to_owned();
+    let fs_type = if bind.is_some() { "bind" } else { "overlay" }.to_owned();
+    let own = MountOptions { bind, data, ..MountOptions::default() };
+    let sub_path = clean_absolute(&Path::new("/").join(sub_path)).ok_or("subpath")?;
+    Ok(MountWhat::Image { layers: RootMount { fs_type, source, options: own }, sub_path })
 }
 
 #[cfg(test)]
@@ -164,9 +211,24 @@ mod tests {
             r#"{"destination":"/a","type":"bind"}"#,
             r#"{"destination":"/a","type":"bind","source":"/s","options":["size=1"]}"#,
             r#"{"destination":"/a","type":"berth-shared","source":"other"}"#,
+            r#"{"destination":"/a","type":"berth-image","source":"overlay"}"#,
+            r#"{"destination":"/a","type":"berth-image","options":["upperdir=/u"]}"#,
+            r#"{"destination":"/a","type":"berth-image","options":["lowerdir=/l","upperdir=/u"]}"#,
         ] {
             assert!(matches!(read(json), Err(Error::InvalidSpec { .. })), "{json}");
         }
+    }
+
+    #[test]
+    fn an_image_has_layers_and_a_directory_in_them() {
+        let json = r#"{"destination":"/a","type":"berth-image","source":"overlay",
+            "options":["ro","nosuid","rprivate","lowerdir=/l/2:/l/1","subpath=x,y/../../z"]}"#;
+        let mount = read(json).unwrap();
+        assert_eq!((mount.options.attributes.set, mount.options.data.len()), (3, 0));
+        let MountWhat::Image { layers, sub_path } = mount.what else { panic!("{mount:?}") };
+        assert_eq!((layers.fs_type.as_str(), sub_path.as_path()), ("overlay", "/z".as_ref()));
+        assert_eq!(layers.options.data_string(), "lowerdir=/l/2:/l/1");
+        assert!(layers.options.attributes.is_empty());
     }
 
     #[test]

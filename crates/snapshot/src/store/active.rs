@@ -1,10 +1,13 @@
-//! Active snapshots that are mounted a second time.
+//! Further ways to mount: what was mounted before, and layers that nothing is written to.
+
+use std::os::fd::AsFd as _;
 
 use berth_model::ChainId;
 use berth_model::mount::Mount;
 use nix::errno::Errno;
 
-use super::{ACTIVE, Durability, Snapshots};
+use super::{ACTIVE, Durability, EMPTY, MAX_LAYERS, Snapshots};
+use crate::meta::is_opaque;
 use crate::{Error, SnapshotKey};
 
 impl Snapshots {
@@ -22,6 +25,43 @@ impl Snapshots {
         }
         self.remove(key)?;
         self.prepare(key, chain, durability)
+    }
+
+    /// How to mount the layers of `chain` for reading alone. Whoever does must see to it
+    /// that the layers stay.
+    pub fn mount_readonly(&self, chain: &[ChainId]) -> Result<Mount, Error> {
+        let mut lower = self.lower(chain)?;
+        let empty = format!("{}/{EMPTY}", self.0.path);
+        if chain.is_empty() {
+            let options = ["bind", "ro"].map(str::to_owned).to_vec();
+            return Ok(Mount { fs_type: "bind".to_owned(), source: empty, options });
+        }
+        if lower.len() == 1 {
+            // Without an upper directory overlayfs wants two lower ones.
+            lower.push(empty);
+        }
+        let options = vec![format!("lowerdir={}", lower.join(":")), "ro".to_owned()];
+        Ok(Mount { fs_type: "overlay".to_owned(), source: "overlay".to_owned(), options })
+    }
+
+    /// The directories of `chain`, top first; an empty one if it has no layer.
+    pub(super) fn lower(&self, chain: &[ChainId]) -> Result<Vec<String>, Error> {
+        if chain.len() > MAX_LAYERS {
+            return Err(Error::TooManyLayers { layers: chain.len(), limit: MAX_LAYERS });
+        }
+        let root = &self.0.path;
+        let mut lower = Vec::with_capacity(chain.len());
+        for chain in chain.iter().rev() {
+            let dir = self.directory_of(*chain)?.ok_or(Error::MissingLayer(*chain))?;
+            lower.push(format!("{root}/{dir}"));
+            if is_opaque(self.layer(*chain)?.as_fd()) {
+                break; // overlayfs itself never asks whether a root is opaque
+            }
+        }
+        if lower.is_empty() {
+            lower.push(format!("{root}/{EMPTY}"));
+        }
+        Ok(lower)
     }
 
     /// Whether it is whole and was never mounted: its work directory is made last, and a

@@ -25,6 +25,7 @@ pub(crate) struct Fixture {
     pub(crate) devices: Vec<crate::HostDevice>,
     pub(crate) defaults: Defaults,
     pub(crate) seccomp: Option<Vec<u8>>,
+    pub(crate) volumes: BTreeMap<String, berth_model::mount::Mount>,
 }
 
 impl Fixture {
@@ -51,6 +52,7 @@ impl Fixture {
             devices: Vec::new(),
             defaults: Defaults::default(),
             seccomp: None,
+            volumes: BTreeMap::new(),
         }
     }
 
@@ -78,6 +80,7 @@ impl Fixture {
             files: self.files.clone(),
             devices: self.devices.clone(),
             localhost_seccomp: self.seccomp.as_deref(),
+            volumes: self.volumes.clone(),
             defaults: &self.defaults,
         }
     }
@@ -224,8 +227,7 @@ fn the_version_is_the_lowest_that_knows_the_fields() {
         host_path: "/b".into(),
         readonly: true,
         recursive_readonly: true,
-        selinux_relabel: false,
-        propagation: berth_model::mount::Propagation::Private,
+        ..Default::default()
     }];
     assert_eq!(version(&fixture), "1.1.0");
 }

@@ -5,10 +5,7 @@ fn bind(container_path: &str) -> BindMount {
     BindMount {
         container_path: container_path.into(),
         host_path: "/host".into(),
-        readonly: false,
-        recursive_readonly: false,
-        selinux_relabel: false,
-        propagation: Propagation::Private,
+        ..BindMount::default()
     }
 }
 
