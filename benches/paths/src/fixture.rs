@@ -85,6 +85,7 @@ impl Fixture {
     /// The record of the pod's sandbox.
     pub(crate) fn sandbox_record(&self) -> SandboxRecord {
         SandboxRecord {
+            limits: None,
             id: self.sandbox.clone(),
             spec: SandboxSpec { name: self.name.clone(), ..SandboxSpec::default() },
             phase: SandboxPhase::Ready,
@@ -118,6 +119,7 @@ impl Fixture {
         // Names are unique within a sandbox.
         spec.name.name = id.to_string();
         ContainerRecord {
+            limits: None,
             id,
             sandbox: self.sandbox.clone(),
             spec,

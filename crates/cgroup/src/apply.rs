@@ -104,7 +104,7 @@ fn cpu_v1(directory: &Directory, cpu: &CpuLimits) -> Result<(), Error> {
 }
 
 /// Writes all; what is refused as invalid is tried again after the others.
-fn write_in_some_order(
+pub(crate) fn write_in_some_order(
     directory: &Directory,
     writes: &mut Vec<(&str, String)>,
 ) -> Result<(), Error> {

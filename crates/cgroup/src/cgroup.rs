@@ -6,7 +6,9 @@ use std::sync::Arc;
 use berth_model::stats::CgroupUsage;
 
 use crate::hierarchy::Mounts;
-use crate::{CgroupPath, Error, JoinHandles, Limits, apply, create, processes, usage};
+use crate::{
+    Before, CgroupPath, Error, JoinHandles, Limits, apply, change, create, processes, usage,
+};
 
 /// One cgroup, in every hierarchy of the host. A name, not an owner: dropping it removes nothing.
 #[derive(Clone, Debug)]
@@ -47,6 +49,16 @@ impl Cgroup {
     /// [`Error::MemoryInUse`], [`Error::DeviceRule`], [`Error::DeviceProgram`], [`Error::Write`].
     pub fn apply(&self, limits: &Limits) -> Result<(), Error> {
         apply::apply(&self.mounts, &self.path, limits)
+    }
+
+    /// As [`Cgroup::apply`], on a cgroup in use: on failure every limit is as it was, and a
+    /// memory limit below what is in use is refused in either version. What was before can be
+    /// put back later.
+    ///
+    /// # Errors
+    /// As [`Cgroup::apply`], and [`Error::Read`].
+    pub fn change(&self, limits: &Limits) -> Result<Before, Error> {
+        change::change(&self.mounts, &self.path, limits)
     }
 
     /// Opens what a child needs to join.

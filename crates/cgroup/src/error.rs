@@ -153,6 +153,10 @@ impl Error {
             | Self::Busy { .. } => ErrorKind::FailedPrecondition,
             Self::Write { source: Errno::EINVAL | Errno::ERANGE, .. }
             | Self::Kill { source: Errno::EINVAL, .. } => ErrorKind::InvalidArgument,
+            // Beyond what the cgroups above allow, or what the kernel can take away now.
+            Self::Write { source: Errno::EACCES | Errno::EPERM | Errno::EBUSY, .. } => {
+                ErrorKind::FailedPrecondition
+            }
             Self::Create { source: Errno::ENOSPC, .. } => ErrorKind::ResourceExhausted,
             Self::LeftBehind { source, .. } => source.kind(),
             Self::Write { .. }

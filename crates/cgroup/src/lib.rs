@@ -13,6 +13,7 @@
 
 mod apply;
 mod cgroup;
+mod change;
 mod create;
 mod devices;
 mod error;
@@ -26,6 +27,7 @@ mod processes;
 mod usage;
 
 pub use cgroup::Cgroup;
+pub use change::Before;
 pub use error::Error;
 pub use hierarchy::{Controller, Hierarchy, Version};
 pub use join::JoinHandles;

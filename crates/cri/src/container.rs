@@ -9,7 +9,7 @@ use berth_model::sandbox::{NamespaceMode, NamespaceOptions};
 use serde_json::{Value, json};
 use tracing::Span;
 
-use crate::translate::{container_spec, container_status};
+use crate::translate::{container_spec, container_status, refuse_windows, wanted};
 use crate::{Error, ids, node};
 
 pub(crate) async fn create(
@@ -98,6 +98,17 @@ pub(crate) async fn status(
     });
     let status = Some(container_status(&status));
     Ok(ContainerStatusResponse { status, info: info.unwrap_or_default() })
+}
+
+/// Annotations are for plugins; policy comes from fields alone.
+pub(crate) async fn update(
+    engine: &Engine,
+    request: UpdateContainerResourcesRequest,
+) -> Result<UpdateContainerResourcesResponse, Error> {
+    refuse_windows("windows", request.windows.as_ref())?;
+    let id = ids::container(engine, "container_id", &request.container_id)?;
+    engine.update_container(&id, wanted(request.linux.as_ref())).await?;
+    Ok(UpdateContainerResourcesResponse {})
 }
 
 pub(crate) async fn reopen_log(

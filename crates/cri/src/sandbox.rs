@@ -3,10 +3,11 @@
 use berth_api::v1::*;
 use berth_engine::Engine;
 use berth_model::container::Timestamp;
+use berth_model::sandbox::PodLimits;
 use serde_json::json;
 use tracing::Span;
 
-use crate::translate::{container_status, sandbox_spec, sandbox_status};
+use crate::translate::{container_status, noted, sandbox_spec, sandbox_status};
 use crate::{Error, ids, node};
 
 pub(crate) async fn run(
@@ -62,6 +63,7 @@ pub(crate) async fn status(
             "shimVersion": shim.as_ref().map(|shim| &shim.version),
             "runtime": status.runtime.as_ref(),
             "networkNamespace": status.netns,
+            "limits": *status.limits,
             "request": *status.spec,
         }))
     });
@@ -71,6 +73,20 @@ pub(crate) async fn status(
         containers_statuses: containers.iter().map(|status| container_status(status)).collect(),
         timestamp,
     })
+}
+
+/// kubelet has changed the pod's own cgroup when it tells this (KEP-1287).
+pub(crate) async fn update(
+    engine: &Engine,
+    request: UpdatePodSandboxResourcesRequest,
+) -> Result<UpdatePodSandboxResourcesResponse, Error> {
+    let limits = PodLimits {
+        overhead: noted("overhead", request.overhead.as_ref())?,
+        resources: noted("resources", request.resources.as_ref())?,
+    };
+    let id = ids::sandbox(engine, "pod_sandbox_id", &request.pod_sandbox_id)?;
+    engine.update_sandbox(&id, limits).await?;
+    Ok(UpdatePodSandboxResourcesResponse {})
 }
 
 /// Nanoseconds since the epoch.

@@ -188,7 +188,10 @@ impl RuntimeService for Service {
         &self,
         request: Request<UpdateContainerResourcesRequest>,
     ) -> Answer<UpdateContainerResourcesResponse> {
-        refuse("UpdateContainerResources", request).await
+        answer(request_span!(INFO, "cri.update_container_resources"), request, async |request| {
+            container::update(&self.engine, request).await
+        })
+        .await
     }
 
     async fn reopen_container_log(
@@ -354,7 +357,10 @@ impl RuntimeService for Service {
         &self,
         request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Answer<UpdatePodSandboxResourcesResponse> {
-        refuse("UpdatePodSandboxResources", request).await
+        answer(request_span!(INFO, "cri.update_pod_sandbox_resources"), request, async |request| {
+            sandbox::update(&self.engine, request).await
+        })
+        .await
     }
 }
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 use berth_failpoint::Point;
 use berth_image::Images;
 use berth_metadata::PodStore;
-use berth_model::container::Timestamp;
+use berth_model::container::{Resources, Timestamp};
 use berth_model::image::ImageRecord;
+use berth_model::sandbox::PodLimits;
 use berth_model::{ChainId, ContainerId, ContainerSpec, Reference, SandboxId, SandboxSpec};
 use tracing::field::Empty;
 use tracing::{Instrument as _, debug_span, info_span};
@@ -28,6 +29,9 @@ use crate::{
 
 /// How long work in flight may hold up a shutdown.
 const SHUTDOWN: Duration = Duration::from_secs(10);
+/// How long a client waits for limits that the kernel is slow to take: kubelet waits 2
+/// minutes. It goes on without the client.
+const UPDATE: Duration = Duration::from_secs(110);
 /// How long a shim may hold up a status that describes it.
 const SHIM_INFO: Duration = Duration::from_secs(1);
 
@@ -252,6 +256,23 @@ impl Engine {
                 Ok(None)
             }
         }
+    }
+
+    /// Changes the limits of a container to what is set; zero and nothing leave a limit as it
+    /// is. All of them are in force afterwards, or none.
+    pub async fn update_container(&self, id: &ContainerId, limits: Resources) -> Result<(), Error> {
+        let span = debug_span!("update_container", container.id = %id);
+        let container = self.core.container(id)?;
+        let asked = container.ask(|reply| ContainerCommand::Update(Box::new(limits), reply));
+        let what = || format!("new limits of container {id}");
+        let done = tokio::time::timeout(UPDATE, asked.instrument(span)).await;
+        done.map_err(|_| Error::Deadline { what: what(), limit: UPDATE })?
+    }
+
+    /// Takes note of what a whole pod may use. Its client has limited the pod's cgroup.
+    pub async fn update_sandbox(&self, id: &SandboxId, limits: PodLimits) -> Result<(), Error> {
+        let sandbox = self.core.sandbox(id)?;
+        sandbox.ask(|reply| SandboxCommand::Update(Box::new(limits), reply)).await
     }
 
     /// Begins to listen to what happens: from now on, or after the event at `after`, if all

@@ -326,6 +326,7 @@ mod tests {
                 runtime: "berth".into(),
                 shim_pid: 0,
                 netns: None,
+                limits: Arc::default(),
             }),
             containers: Vec::new(),
         });

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_model::container::Timestamp;
+use berth_model::container::{Resources, Timestamp};
+use berth_model::sandbox::PodLimits;
 use berth_model::stats::DiskUsage;
 use berth_model::{ContainerId, ContainerSpec, ContainerState, Digest};
 use berth_model::{SandboxId, SandboxSpec, SandboxState};
@@ -35,6 +36,8 @@ pub struct SandboxStatus {
     pub shim_pid: u32,
     /// Path under `/proc` of its network namespace; `None` with the node's.
     pub netns: Option<PathBuf>,
+    /// What the whole pod may use, as its client says.
+    pub limits: Arc<PodLimits>,
 }
 
 /// A container as its driver last published it.
@@ -66,6 +69,8 @@ pub struct ContainerStatus {
     pub groups: Arc<[u32]>,
     /// Ids of the images it has as volumes, by the names its mounts call them.
     pub volumes: Arc<BTreeMap<String, Digest>>,
+    /// Its limits now.
+    pub limits: Arc<Resources>,
 }
 
 impl ContainerStatus {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use berth_model::container::Timestamp;
+use berth_model::container::{Resources, Timestamp};
 use berth_model::mount::ImageVolume;
-use berth_model::sandbox::PortMapping;
+use berth_model::sandbox::{PodLimits, PortMapping};
 use berth_model::{
     ChainId, ContainerId, ContainerSpec, ContainerState, Digest, SandboxId, SandboxSpec,
 };
@@ -115,6 +115,9 @@ pub struct SandboxRecord {
     pub shim: Option<ShimRecord>,
     /// Its network, once attached; `None` with the node's network.
     pub network: Option<AttachmentRecord>,
+    /// What the whole pod may use, if that was changed since it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<PodLimits>,
 }
 
 /// One container.
@@ -149,6 +152,9 @@ pub struct ContainerRecord {
     /// The images it has as volumes, by the names its mounts call them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub volumes: BTreeMap<String, ImageVolume>,
+    /// Its limits, if they were changed since it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Resources>,
 }
 
 impl ContainerRecord {

@@ -30,6 +30,7 @@ fn image(config: &str, tags: &[&str]) -> ImageRecord {
 
 fn sandbox(id: &str, attempt: u32) -> SandboxRecord {
     SandboxRecord {
+        limits: None,
         id: SandboxId::new(id).unwrap(),
         spec: SandboxSpec {
             name: SandboxName {
@@ -53,6 +54,7 @@ fn sandbox(id: &str, attempt: u32) -> SandboxRecord {
 
 fn container(id: &str, sandbox: &str, name: &str) -> ContainerRecord {
     ContainerRecord {
+        limits: None,
         id: ContainerId::new(id).unwrap(),
         sandbox: SandboxId::new(sandbox).unwrap(),
         spec: ContainerSpec {

@@ -133,6 +133,7 @@ fn sandbox(number: u32) -> SandboxRecord {
     };
     let annotations = (0..10).map(|n| (format!("key-{n}"), "value ".repeat(20))).collect();
     SandboxRecord {
+        limits: None,
         id: SandboxId::new(format!("{number:064x}")).unwrap(),
         spec: SandboxSpec { name, annotations, ..SandboxSpec::default() },
         phase: SandboxPhase::Ready,
@@ -155,6 +156,7 @@ fn container(number: u32, sandbox: &SandboxRecord) -> ContainerRecord {
     let command = vec!["sh".to_owned(), "-c".to_owned(), "true; ".repeat(60)];
     let name = ContainerName { name: format!("c-{number}"), attempt: 0 };
     ContainerRecord {
+        limits: None,
         id: ContainerId::new(format!("{:064x}", number + 1000)).unwrap(),
         sandbox: sandbox.id.clone(),
         spec: ContainerSpec { name, command, ..ContainerSpec::default() },

@@ -65,6 +65,7 @@ fn sandbox(id: &str) -> SandboxRecord {
         attempt: 0,
     };
     SandboxRecord {
+        limits: None,
         id: SandboxId::new(id).unwrap(),
         spec: SandboxSpec { name, ..SandboxSpec::default() },
         phase: SandboxPhase::Ready,
@@ -94,6 +95,7 @@ fn attached(mut sandbox: SandboxRecord, last: u8) -> SandboxRecord {
 fn container(id: &str, sandbox: &str) -> ContainerRecord {
     let name = ContainerName { name: format!("name-{id}"), attempt: 0 };
     ContainerRecord {
+        limits: None,
         id: ContainerId::new(id).unwrap(),
         sandbox: SandboxId::new(sandbox).unwrap(),
         spec: ContainerSpec { name, ..ContainerSpec::default() },

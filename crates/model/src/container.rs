@@ -145,6 +145,28 @@ pub struct Resources {
     pub pids_limit: Option<i64>,
 }
 
+impl Resources {
+    /// These limits, changed to what `asked` has set: zero and nothing leave a limit as it is.
+    #[must_use]
+    pub fn changed(&self, asked: &Self) -> Self {
+        let number = |old: i64, new: i64| if new == 0 { old } else { new };
+        let text = |old: &String, new: &String| if new.is_empty() { old } else { new }.clone();
+        let mut all = self.clone();
+        all.cpu_period = number(self.cpu_period, asked.cpu_period);
+        all.cpu_quota = number(self.cpu_quota, asked.cpu_quota);
+        all.cpu_shares = number(self.cpu_shares, asked.cpu_shares);
+        all.memory_limit = number(self.memory_limit, asked.memory_limit);
+        all.memory_swap_limit = number(self.memory_swap_limit, asked.memory_swap_limit);
+        all.oom_score_adj = number(self.oom_score_adj, asked.oom_score_adj);
+        all.cpuset_cpus = text(&self.cpuset_cpus, &asked.cpuset_cpus);
+        all.cpuset_mems = text(&self.cpuset_mems, &asked.cpuset_mems);
+        all.hugepage_limits.extend(asked.hugepage_limits.clone());
+        all.unified.extend(asked.unified.clone());
+        all.pids_limit = asked.pids_limit.or(self.pids_limit);
+        all
+    }
+}
+
 /// What a client wants of a container (CRI `ContainerConfig`).
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct ContainerSpec {
@@ -363,6 +385,29 @@ mod tests {
             reason: ExitReason::Error,
             message: String::new(),
         })
+    }
+
+    #[test]
+    fn a_change_of_limits_leaves_what_it_does_not_name() {
+        let before = Resources {
+            cpu_shares: 2,
+            memory_limit: 3,
+            cpuset_cpus: "0".into(),
+            unified: [("a.b".into(), "1".into()), ("a.c".into(), "1".into())].into(),
+            ..Resources::default()
+        };
+        assert_eq!(before.changed(&Resources::default()), before);
+        let asked = Resources {
+            cpu_quota: -1,
+            memory_limit: 4,
+            unified: [("a.c".into(), "2".into())].into(),
+            ..Resources::default()
+        };
+        let after = before.changed(&asked);
+        assert_eq!((after.cpu_shares, after.cpu_quota, after.memory_limit), (2, -1, 4));
+        assert_eq!(after.cpuset_cpus, "0");
+        assert_eq!(after.unified["a.b"], "1");
+        assert_eq!(after.unified["a.c"], "2");
     }
 
     fn started() -> ContainerEvent {

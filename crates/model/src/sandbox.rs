@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::container::Resources;
+
 /// The name under which a client knows a sandbox; unique among those that exist.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq, Serialize, Deserialize)]
 pub struct SandboxName {
@@ -79,6 +81,24 @@ pub struct PortMapping {
     pub host_ip: Option<IpAddr>,
 }
 
+/// What a client says that a pod may use. It is for information: the pod's cgroup, which the
+/// client makes, has these limits, or the containers have them (KEP-1287, KEP-688).
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct PodLimits {
+    /// What the sandbox needs beside its containers.
+    pub overhead: Resources,
+    /// The sum over the containers.
+    pub resources: Resources,
+}
+
+impl PodLimits {
+    /// Whether nothing is said.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What a client wants of a sandbox (CRI `PodSandboxConfig`).
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct SandboxSpec {
@@ -106,6 +126,9 @@ pub struct SandboxSpec {
     pub privileged: bool,
     /// The configured runtime to use; empty means the default.
     pub runtime_handler: String,
+    /// What the whole pod may use.
+    #[serde(default, skip_serializing_if = "PodLimits::is_none")]
+    pub limits: PodLimits,
 }
 
 /// Where a sandbox is in its life (CRI `PodSandboxState`).

@@ -151,7 +151,7 @@ fn rlimits(wanted: &Wanted<'_>) -> Option<Vec<PosixRlimit>> {
 }
 
 /// proc_pid_oom_score_adj(5): −1000 to 1000.
-fn oom_score_adj(asked: i64) -> Result<i32, Error> {
+pub(crate) fn oom_score_adj(asked: i64) -> Result<i32, Error> {
     i32::try_from(asked)
         .ok()
         .filter(|score| (-1000..=1000).contains(score))

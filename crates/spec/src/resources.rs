@@ -9,6 +9,7 @@ use oci_spec::runtime::{
     LinuxMemory, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
 };
 
+use crate::process::oom_score_adj;
 use crate::{Error, HostDevice, Wanted, mounts};
 
 const MAJOR_PTS: i64 = 136;
@@ -50,6 +51,30 @@ pub(crate) fn resources(
     Ok(all)
 }
 
+/// Limits that a container is to have from now on; its devices stay as they are.
+#[derive(Clone, Debug)]
+pub struct ChangedLimits {
+    /// Its cgroup's.
+    pub resources: LinuxResources,
+    /// Of its processes.
+    pub oom_score_adj: i32,
+}
+
+/// Checks limits, and translates them as for a new container.
+///
+/// # Errors
+/// [`Error::Limit`], [`Error::LimitForm`], [`Error::Unified`].
+pub fn changed_limits(asked: &Resources, swap_accounting: bool) -> Result<ChangedLimits, Error> {
+    let mut resources = LinuxResources::default();
+    resources
+        .set_devices(None)
+        .set_cpu(cpu(asked)?)
+        .set_memory(memory(asked, swap_accounting)?)
+        .set_hugepage_limits(hugepages(asked)?)
+        .set_unified(unified(asked)?);
+    Ok(ChangedLimits { resources, oom_score_adj: oom_score_adj(asked.oom_score_adj)? })
+}
+
 fn positive(field: &'static str, value: i64) -> Result<Option<u64>, Error> {
     match u64::try_from(value) {
         Ok(0) => Ok(None),
@@ -83,10 +108,13 @@ fn list(field: &'static str, text: &str) -> Result<Option<String>, Error> {
 }
 
 fn memory(asked: &Resources, swap_accounting: bool) -> Result<Option<LinuxMemory>, Error> {
-    let limit = positive("memory_limit_in_bytes", asked.memory_limit)?;
-    // −1 is no limit for swap.
+    // −1 is no limit, for memory as for swap.
+    let limit = match asked.memory_limit {
+        -1 => Some(-1),
+        limit => positive("memory_limit_in_bytes", limit)?.map(|_| limit),
+    };
     let swap = match asked.memory_swap_limit {
-        0 if swap_accounting => limit.map(|_| asked.memory_limit),
+        0 if swap_accounting => limit.filter(|limit| *limit > 0),
         0 => None,
         -1 => Some(-1),
         swap if swap < asked.memory_limit => {
@@ -99,7 +127,7 @@ fn memory(asked: &Resources, swap_accounting: bool) -> Result<Option<LinuxMemory
         return Ok(None);
     }
     let mut memory = LinuxMemoryBuilder::default().build().expect("every field has a default");
-    memory.set_limit(limit.map(|_| asked.memory_limit)).set_swap(swap);
+    memory.set_limit(limit).set_swap(swap);
     Ok(Some(memory))
 }
 

@@ -141,7 +141,7 @@ pub(crate) fn container_status(status: &ContainerStatus) -> v1::ContainerStatus 
         annotations: item.annotations,
         mounts: status.spec.mounts.iter().map(|asked| mount(asked, status)).collect(),
         log_path: log_path.unwrap_or_default(),
-        resources: Some(resources::told(&status.spec.resources)),
+        resources: Some(resources::told(&status.limits)),
         image_id: item.image_id,
         user: Some(v1::ContainerUser { linux: Some(user) }),
         stop_signal: signal::value(&status.stop_signal).into(),

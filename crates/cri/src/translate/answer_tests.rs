@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use berth_model::container::{Exit, ExitReason, Timestamp};
+use berth_model::container::{Exit, ExitReason, Resources, Timestamp};
 use berth_model::mount::MountOption;
 use berth_model::{ContainerId, ContainerSpec, Digest, SandboxId, SandboxSpec};
 
@@ -22,6 +22,7 @@ fn sandbox() -> SandboxStatus {
         runtime: "berth".into(),
         shim_pid: 1,
         netns: None,
+        limits: Arc::default(),
     }
 }
 
@@ -30,8 +31,9 @@ fn container(state: ContainerState) -> ContainerStatus {
     spec.name.name = "app".to_owned();
     spec.image = "busybox:1".to_owned();
     spec.user_specified_image = "busybox".to_owned();
-    spec.resources.cpu_shares = 2;
+    let limits = Resources { cpu_shares: 2, ..Resources::default() };
     ContainerStatus {
+        limits: Arc::new(limits),
         id: ContainerId::new("c1").unwrap(),
         sandbox: SandboxId::new("s1").unwrap(),
         spec: Arc::new(spec),

@@ -71,7 +71,7 @@ pub(super) fn known<T: TryFrom<i32>>(field: impl Into<String>, value: i32) -> Re
     T::try_from(value).map_err(|_| Error::invalid(field, format!("has the unknown value {value}")))
 }
 
-pub(super) fn refuse_windows<T>(field: &str, given: Option<&T>) -> Result<(), Error> {
+pub(crate) fn refuse_windows<T>(field: &str, given: Option<&T>) -> Result<(), Error> {
     match given {
         Some(_) => Err(Error::unsupported(field, "Windows is")),
         None => Ok(()),

@@ -14,4 +14,6 @@ pub(crate) use answer::{
     sandbox_metadata, sandbox_state, sandbox_status,
 };
 pub(crate) use container::container_spec;
+pub(crate) use fields::refuse_windows;
+pub(crate) use resources::{noted, wanted};
 pub(crate) use sandbox::sandbox_spec;

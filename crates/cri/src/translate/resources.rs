@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use berth_api::v1;
 use berth_model::container::Resources;
 
+use crate::Error;
+
 /// The limits asked for; their ranges are checked where the specification is built.
-pub(super) fn wanted(asked: Option<&v1::LinuxContainerResources>) -> Resources {
+pub(crate) fn wanted(asked: Option<&v1::LinuxContainerResources>) -> Resources {
     let Some(asked) = asked else { return Resources::default() };
     let hugepages = asked.hugepage_limits.iter();
     Resources {
@@ -23,6 +25,18 @@ pub(super) fn wanted(asked: Option<&v1::LinuxContainerResources>) -> Resources {
             .collect::<BTreeMap<_, _>>(),
         unified: asked.unified.clone(),
         pids_limit: None,
+    }
+}
+
+/// Limits that are only taken note of; they must make sense all the same.
+pub(crate) fn noted(
+    field: &str,
+    asked: Option<&v1::LinuxContainerResources>,
+) -> Result<Resources, Error> {
+    let limits = wanted(asked);
+    match berth_spec::changed_limits(&limits, false) {
+        Ok(_) => Ok(limits),
+        Err(problem) => Err(Error::invalid(field, format!("is invalid: {problem}"))),
     }
 }
 
@@ -49,6 +63,14 @@ pub(super) fn told(resources: &Resources) -> v1::ContainerResources {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_taken_note_of_is_checked() {
+        let asked = v1::LinuxContainerResources { memory_limit_in_bytes: -7, ..Default::default() };
+        let refused = noted("overhead", Some(&asked)).unwrap_err().to_string();
+        assert!(refused.contains("overhead") && refused.contains("memory_limit"), "{refused}");
+        assert_eq!(noted("overhead", None).unwrap(), Resources::default());
+    }
 
     #[test]
     fn what_is_asked_for_is_told() {

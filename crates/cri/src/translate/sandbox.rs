@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use berth_api::v1::{self, NamespaceMode as Mode};
 use berth_model::SandboxSpec;
 use berth_model::sandbox::{
-    DnsConfig, NamespaceMode, NamespaceOptions, PortMapping, Protocol, SandboxName,
+    DnsConfig, NamespaceMode, NamespaceOptions, PodLimits, PortMapping, Protocol, SandboxName,
 };
 
 use super::fields::{
     absolute_path, known, name, namespace_mode, number, refuse_apparmor, refuse_selinux,
     refuse_user_namespace, refuse_windows, shown,
 };
+use super::resources::noted;
 use crate::Error;
 
 /// Longest host name (`HOST_NAME_MAX`).
@@ -48,6 +49,10 @@ pub(crate) fn sandbox_spec(request: &v1::RunPodSandboxRequest) -> Result<Sandbox
         namespaces,
         privileged: security.privileged,
         runtime_handler: request.runtime_handler.clone(),
+        limits: PodLimits {
+            overhead: noted("config.linux.overhead", linux.overhead.as_ref())?,
+            resources: noted("config.linux.resources", linux.resources.as_ref())?,
+        },
     })
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use berth_failpoint::Point;
 use berth_metadata::ContainerRecord;
 use berth_model::ContainerState;
-use berth_model::container::ContainerEvent;
+use berth_model::container::{ContainerEvent, Resources};
 use berth_shim_client::{Exited, Shim};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -18,13 +18,14 @@ use tracing::{Instrument as _, debug_span, info_span};
 use super::finish::Unfinished;
 use super::start::Starting;
 use super::stop::{Stopping, Waiter};
+use super::update::Updating;
 use super::{Asked, Command, Container, exit, status_of};
 use crate::Error;
 use crate::again::Again;
 use crate::core::{Core, step};
 use crate::events::EventKind;
 use crate::pending::Object;
-use crate::sandbox::answer;
+use crate::sandbox::{Reply, answer};
 
 /// Resolves when the container's first process has ended; `None` when its shim is gone.
 pub(super) type Ending = Pin<Box<dyn Future<Output = Option<Exited>> + Send>>;
@@ -44,6 +45,10 @@ pub(super) struct Driver {
     pub(super) ending: Option<Ending>,
     /// Present while somebody wants it stopped.
     pub(super) stopping: Option<Stopping>,
+    /// Present while its limits are being changed.
+    pub(super) updating: Option<Updating>,
+    /// Changes of limits that wait, oldest first.
+    pub(super) updates: VecDeque<(Resources, Reply)>,
     /// What could not be done and is tried again.
     pub(super) unfinished: Unfinished,
 }
@@ -97,6 +102,8 @@ pub(crate) fn spawn(
         starting: None,
         ending,
         stopping: None,
+        updating: None,
+        updates: VecDeque::new(),
         unfinished,
     };
     tasks.spawn(driver.run().instrument(span));
@@ -106,6 +113,7 @@ impl Driver {
     async fn run(mut self) {
         let shutdown = self.core.shutdown.clone();
         loop {
+            self.update_next().await;
             let next_effort = self.stopping.as_ref().map(|stopping| stopping.next);
             let gone = tokio::select! {
                 biased;
@@ -117,6 +125,10 @@ impl Driver {
                 outcome = Starting::outcome(&mut self.starting) => {
                     let request = Starting::request(self.starting.as_ref());
                     self.begun(outcome).instrument(request).await
+                }
+                outcome = Updating::outcome(&mut self.updating) => {
+                    self.updated(outcome).await;
+                    false
                 }
                 () = Stopping::died(&mut self.stopping) => {
                     self.died().await
@@ -147,6 +159,10 @@ impl Driver {
             Command::Stop(grace, reply) => self.stop(grace, Waiter::Stopped(reply)).await,
             Command::Halt(reply) => self.stop(Duration::ZERO, Waiter::Halted(reply)).await,
             Command::Remove(reply) => self.stop(Duration::ZERO, Waiter::Removed(reply)).await,
+            Command::Update(change, reply) => {
+                self.updates.push_back((*change, reply));
+                false
+            }
             Command::Sync(reply) => {
                 answer(reply, Ok(()));
                 false
@@ -157,11 +173,15 @@ impl Driver {
     /// What still waits wants the container gone, which it is, or wants it started.
     fn refuse_rest(&mut self) {
         self.commands.close();
+        let late = self.updating.take().map(Updating::into_reply);
+        for reply in self.updates.drain(..).map(|(_, reply)| reply).chain(late) {
+            answer(reply, Err(Error::ContainerNotFound(self.container.id.clone())));
+        }
         while let Some((_, command)) =
             self.taken.pop_front().or_else(|| self.commands.try_recv().ok())
         {
             match command {
-                Command::Start(reply) => {
+                Command::Start(reply) | Command::Update(_, reply) => {
                     let id = self.container.id.clone();
                     answer(reply, Err(Error::ContainerNotFound(id)));
                 }

@@ -10,12 +10,14 @@ mod decide;
 mod driver;
 mod exit;
 mod finish;
+mod limits;
 mod mounts;
 mod plan;
 mod release;
 mod remove;
 mod start;
 mod stop;
+mod update;
 mod volumes;
 
 use std::path::PathBuf;
@@ -25,6 +27,7 @@ use std::time::Duration;
 
 use berth_cgroup::CgroupPath;
 use berth_metadata::ContainerRecord;
+use berth_model::container::Resources;
 use berth_model::{ContainerId, ContainerSpec};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
@@ -52,6 +55,8 @@ pub(crate) enum Command {
     Halt(Reply),
     /// Kill it if it runs, then forget it.
     Remove(Reply),
+    /// Change its limits to what is set here.
+    Update(Box<Resources>, Reply),
     /// Answer once all that is known to have happened is recorded.
     Sync(Reply),
 }
@@ -92,11 +97,11 @@ impl Container {
     }
 
     /// Asks the driver. One that has ended has removed the container, `Ok` for what wants
-    /// it gone, which is every command but [`Command::Start`]; or it ended with the daemon.
+    /// it gone, which is every command but [`Command::Start`] and [`Command::Update`]; or it ended with the daemon.
     pub(crate) async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         let command = command(reply);
-        let start = matches!(command, Command::Start(_));
+        let start = matches!(command, Command::Start(_) | Command::Update(..));
         // What the driver does for a request lies in the request's span.
         if self.queue.send((Span::current(), command)).await.is_err() {
             return match (self.removed.load(Ordering::Acquire), start) {
@@ -125,5 +130,6 @@ pub(crate) fn status_of(record: &ContainerRecord, spec: Arc<ContainerSpec>) -> C
         gid: record.user.1,
         groups: record.groups.as_slice().into(),
         volumes: Arc::new(volumes::ids(&record.volumes)),
+        limits: update::limits_of(record).clone().into(),
     }
 }

@@ -91,6 +91,7 @@ impl Plan {
         };
         let oci = berth_spec::build(&wanted).map_err(refused)?;
         let record = ContainerRecord {
+            limits: None,
             id,
             sandbox: sandbox.id.clone(),
             state: ContainerState::Created,

@@ -94,9 +94,13 @@ impl Driver {
         }
         // What still waits wants no more than what was done.
         self.commands.close();
-        while let Ok((_, Command::Stop(reply) | Command::Remove(reply))) = self.commands.try_recv()
-        {
-            answer(reply, Ok(()));
+        while let Ok((_, command)) = self.commands.try_recv() {
+            match command {
+                Command::Stop(reply) | Command::Remove(reply) => answer(reply, Ok(())),
+                Command::Update(_, reply) => {
+                    answer(reply, Err(Error::SandboxNotFound(self.sandbox.id.clone())));
+                }
+            }
         }
     }
 
@@ -107,6 +111,11 @@ impl Driver {
                 let stopped = self.stop().instrument(debug_span!("stop_sandbox")).await;
                 self.noted(Unfinished::Stop, &stopped);
                 answer(reply, stopped);
+                false
+            }
+            Command::Update(limits, reply) => {
+                let noted = self.change(None, |record| record.limits = Some(*limits)).await;
+                answer(reply, noted);
                 false
             }
             Command::Remove(reply) => {
@@ -147,22 +156,24 @@ impl Driver {
     pub(super) async fn enter(&mut self, phase: SandboxPhase) -> Result<(), Error> {
         if self.record.phase != phase {
             let stored = Point::STOP_NOT_READY_STORED;
-            self.change(stored, |record| record.phase = phase).await?;
+            self.change(Some(stored), |record| record.phase = phase).await?;
             self.core.tell(EventKind::Stopped, self.sandbox.id.as_str(), &self.sandbox);
         }
         Ok(())
     }
 
-    /// Stores a changed record, passes `stored`, then publishes it.
+    /// Stores a changed record, passes `stored` if that is one, then publishes it.
     pub(super) async fn change(
         &mut self,
-        stored: Point,
+        stored: Option<Point>,
         change: impl FnOnce(&mut SandboxRecord),
     ) -> Result<(), Error> {
         let mut record = self.record.clone();
         change(&mut record);
         self.core.save_sandbox(&record).instrument(debug_span!("store")).await?;
-        step(stored).await?;
+        if let Some(stored) = stored {
+            step(stored).await?;
+        }
         self.record = record;
         let status = status_of(&self.record, Arc::clone(&self.sandbox.spec));
         self.sandbox.status.set(Arc::new(status));

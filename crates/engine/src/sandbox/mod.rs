@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use berth_cgroup::CgroupPath;
 use berth_metadata::{SandboxPhase, SandboxRecord};
 use berth_model::container::ContainerName;
-use berth_model::sandbox::NamespaceMode;
+use berth_model::sandbox::{NamespaceMode, PodLimits};
 use berth_model::{ContainerId, ContainerSpec, SandboxId, SandboxSpec, SandboxState};
 use berth_shim_client::Shim;
 use tokio::sync::{mpsc, oneshot};
@@ -56,6 +56,8 @@ pub(crate) enum Command {
     Stop(Reply),
     /// Stop, then forget.
     Remove(Reply),
+    /// Take note of what the whole pod may use.
+    Update(Box<PodLimits>, Reply),
 }
 
 /// A sandbox as everybody but its driver sees it.
@@ -139,6 +141,7 @@ pub(crate) fn status_of(record: &SandboxRecord, spec: Arc<SandboxSpec>) -> Sandb
         shim_pid,
         netns: (ready && own_net && shim_pid != 0)
             .then(|| PathBuf::from(format!("/proc/{shim_pid}/fd/{NET_FD}"))),
+        limits: record.limits.as_ref().unwrap_or(&spec.limits).clone().into(),
         spec,
     }
 }

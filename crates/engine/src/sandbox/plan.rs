@@ -74,6 +74,7 @@ impl Plan {
             resolv_conf,
             options,
             record: SandboxRecord {
+                limits: None,
                 id,
                 runtime: handler.to_owned(),
                 phase: SandboxPhase::Creating,

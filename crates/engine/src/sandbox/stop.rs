@@ -91,7 +91,7 @@ impl Driver {
         if !changes {
             return Ok(());
         }
-        self.change(Point::STOP_PARTS_FORGOTTEN, |record| {
+        self.change(Some(Point::STOP_PARTS_FORGOTTEN), |record| {
             if shim {
                 record.shim = None;
             }

@@ -316,6 +316,7 @@ fn sandbox(id: &str, phase: SandboxPhase, padding: usize) -> Step {
     let name = SandboxName { name: id.into(), namespace: "n".into(), uid: "u".into(), attempt: 0 };
     let annotations = [("padding".to_owned(), "x".repeat(padding))].into();
     Step::PutSandbox(Box::new(SandboxRecord {
+        limits: None,
         id: SandboxId::new(id).unwrap(),
         spec: SandboxSpec { name, annotations, ..SandboxSpec::default() },
         phase,
@@ -332,6 +333,7 @@ fn sandbox(id: &str, phase: SandboxPhase, padding: usize) -> Step {
 fn container(id: &str, sandbox: &str, state: ContainerState) -> Step {
     let name = ContainerName { name: id.into(), attempt: 0 };
     Step::PutContainer(Box::new(ContainerRecord {
+        limits: None,
         id: ContainerId::new(id).unwrap(),
         sandbox: SandboxId::new(sandbox).unwrap(),
         spec: ContainerSpec { name, ..ContainerSpec::default() },

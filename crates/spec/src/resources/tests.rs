@@ -61,6 +61,7 @@ fn a_memory_limit_leaves_no_swap_unless_it_was_asked_for() {
     check(1024, 4096, false, Some((Some(1024), Some(4096))));
     check(1024, -1, true, Some((Some(1024), Some(-1))));
     check(0, 0, true, None);
+    check(-1, 0, true, Some((Some(-1), None)));
 }
 
 #[test]
@@ -71,7 +72,7 @@ fn limits_that_cannot_be_are_refused_by_name() {
     };
     check("cpu_shares", &|all| all.cpu_shares = -1);
     check("cpu_period", &|all| all.cpu_period = -1);
-    check("memory_limit_in_bytes", &|all| all.memory_limit = -1);
+    check("memory_limit_in_bytes", &|all| all.memory_limit = -2);
     check("memory_swap_limit_in_bytes", &|all| {
         all.memory_limit = 10;
         all.memory_swap_limit = 9;
