@@ -317,7 +317,7 @@ async fn to_the_previous_release_and_back_nothing_is_lost() -> Result<()> {
         node.cri.sandboxes().await?.into_iter().filter(|id| !cast.has(id)).collect();
     assert_eq!(others.len(), 1, "{others:?}");
     node.cri.remove_sandbox(&others[0]).await?;
-    assert_eq!(shim_protocol(&mut node, &cast.pod).await?, 2);
+    assert_eq!(shim_protocol(&mut node, &cast.pod).await?, 3);
     cast.is_looked_after(&mut node).await?;
     node.assert_clean().await
 }
@@ -358,7 +358,7 @@ async fn a_shim_of_the_previous_release_serves_a_new_pod() -> Result<()> {
         if restarted {
             node.kill_and_restart().await?;
         }
-        for (pod, protocol) in pods.iter().zip([1, 2]) {
+        for (pod, protocol) in pods.iter().zip([1, 3]) {
             assert_eq!(shim_protocol(&mut node, pod).await?, protocol);
             let name = &pod.config.metadata.as_ref().context("no metadata")?.name.clone();
             let counting = container_config("counting", &image, &["sh", "-c", COUNTING]);

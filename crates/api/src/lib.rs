@@ -28,8 +28,28 @@ pub mod shim {
     pub const REOPEN_LOG: &str = "ReopenLog";
     /// ttrpc name of the method that says which protocol a shim speaks.
     pub const INFO: &str = "Info";
+    /// ttrpc name of the method that gives a container's streams to one more client.
+    pub const ATTACH: &str = "Attach";
     /// The protocol of this release; `shim.proto` says what each number has.
     pub const PROTOCOL: u32 = 3;
+
+    /// What the first byte of an attached client's packet means.
+    pub mod packet {
+        /// Input, to the shim.
+        pub const STDIN: u8 = 0;
+        /// Standard output, from the shim.
+        pub const STDOUT: u8 = 1;
+        /// Standard error, from the shim.
+        pub const STDERR: u8 = 2;
+        /// The input has ended; from the shim, it was given to the process.
+        pub const STDIN_END: u8 = 3;
+        /// So many bytes were skipped.
+        pub const SKIPPED: u8 = 4;
+        /// The process has ended, and its output.
+        pub const END: u8 = 5;
+        /// Most bytes after the first one.
+        pub const MAX: usize = 32 << 10;
+    }
 }
 
 /// The Node Resource Interface, package `nri.pkg.api.v1alpha1`.

@@ -23,8 +23,8 @@ use crate::status::{
     SandboxStatus, UndoStatus,
 };
 use crate::{
-    Auth, Config, Error, Events, EventsEnd, FsInfo, ShimInfo, container, exec, forward, open,
-    recovery, sandbox, stats,
+    Auth, Config, Error, Events, EventsEnd, FsInfo, ShimInfo, attach, container, exec, forward,
+    open, recovery, sandbox, stats,
 };
 
 /// How long work in flight may hold up a shutdown.
@@ -196,15 +196,16 @@ impl Engine {
     /// Whether a client can be attached to the container now, and whether it would get a
     /// terminal: that is the container's, whatever the client asks for.
     pub fn may_attach(&self, id: &ContainerId) -> Result<bool, Error> {
-        exec::find(&self.core, id).map(|(container, _)| container.status.get().spec.tty)
+        attach::find(&self.core, id).map(|(container, _)| container.status.get().spec.tty)
     }
 
     /// Connects a client with the streams of a container's first process, until that has
-    /// ended. The client leaves by dropping the future, which the container does not notice.
+    /// ended. The client leaves by dropping the future, which the container does not notice,
+    /// or by ending its input: only that of a container with `stdin_once` and without a
+    /// terminal ends then, and its output is heard on.
     pub async fn attach(&self, id: &ContainerId, io: Io) -> Result<(), Error> {
-        drop(io);
-        self.may_attach(id)?;
-        Err(Error::Unsupported("attach".to_owned()))
+        let span = debug_span!("attach", container.id = %id);
+        attach::attach(&self.core, id, io).instrument(span).await
     }
 
     /// Whether a port of the sandbox can be forwarded now.

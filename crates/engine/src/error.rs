@@ -126,6 +126,17 @@ pub enum Error {
         /// What a front makes of it.
         kind: ErrorKind,
     },
+    /// A client read slower than the container wrote, for whom nobody waits.
+    #[error("attach to container {id}: {bytes} bytes of output were not read in time")]
+    OutputMissed {
+        /// Which container.
+        id: ContainerId,
+        /// How much.
+        bytes: u64,
+    },
+    /// The shim has gone away.
+    #[error("attach to container {0}: its shim went away")]
+    OutputLost(ContainerId),
     /// A port of a sandbox cannot be reached.
     #[error("forward to port {port} of sandbox {sandbox}")]
     Forward {
@@ -284,7 +295,10 @@ impl Error {
             Self::Spec { source, .. } => source.kind(),
             Self::Shim { source, .. } => source.kind(),
             Self::TaskDied(_) | Self::Transition { .. } => ErrorKind::Internal,
-            Self::NetworkDown(_) | Self::Forward { .. } => ErrorKind::Unavailable,
+            Self::OutputMissed { .. } => ErrorKind::ResourceExhausted,
+            Self::NetworkDown(_) | Self::Forward { .. } | Self::OutputLost(_) => {
+                ErrorKind::Unavailable
+            }
             Self::Unsupported(_) => ErrorKind::Unimplemented,
             Self::Shared(error) => error.kind(),
             Self::ImageVolume { source, .. } => source.kind(),

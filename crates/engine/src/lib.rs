@@ -17,6 +17,7 @@
 //! (`oci-runtime`, behind the shim).
 
 mod again;
+mod attach;
 mod board;
 mod client;
 mod clock;

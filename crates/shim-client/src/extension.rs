@@ -6,14 +6,17 @@
 //! asked for once a verb was refused, and for people. What a shim would not refuse but
 //! ignore must be asked for with [`Shim::info`] first.
 
+use std::path::Path;
 use std::time::Duration;
 
-use berth_api::shim::{self, InfoRequest, InfoResponse, ReopenLogRequest};
+use berth_api::shim::{
+    self, AttachRequest as AttachMessage, InfoRequest, InfoResponse, ReopenLogRequest,
+};
 use berth_model::ContainerId;
 use prost::Message;
 use ttrpc::Code;
 
-use crate::{Error, Shim};
+use crate::{AttachRequest, Error, Shim};
 
 /// What touches no disk and starts nothing.
 const QUICK: Duration = Duration::from_secs(10);
@@ -35,6 +38,8 @@ struct Verb {
 const REOPEN_LOG: Verb =
     Verb { method: shim::REOPEN_LOG, since: FIRST, words: "open a log file anew" };
 const INFO: Verb = Verb { method: shim::INFO, since: 2, words: "say what it is" };
+
+const ATTACH: Verb = Verb { method: shim::ATTACH, since: 3, words: "attach to a container" };
 
 /// What a shim is.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -89,6 +94,29 @@ impl Shim {
     pub async fn reopen_log(&self, container: &ContainerId) -> Result<(), Error> {
         let message = ReopenLogRequest { container_id: container.to_string() };
         self.extension(REOPEN_LOG, message.encode_to_vec()).await.map(drop)
+    }
+
+    /// Asks the shim to connect to `socket`.
+    pub(crate) async fn ask_to_attach(
+        &self,
+        request: &AttachRequest,
+        socket: &Path,
+    ) -> Result<(), Error> {
+        let message = AttachMessage {
+            container_id: request.container.to_string(),
+            socket: socket.to_string_lossy().into_owned(),
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            close_stdin: request.close_stdin,
+        };
+        self.extension(ATTACH, message.encode_to_vec()).await.map(drop)
+    }
+
+    /// Whether the shim understands [`Output::Drain`](crate::Output::Drain): it would take
+    /// the word for something else.
+    pub async fn drains(&self) -> Result<bool, Error> {
+        Ok(self.info(QUICK).await?.protocol >= 3)
     }
 
     async fn extension(&self, verb: Verb, payload: Vec<u8>) -> Result<Vec<u8>, Error> {

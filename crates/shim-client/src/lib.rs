@@ -3,7 +3,8 @@
 //! [`start`] runs a shim's `start` command and understands the three forms of its
 //! answer ([`Bootstrap`]); [`Shim`] is one connection to a running shim, which dials
 //! again when it was lost; [`EventServer`] is what shims publish their events to;
-//! [`ProcessId`] names a process so that a recycled pid is never killed.
+//! [`Attachment`] is a
+//! client's end of a container's streams; [`ProcessId`] names a process so that a recycled pid is never killed.
 //!
 //! ```text
 //! start ──posix_spawn──▶ containerd-shim-x start ──fork──▶ the shim
@@ -18,6 +19,7 @@
 //! not have the service at all (v3 to v2 of the Task API). Not here: what a sandbox
 //! or a container is (`engine`), FIFOs and logs (`engine`, `shim`).
 
+mod attach;
 mod bootstrap;
 mod connection;
 mod error;
@@ -28,6 +30,7 @@ mod sandbox;
 mod start;
 mod task;
 
+pub use attach::{AttachRequest, Attachment, Door, MAX_PACKET, Packet};
 pub use bootstrap::{ApiVersion, Bootstrap};
 pub use connection::Shim;
 pub use error::Error;

@@ -45,6 +45,8 @@ pub enum Output {
     /// Nowhere.
     #[default]
     Null,
+    /// A pipe that the in-tree shim reads, for who attaches ([`Shim::drains`]).
+    Drain,
     /// A FIFO (fifo(7)) made by the caller.
     Fifo(PathBuf),
     /// A CRI log file, which the in-tree shim writes itself. Both streams of a process
@@ -66,6 +68,7 @@ impl Output {
     fn uri(&self) -> String {
         match self {
             Self::Null => String::new(),
+            Self::Drain => "drain:".to_owned(),
             Self::Fifo(path) => path.to_string_lossy().into_owned(),
             Self::CriLog(path) => format!("cri-log://{}", path.display()),
         }

@@ -15,7 +15,7 @@ use nix::sys::socket::{Backlog, listen};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use ttrpc::asynchronous::{Server, transport::Listener};
 
 use crate::error::Error;
@@ -185,11 +185,24 @@ async fn until_done(shim: &Shim) {
     }
 }
 
-/// Waits until it is clear that nobody wants this shim; for ever if somebody does.
+/// Waits until it is clear that nobody wants this shim; for ever if somebody does, and then
+/// without a timer, which would wake an idle shim up.
 async fn unused(shim: &Shim) {
     let told = std::env::var(UNUSED_SECONDS).ok().and_then(|seconds| seconds.parse().ok());
-    sleep(told.map_or(UNUSED, Duration::from_secs)).await;
-    if shim.is_used() {
-        std::future::pending::<()>().await;
+    let until = Instant::now() + told.map_or(UNUSED, Duration::from_secs);
+    loop {
+        let used = shim.use_changed.notified();
+        if shim.is_used() {
+            used.await;
+            continue;
+        }
+        tokio::select! {
+            () = used => {}
+            () = sleep_until(until) => {
+                if !shim.is_used() {
+                    return;
+                }
+            }
+        }
     }
 }

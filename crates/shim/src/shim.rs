@@ -25,7 +25,7 @@ use crate::events::Publisher;
 use crate::io::{Streams, Uris};
 use crate::process::{Process, Status, make};
 use crate::reaper::{Exit, Reaper};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Options, Sandbox};
 
 /// How long after the last work memory is given back: nothing that is in a hurry is left.
 const QUIET: Duration = Duration::from_secs(1);
@@ -47,6 +47,8 @@ pub(crate) struct Shim {
     pub(crate) finished: Notify,
     /// Whether a container was ever asked for.
     used: AtomicBool,
+    /// Told when [`Shim::is_used`] may have changed.
+    pub(crate) use_changed: Notify,
     /// Told after work that leaves freed memory behind.
     worked: Arc<Notify>,
 }
@@ -103,6 +105,7 @@ impl Shim {
             cgroups: OnceLock::new(),
             finished: Notify::new(),
             used: AtomicBool::new(false),
+            use_changed: Notify::new(),
             worked,
         })
     }
@@ -158,6 +161,18 @@ impl Shim {
         self.used.load(Ordering::Relaxed) || self.sandbox.is_used()
     }
 
+    /// Makes what the containers of the sandbox share.
+    pub(crate) async fn create_sandbox(
+        self: Arc<Self>,
+        id: String,
+        options: Options,
+    ) -> Result<(), Error> {
+        let made = self.sandbox.create(&id, options, &self.reaper).await;
+        // One that failed is none.
+        self.use_changed.notify_one();
+        made
+    }
+
     fn cgroups(&self) -> Result<&Hierarchy, Error> {
         if let Some(found) = self.cgroups.get() {
             return Ok(found);
@@ -180,6 +195,7 @@ impl Shim {
             slots.insert(wanted.id.clone(), Slot::Taken);
             self.used.store(true, Ordering::Relaxed);
         }
+        self.use_changed.notify_one();
         let id = wanted.id.clone();
         match self.make_unless_stopped(wanted).await {
             Ok(container) => {

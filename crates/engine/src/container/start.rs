@@ -262,7 +262,25 @@ impl Work {
         }
         step(Point::START_TASK_RELEASED).await?;
         self.request.rootfs = self.rootfs().await?;
+        self.drain(shim).await?;
         step(Point::START_MOUNTS_KNOWN).await
+    }
+
+    /// Has what nobody logs read all the same, so that clients can be attached. An older
+    /// shim cannot.
+    async fn drain(&mut self, shim: &Shim) -> Result<(), Error> {
+        if self.request.stdout != Output::Null {
+            return Ok(());
+        }
+        let id = self.container.id.to_string();
+        let failed = |source| Error::Shim { action: "start container", id, source };
+        if shim.drains().await.map_err(failed)? {
+            self.request.stdout = Output::Drain;
+            if !self.request.terminal {
+                self.request.stderr = Output::Drain;
+            }
+        }
+        Ok(())
     }
 
     async fn execute(&self, shim: &Shim) -> Result<(u32, Timestamp), Error> {

@@ -1,5 +1,6 @@
 //! Pods on the real shim, network and snapshots: what the engine promises a front.
 
+mod attach;
 mod client;
 mod node;
 mod restart;

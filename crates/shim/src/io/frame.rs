@@ -37,6 +37,10 @@ impl Framer {
         Self { stream, unfinished: Vec::new() }
     }
 
+    pub(crate) fn stream(&self) -> Stream {
+        self.stream
+    }
+
     /// Appends to `out` the lines that `chunk`, read at `time`, completes.
     pub(crate) fn push(&mut self, chunk: &[u8], time: &str, out: &mut Vec<u8>) {
         for part in chunk.split_inclusive(|byte| *byte == b'\n') {

@@ -1,18 +1,22 @@
 //! Standard streams of containers: logs, FIFOs, terminals.
 //!
 //! Where a process can have the caller's descriptor itself it gets it, and the shim
-//! copies nothing. Only CRI logs and terminals pass through the shim; a log on a file system
+//! copies nothing. Only CRI logs and terminals pass through the shim, which gives a copy to
+//! clients that are attached; a log on a file system
 //! that may hang passes through a process of its own.
 
+mod attached;
 pub(crate) mod frame;
 mod logfile;
+mod outlet;
 mod place;
 mod pump;
 mod streams;
 mod uri;
 mod writer;
 
-pub(crate) use streams::Streams;
+pub(crate) use outlet::Wanted;
+pub(crate) use streams::{Client, Streams};
 pub(crate) use uri::Uris;
 
 use std::io;

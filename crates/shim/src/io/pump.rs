@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use super::frame::{Framer, Stream, rfc3339};
 use super::logfile::LogFile;
+use super::outlet::Outlets;
 use super::{Watched, set_nonblocking, watch};
 
 /// Bytes read at once: half of a pipe's default size.
@@ -32,11 +33,13 @@ const BATCH: usize = 2 << 10;
 /// Bytes of lines that are written at once.
 const WRITE: usize = 32 << 10;
 
-/// Makes log lines of a stream's bytes.
+/// Makes log lines of a stream's bytes, and gives them to who is attached.
 #[derive(Debug)]
 pub(super) struct Feed {
     framer: Mutex<Framer>,
-    file: Arc<LogFile>,
+    /// `None`: nobody keeps the output.
+    file: Option<Arc<LogFile>>,
+    outlets: Arc<Outlets>,
 }
 
 /// What came of reading once.
@@ -48,8 +51,8 @@ pub(super) enum Progress {
 }
 
 impl Feed {
-    pub(super) fn new(stream: Stream, file: Arc<LogFile>) -> Self {
-        Self { framer: Mutex::new(Framer::new(stream)), file }
+    pub(super) fn new(stream: Stream, file: Option<Arc<LogFile>>, outlets: Arc<Outlets>) -> Self {
+        Self { framer: Mutex::new(Framer::new(stream)), file, outlets }
     }
 
     /// Reads one chunk, and writes its lines.
@@ -65,24 +68,32 @@ impl Feed {
                 Ok(read) => break read,
             }
         };
+        self.log(&mut framer, &chunk[..read]);
+        self.outlets.send(framer.stream(), &chunk[..read]);
+        if read == 0 { Progress::Ended } else { Progress::More }
+    }
+
+    /// Writes the lines of a chunk; an empty one is the end.
+    fn log(&self, framer: &mut Framer, chunk: &[u8]) {
+        let Some(file) = &self.file else { return };
         let time = rfc3339(berth_failpoint::now());
         let mut lines = Vec::new();
-        for batch in chunk[..read].chunks(BATCH) {
+        for batch in chunk.chunks(BATCH) {
             framer.push(batch, &time, &mut lines);
             if lines.len() >= WRITE {
-                self.file.write(&lines);
+                file.write(&lines);
                 lines.clear();
             }
         }
-        if read == 0 {
+        if chunk.is_empty() {
             framer.finish(&time, &mut lines);
         }
-        self.file.write(&lines);
-        if read == 0 { Progress::Ended } else { Progress::More }
+        file.write(&lines);
     }
 }
 
-/// One stream of a process on its way into a log that the shim writes.
+/// One stream of a process on its way into a log that the shim writes, or to nobody but
+/// attached clients.
 #[derive(Debug)]
 pub(super) struct LogStream {
     fd: AsyncFd<Watched<OwnedFd>>,
@@ -91,10 +102,10 @@ pub(super) struct LogStream {
 
 impl LogStream {
     /// Takes the reading end of a pipe, or a terminal's master.
-    pub(super) fn new(fd: OwnedFd, stream: Stream, file: Arc<LogFile>) -> io::Result<Self> {
+    pub(super) fn new(fd: OwnedFd, feed: Feed) -> io::Result<Self> {
         set_nonblocking(&fd)?;
         let fd = watch(fd, Interest::READABLE)?;
-        Ok(Self { fd, feed: Feed::new(stream, file) })
+        Ok(Self { fd, feed })
     }
 
     /// Writes the log until the last writer has closed the stream.
@@ -134,10 +145,10 @@ impl LogStream {
     }
 }
 
-/// Copies until either end is closed; to nowhere without `to`. The descriptors must not block.
+/// Copies until either end is closed. The descriptors must not block.
 pub(super) async fn copy(
     from: AsyncFd<Watched<OwnedFd>>,
-    to: Option<AsyncFd<Watched<OwnedFd>>>,
+    to: AsyncFd<Watched<OwnedFd>>,
 ) -> io::Result<()> {
     loop {
         from.readable().await?.retain_ready();
@@ -148,9 +159,7 @@ pub(super) async fn copy(
         if count == 0 {
             return Ok(());
         }
-        if let Some(to) = &to {
-            write_all(to, &chunk[..count]).await?;
-        }
+        write_all(&to, &chunk[..count]).await?;
     }
 }
 
@@ -207,7 +216,8 @@ mod tests {
     fn stream(dir: &std::path::Path) -> (Arc<LogStream>, OwnedFd) {
         let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
         let file = Arc::new(LogFile::open(&dir.join("log")).unwrap());
-        (Arc::new(LogStream::new(read, Stream::Stdout, file).unwrap()), write)
+        let feed = Feed::new(Stream::Stdout, Some(file), Arc::default());
+        (Arc::new(LogStream::new(read, feed).unwrap()), write)
     }
 
     fn texts(dir: &std::path::Path) -> Vec<String> {
@@ -265,7 +275,7 @@ mod tests {
             (watch(read, Interest::READABLE).unwrap(), write)
         };
         let ((first, input), (output, second)) = (pipe(), pipe());
-        let task = tokio::spawn(copy(first, Some(watch(second, Interest::WRITABLE).unwrap())));
+        let task = tokio::spawn(copy(first, watch(second, Interest::WRITABLE).unwrap()));
         // More than the pipe behind it holds, so that the copy has to wait for its reader.
         let text = b"0123456789abcdef".repeat(3 << 10);
         nix::unistd::write(&input, &text).unwrap();

@@ -1,5 +1,7 @@
 //! Opens a process's streams and keeps this side of them while it lives.
 
+mod clients;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -15,10 +17,13 @@ use tokio::io::Interest;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+pub(crate) use self::clients::Client;
+use super::attached::Stdin;
 use super::frame::Stream;
 use super::logfile::LogFile;
+use super::outlet::Outlets;
 use super::place::is_served_by_others;
-use super::pump::{LogStream, copy, copy_until};
+use super::pump::{Feed, LogStream, copy, copy_until};
 use super::uri::{Sink, Source, Uris};
 use super::writer::Writer;
 use super::{set_nonblocking, watch};
@@ -37,6 +42,8 @@ pub(crate) struct Opened {
 pub(crate) struct Streams {
     log: Option<Log>,
     logged: Vec<Arc<LogStream>>,
+    /// Clients that hear what the shim reads.
+    outlets: Arc<Outlets>,
     /// FIFOs between a terminal and the caller: input, then output.
     terminal: Option<(Option<OwnedFd>, Option<OwnedFd>)>,
     inner: Mutex<Inner>,
@@ -51,8 +58,33 @@ enum Log {
     Writer(Arc<Writer>),
 }
 
+impl Log {
+    /// The file, if the shim writes it.
+    fn own(&self) -> Option<Arc<LogFile>> {
+        match self {
+            Self::Own(file) => Some(Arc::clone(file)),
+            Self::Writer(_) => None,
+        }
+    }
+}
+
+/// An input that nobody but attached clients writes to.
+#[derive(Debug, Default)]
+enum Held {
+    /// There is none, or no more.
+    #[default]
+    Nothing,
+    /// The pipe, while nobody was ever attached.
+    Pipe(OwnedFd),
+    /// The terminal, likewise.
+    Terminal,
+    /// Either, once somebody was.
+    Watched(Stdin),
+}
+
 #[derive(Debug, Default)]
 struct Inner {
+    held: Held,
     /// Keeps the process's input from ending: a caller that goes away may come back.
     stdin: Option<OwnedFd>,
     /// The caller's FIFO, not open yet, and the pipe that it will be copied to.
@@ -66,6 +98,10 @@ struct Inner {
     console: Option<OwnedFd>,
     outputs: Vec<JoinHandle<()>>,
     input: Option<JoinHandle<()>>,
+    /// Dropped to tell the clients of the end.
+    clients: Vec<oneshot::Sender<()>>,
+    /// Whether the process has ended, and its output.
+    ended: bool,
 }
 
 impl Streams {
@@ -110,25 +146,26 @@ impl Streams {
 
     fn attach_console(&mut self, console: OwnedFd) -> io::Result<()> {
         set_nonblocking(&console)?;
-        match &self.log {
-            Some(Log::Own(file)) => {
-                let (console, file) = (console.try_clone()?, Arc::clone(file));
-                self.logged.push(Arc::new(LogStream::new(console, Stream::Stdout, file)?));
+        let (input, output) = self.terminal.take().unwrap_or_default();
+        let (copied, mut outputs) = (console.try_clone()?, Vec::new());
+        match (&self.log, output) {
+            (Some(Log::Writer(writer)), _) => writer.add(copied, Stream::Stdout),
+            (None, Some(output)) => {
+                let to = watch(output, Interest::WRITABLE)?;
+                let copying = copy(watch(copied, Interest::READABLE)?, to);
+                outputs.push(tokio::spawn(async move { drop(copying.await) }));
             }
-            Some(Log::Writer(writer)) => writer.add(console.try_clone()?, Stream::Stdout),
-            None => {}
+            (log, _) => {
+                let file = log.as_ref().and_then(Log::own);
+                let feed = Feed::new(Stream::Stdout, file, Arc::clone(&self.outlets));
+                self.logged.push(Arc::new(LogStream::new(copied, feed)?));
+            }
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let (input, output) = self.terminal.take().unwrap_or_default();
-        if self.log.is_none() {
-            let from = watch(console.try_clone()?, Interest::READABLE)?;
-            let to = output.map(|output| watch(output, Interest::WRITABLE)).transpose()?;
-            let copying = copy(from, to);
-            inner.outputs.push(tokio::spawn(async move { drop(copying.await) }));
-        }
+        inner.outputs = outputs;
         if let Some(input) = input {
             let to = watch(console.try_clone()?, Interest::WRITABLE)?;
-            let copying = copy(watch(input, Interest::READABLE)?, Some(to));
+            let copying = copy(watch(input, Interest::READABLE)?, to);
             inner.input = Some(tokio::spawn(async move { drop(copying.await) }));
         }
         inner.console = Some(console);
@@ -174,6 +211,10 @@ impl Streams {
         inner.closed = true;
         inner.stdin = None;
         inner.more = None;
+        // A terminal is no pipe: its input has no end.
+        if inner.console.is_none() {
+            inner.held = Held::Nothing;
+        }
     }
 
     /// Tells the terminal its size, in characters.
@@ -197,7 +238,10 @@ impl Streams {
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.stdin = None;
+        inner.held = Held::Nothing;
         inner.kept.clear();
+        inner.ended = true;
+        inner.clients = Vec::new();
         if let Some(input) = inner.input.take() {
             input.abort();
         }
@@ -212,11 +256,16 @@ impl Streams {
 
     fn open_terminal(&mut self, source: Source, stdout: Sink) -> Result<(), Error> {
         let input = match source {
-            Source::Null | Source::Hold => None,
+            Source::Null => None,
+            Source::Hold => {
+                let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+                inner.held = Held::Terminal;
+                None
+            }
             Source::Fifo(path) => Some(both(&path)?.into()),
         };
         let output = match stdout {
-            Sink::Null => None,
+            Sink::Null | Sink::Drain => None,
             Sink::Fifo(path) => Some(both(&path)?.into()),
             Sink::File(_) => return Err(Error::Unimplemented("a terminal with a file:// output")),
             Sink::CriLog(path) => {
@@ -234,7 +283,7 @@ impl Streams {
             Source::Null => null(),
             Source::Hold => {
                 let (read, write) = pipe()?;
-                inner.stdin = Some(write);
+                inner.held = Held::Pipe(write);
                 Ok(read)
             }
             Source::Fifo(path) => {
@@ -266,22 +315,35 @@ impl Streams {
                 .open(&path)
                 .map(OwnedFd::from)
                 .map_err(|source| Error::Path { what: "open", path, source }),
+            Sink::Drain => {
+                let (read, write) = pipe()?;
+                self.read(read, stream, None)?;
+                Ok(write)
+            }
             Sink::CriLog(path) => {
                 let (read, write) = pipe()?;
-                let failed = |source| Error::Io("watch a pipe", source);
                 match self.log(&path)? {
-                    Log::Own(file) => {
-                        let stream = LogStream::new(read, stream, file).map_err(failed)?;
-                        self.logged.push(Arc::new(stream));
-                    }
+                    Log::Own(file) => self.read(read, stream, Some(file))?,
                     Log::Writer(writer) => {
-                        set_nonblocking(&read).map_err(failed)?;
+                        set_nonblocking(&read).map_err(unwatched)?;
                         writer.add(read, stream);
                     }
                 }
                 Ok(write)
             }
         }
+    }
+
+    /// Has the shim read a pipe.
+    fn read(
+        &mut self,
+        pipe: OwnedFd,
+        stream: Stream,
+        file: Option<Arc<LogFile>>,
+    ) -> Result<(), Error> {
+        let feed = Feed::new(stream, file, Arc::clone(&self.outlets));
+        self.logged.push(Arc::new(LogStream::new(pipe, feed).map_err(unwatched)?));
+        Ok(())
     }
 
     /// The log at `path`: both streams share one, and its one file.
@@ -310,6 +372,10 @@ impl Drop for Streams {
             writer.finish();
         }
     }
+}
+
+fn unwatched(source: io::Error) -> Error {
+    Error::Io("watch a pipe", source)
 }
 
 fn unopened(path: &Path, source: io::Error) -> Error {

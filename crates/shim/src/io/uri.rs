@@ -2,7 +2,8 @@
 //!
 //! Plain paths and `fifo://` are FIFOs, as containerd makes them; `file://` is appended
 //! to; `cri-log://` is a CRI log that the shim writes; `hold:` is a pipe that the shim
-//! keeps open; empty is /dev/null.
+//! keeps open; `drain:` is a pipe that the shim reads for who attaches; empty is
+//! /dev/null.
 
 use std::path::PathBuf;
 
@@ -29,6 +30,7 @@ pub(super) enum Source {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Sink {
     Null,
+    Drain,
     Fifo(PathBuf),
     File(PathBuf),
     CriLog(PathBuf),
@@ -63,6 +65,9 @@ fn sink(field: &'static str, uri: &str) -> Result<Sink, Error> {
     if uri.is_empty() {
         return Ok(Sink::Null);
     }
+    if uri == "drain:" {
+        return Ok(Sink::Drain);
+    }
     match uri.split_once("://") {
         Some(("cri-log", path)) => Ok(Sink::CriLog(absolute(field, uri, path)?)),
         Some(("file", path)) => Ok(Sink::File(absolute(field, uri, path)?)),
@@ -94,6 +99,7 @@ mod tests {
         assert_eq!(sinks("cri-log:///l/0.log", "cri-log:///l/0.log"), (log.clone(), log));
         assert_eq!(sinks("/a", "fifo:///b"), (Sink::Fifo("/a".into()), Sink::Fifo("/b".into())));
         assert_eq!(sinks("", "file:///b"), (Sink::Null, Sink::File("/b".into())));
+        assert_eq!(sinks("drain:", "drain:"), (Sink::Drain, Sink::Drain));
         assert_eq!(uris("", "", "").source().unwrap(), Source::Null);
         assert_eq!(uris("hold:", "", "").source().unwrap(), Source::Hold);
         assert_eq!(uris("/i", "", "").source().unwrap(), Source::Fifo("/i".into()));

@@ -10,6 +10,7 @@
 //! container --pipe--> writer --> log        shim <--requests, answers--> writer
 //!                      O  open the log, or open it anew
 //!                      D  write what the streams hold now
+//!                      A  give the output to a client too, whose socket comes along
 //!                      (end of file)  end with the streams
 //! ```
 //!
@@ -17,10 +18,11 @@
 //! writer dies with the shim. One that dies alone is followed by another: the shim keeps the
 //! pipes open, so a container never notices.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use berth_sys::descriptor::close_all_but;
@@ -32,6 +34,10 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nix::unistd::{Pid, getpid, getppid};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
@@ -39,6 +45,7 @@ use tokio::time::{sleep, timeout};
 
 use super::frame::Stream;
 use super::logfile::LogFile;
+use super::outlet::{Outlet, Outlets, Wanted};
 use super::pump::{Feed, Progress};
 use super::{Watched, watch};
 use crate::log;
@@ -54,6 +61,9 @@ const LINGER: Duration = Duration::from_secs(60);
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 const OPEN_LOG: u8 = b'O';
 const DRAIN_STREAMS: u8 = b'D';
+const ADD_CLIENT: u8 = b'A';
+/// A request: what, the streams that a client wants, and its number.
+const REQUEST: usize = 6;
 
 /// The shim's side of a log that a process of its own writes.
 #[derive(Debug)]
@@ -70,6 +80,8 @@ pub(super) struct Writer {
 struct Inner {
     sources: Vec<(OwnedFd, Stream)>,
     socket: Option<Arc<AsyncFd<Watched<OwnedFd>>>>,
+    /// Sockets of clients, while they are there: a process that follows gets them too.
+    clients: Vec<(Weak<OwnedFd>, Wanted)>,
     finished: bool,
 }
 
@@ -97,19 +109,42 @@ impl Writer {
         let child = self.fork(reaper)?;
         let (writer, reaper) = (Arc::clone(self), Arc::clone(reaper));
         tokio::spawn(async move { writer.follow(child, &reaper).await });
-        self.ask(OPEN_LOG, OPEN).await.inspect_err(|_| self.finish())
+        self.ask(OPEN_LOG, OPEN, None).await.inspect_err(|_| self.finish())
     }
 
     /// Opens the log anew after its file was renamed.
     pub(super) async fn reopen(&self) -> io::Result<()> {
-        self.ask(OPEN_LOG, OPEN).await
+        self.ask(OPEN_LOG, OPEN, None).await
     }
 
     /// Waits, not for long, until what the streams hold now is written.
     pub(super) async fn drain(&self) {
-        if let Err(error) = self.ask(DRAIN_STREAMS, DRAIN).await {
+        if let Err(error) = self.ask(DRAIN_STREAMS, DRAIN, None).await {
             let path = self.path.display();
             log::warn(format_args!("log {path} lags behind its container's end: {error}"));
+        }
+    }
+
+    /// Gives the output to a client too.
+    pub(super) async fn give(&self, socket: &Arc<OwnedFd>, wanted: Wanted) -> io::Result<()> {
+        {
+            let mut inner = self.inner();
+            inner.clients.retain(|(client, _)| client.strong_count() > 0);
+            inner.clients.push((Arc::downgrade(socket), wanted));
+        }
+        self.ask(ADD_CLIENT, OPEN, Some((socket, wanted))).await
+    }
+
+    /// Gives a new process the clients of the one before it.
+    async fn give_again(&self) {
+        let clients = self.inner().clients.clone();
+        for (client, wanted) in clients {
+            if let Some(socket) = client.upgrade()
+                && let Err(error) = self.ask(ADD_CLIENT, OPEN, Some((&socket, wanted))).await
+            {
+                let path = self.path.display();
+                log::warn(format_args!("log {path}: a client hears no more: {error}"));
+            }
         }
     }
 
@@ -162,8 +197,11 @@ impl Writer {
                 return None;
             }
             match self.fork(reaper) {
-                Ok(child) => match self.ask(OPEN_LOG, OPEN).await {
-                    Ok(()) => return Some(child),
+                Ok(child) => match self.ask(OPEN_LOG, OPEN, None).await {
+                    Ok(()) => {
+                        self.give_again().await;
+                        return Some(child);
+                    }
                     // It hangs, and opens the log when that is possible.
                     Err(error) if error.raw_os_error() == Some(Errno::ETIMEDOUT as i32) => {
                         log::warn(format_args!("open log {path} in a new writer: {error}"));
@@ -202,16 +240,18 @@ impl Writer {
         ended.await
     }
 
-    async fn ask(&self, what: u8, limit: Duration) -> io::Result<()> {
+    async fn ask(
+        &self,
+        what: u8,
+        limit: Duration,
+        client: Option<(&OwnedFd, Wanted)>,
+    ) -> io::Result<()> {
         let socket = self.inner().socket.clone();
         let socket = socket.ok_or_else(|| io::Error::from(Errno::EPIPE))?;
         let answer = timeout(limit, async {
             let mut number = self.turn.lock().await;
             *number = number.wrapping_add(1);
-            let mut packet = [what, 0, 0, 0, 0];
-            packet[1..].copy_from_slice(&number.to_le_bytes());
-            let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-            send(socket.get_ref().as_raw_fd(), &packet, flags)?;
+            send_request(socket.get_ref().0.as_fd(), what, *number, client)?;
             loop {
                 let mut answer = [0; 8];
                 let read = |fd: &Watched<OwnedFd>| {
@@ -233,10 +273,49 @@ impl Writer {
     }
 }
 
+/// Sends a request, and with it a descriptor (`SCM_RIGHTS`, unix(7)).
+fn send_request(
+    socket: BorrowedFd<'_>,
+    what: u8,
+    number: u32,
+    client: Option<(&OwnedFd, Wanted)>,
+) -> io::Result<()> {
+    let wanted =
+        client.map_or(0, |(_, Wanted { stdout, stderr })| u8::from(stdout) | u8::from(stderr) << 1);
+    let [n0, n1, n2, n3] = number.to_le_bytes();
+    let packet: [u8; REQUEST] = [what, wanted, n0, n1, n2, n3];
+    let client = client.map(|(socket, _)| [socket.as_fd()]);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut rights = SendAncillaryBuffer::new(&mut space);
+    if let Some(client) = &client {
+        rights.push(SendAncillaryMessage::ScmRights(client));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    sendmsg(socket, &[IoSlice::new(&packet)], &mut rights, flags)?;
+    Ok(())
+}
+
+/// Receives a request, if there is one.
+fn receive_request(socket: BorrowedFd<'_>) -> Result<([u8; REQUEST], Option<OwnedFd>), Errno> {
+    let mut packet = [0; REQUEST];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut rights = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let mut parts = [IoSliceMut::new(&mut packet)];
+    let received = recvmsg(socket, &mut parts, &mut rights, flags);
+    let received = received.map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
+    let client = rights.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
+        _ => None,
+    });
+    if received.bytes == REQUEST { Ok((packet, client)) } else { Err(Errno::EPIPE) }
+}
+
 /// The forked child's side.
 struct Process<'a> {
     path: &'a Path,
     log: Option<Arc<LogFile>>,
+    outlets: Arc<Outlets>,
     sources: Vec<Source<'a>>,
     requests: Option<BorrowedFd<'a>>,
 }
@@ -257,7 +336,7 @@ impl<'a> Process<'a> {
             ended: false,
         };
         let sources = sources.iter().map(source).collect();
-        Self { path, log: None, sources, requests: Some(requests) }
+        Self { path, log: None, outlets: Arc::default(), sources, requests: Some(requests) }
     }
 
     /// Serves until the shim is done with it, and every stream has ended.
@@ -284,26 +363,38 @@ impl<'a> Process<'a> {
         Ok(())
     }
 
-    /// Waits for a request or a byte. Streams are read once there is a log.
+    /// Waits for a request or a byte, or for a client to go. Streams are read once there is
+    /// a log.
     fn wait(&self) -> Result<(), Errno> {
         let read = |source: &&Source<'_>| source.feed.is_some() && !source.ended;
         let fds = self.sources.iter().filter(read).map(|source| source.fd).chain(self.requests);
         let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let clients = self.outlets.snapshot();
+        // That a client is gone is told without being asked for (poll(2)).
+        fds.extend(clients.iter().map(|outlet| PollFd::new(outlet.socket(), PollFlags::empty())));
         match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno),
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(()),
+            Err(errno) => return Err(errno),
         }
+        let polled = fds.iter().skip(fds.len() - clients.len());
+        for (outlet, _) in clients.iter().zip(polled).filter(|(_, fd)| fd.any() == Some(true)) {
+            self.outlets.remove(outlet);
+        }
+        Ok(())
     }
 
     fn serve_request(&mut self) {
         let Some(requests) = self.requests else { return };
-        let mut packet = [0; 5];
-        let socket = requests.as_raw_fd();
-        match recv(socket, &mut packet, MsgFlags::MSG_DONTWAIT) {
+        match receive_request(requests) {
             Err(Errno::EAGAIN | Errno::EINTR) => {}
-            Ok(5) => {
-                let done = match packet[0] {
+            Ok(([what, wanted, n0, n1, n2, n3], client)) => {
+                let done = match what {
                     OPEN_LOG => self.open(),
+                    ADD_CLIENT => {
+                        self.add_client(client, wanted);
+                        Ok(())
+                    }
                     _ => {
                         self.drain();
                         Ok(())
@@ -311,13 +402,13 @@ impl<'a> Process<'a> {
                 };
                 let errno =
                     done.err().map_or(0, |error| error.raw_os_error().unwrap_or(nix::libc::EIO));
-                let [_, n0, n1, n2, n3] = packet;
                 let [e0, e1, e2, e3] = errno.to_le_bytes();
                 let answer = [n0, n1, n2, n3, e0, e1, e2, e3];
                 // A shim that is gone wants no answer.
-                send(socket, &answer, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT).ok();
+                let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+                send(requests.as_raw_fd(), &answer, flags).ok();
             }
-            Ok(_) | Err(_) => {
+            Err(_) => {
                 self.requests = None;
                 if self.log.is_none() {
                     // Nothing can be written: nothing is left to be done.
@@ -327,13 +418,21 @@ impl<'a> Process<'a> {
         }
     }
 
+    fn add_client(&self, socket: Option<OwnedFd>, wanted: u8) {
+        if let Some(socket) = socket {
+            let wanted = Wanted { stdout: wanted & 1 != 0, stderr: wanted & 2 != 0 };
+            self.outlets.add(Arc::new(Outlet::new(Arc::new(socket), wanted)));
+        }
+    }
+
     fn open(&mut self) -> io::Result<()> {
         if let Some(log) = &self.log {
             return log.reopen();
         }
         let log = Arc::new(LogFile::open(self.path)?);
         for source in &mut self.sources {
-            source.feed = Some(Feed::new(source.stream, Arc::clone(&log)));
+            let (log, outlets) = (Arc::clone(&log), Arc::clone(&self.outlets));
+            source.feed = Some(Feed::new(source.stream, Some(log), outlets));
         }
         self.log = Some(log);
         Ok(())

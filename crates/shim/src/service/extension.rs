@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use berth_api::shim::{
-    INFO, InfoResponse, PROTOCOL, REOPEN_LOG, ReopenLogRequest, ReopenLogResponse, SERVICE,
+    ATTACH, AttachRequest, AttachResponse, INFO, InfoResponse, PROTOCOL, REOPEN_LOG,
+    ReopenLogRequest, ReopenLogResponse, SERVICE,
 };
 use prost::Message;
 use ttrpc::asynchronous::{MethodHandler, Service, TtrpcContext};
 use ttrpc::{Request, Response};
 
 use crate::error::Error;
+use crate::io::{Client, Wanted};
 use crate::process::Status;
 use crate::shim::Shim;
 
@@ -19,6 +21,10 @@ pub(super) fn create(shim: &Arc<Shim>) -> HashMap<String, Service> {
     let reopen_log: Box<dyn MethodHandler + Send + Sync> = Box::new(ReopenLog(Arc::clone(shim)));
     let methods = HashMap::from([
         (REOPEN_LOG.to_owned(), reopen_log),
+        (
+            ATTACH.to_owned(),
+            Box::new(Attach(Arc::clone(shim))) as Box<dyn MethodHandler + Send + Sync>,
+        ),
         (INFO.to_owned(), Box::new(Info) as Box<dyn MethodHandler + Send + Sync>),
     ]);
     HashMap::from([(SERVICE.to_owned(), Service { methods, streams: HashMap::new() })])
@@ -43,16 +49,56 @@ impl ReopenLog {
 #[async_trait]
 impl MethodHandler for ReopenLog {
     async fn handler(&self, _: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
-        let mut response = Response::new();
-        match self.reopen(&request.payload).await {
-            Ok(()) => response.payload = ReopenLogResponse {}.encode_to_vec(),
-            Err(error) => match ttrpc::Error::from(error) {
-                ttrpc::Error::RpcStatus(status) => response.set_status(status),
-                other => return Err(other),
-            },
-        }
-        Ok(response)
+        let done = self.reopen(&request.payload).await;
+        answer(done.map(|()| ReopenLogResponse {}.encode_to_vec()))
     }
+}
+
+struct Attach(Arc<Shim>);
+
+impl Attach {
+    async fn attach(&self, payload: &[u8]) -> Result<(), Error> {
+        let request = AttachRequest::decode(payload)
+            .map_err(|error| Error::invalid("request", error.to_string()))?;
+        let container = self.0.container(&request.container_id)?;
+        let state = match container.init.status() {
+            Status::Running => None,
+            Status::Created => Some("not started yet"),
+            Status::Stopped(_) => Some("stopped"),
+        };
+        if let Some(state) = state {
+            return Err(Error::State { id: request.container_id, state });
+        }
+        let stopped = || Error::State { id: request.container_id.clone(), state: "not running" };
+        let streams = container.init.streams().ok_or_else(stopped)?;
+        let client = Client {
+            socket: request.socket.into(),
+            stdin: request.stdin,
+            output: Wanted { stdout: request.stdout, stderr: request.stderr },
+            close_stdin: request.close_stdin,
+        };
+        streams.give(client).await
+    }
+}
+
+#[async_trait]
+impl MethodHandler for Attach {
+    async fn handler(&self, _: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
+        answer(self.attach(&request.payload).await.map(|()| AttachResponse {}.encode_to_vec()))
+    }
+}
+
+/// What a caller is told.
+fn answer(done: Result<Vec<u8>, Error>) -> ttrpc::Result<Response> {
+    let mut response = Response::new();
+    match done {
+        Ok(payload) => response.payload = payload,
+        Err(error) => match ttrpc::Error::from(error) {
+            ttrpc::Error::RpcStatus(status) => response.set_status(status),
+            other => return Err(other),
+        },
+    }
+    Ok(response)
 }
 
 /// Says which protocol this shim speaks. What a later request adds to the question is of

@@ -36,8 +36,7 @@ impl Sandbox for SandboxService {
     ) -> Result<api::CreateSandboxResponse> {
         let options = options(&request)?;
         let shim = Arc::clone(&self.0);
-        owned(async move { shim.sandbox.create(&request.sandbox_id, options, &shim.reaper).await })
-            .await?;
+        owned(shim.create_sandbox(request.sandbox_id, options)).await?;
         Ok(api::CreateSandboxResponse::new())
     }
 

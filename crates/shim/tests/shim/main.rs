@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod attach;
 mod death;
 mod exec;
 mod fuse;
