@@ -44,6 +44,8 @@ pub(crate) async fn answer<Q, A>(
 ) -> Result<Response<A>, Status> {
     if let Some(parent) = traceparent(request.metadata()) {
         span.record("traceparent", parent);
+        let state = request.metadata().get("tracestate").and_then(|state| state.to_str().ok());
+        berth_telemetry::continue_trace(&span, parent, state);
     }
     async move {
         let answered = work(request.into_inner()).await;

@@ -9,6 +9,7 @@ use berth_image::Images;
 use berth_metadata::ImageStore;
 use berth_registry::{Client, Proxies};
 use berth_snapshot::Snapshots;
+use berth_telemetry::{Collector, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -30,9 +31,10 @@ const TRIM_PERIOD: Duration = Duration::from_secs(30);
 
 /// Serves until SIGTERM or SIGINT. Pods keep running.
 pub(crate) fn serve(config: Config) -> Result<()> {
-    berth_telemetry::init(config.log.format.parse()?, config.log.filter.parse()?)?;
     // Whoever starts more threads than there are processors would get an arena for each.
-    if !berth_sys::allocator::limit_arenas(2) {
+    let limited = berth_sys::allocator::limit_arenas(2);
+    let telemetry = telemetry(&config)?;
+    if !limited {
         tracing::debug!("the allocator keeps its own number of arenas");
     }
     // What may be wrong with them is found before anything is made.
@@ -50,7 +52,26 @@ pub(crate) fn serve(config: Config) -> Result<()> {
     let served = runtime.block_on(run(plan));
     runtime.shutdown_timeout(DRAIN);
     drop(locks);
+    // The last spans may take a moment, in which another daemon may be starting.
+    telemetry.shutdown();
     served
+}
+
+/// Logs, and traces if the environment names a collector. One that cannot be used is no
+/// reason not to serve.
+fn telemetry(config: &Config) -> Result<Telemetry> {
+    let collector = Collector::from_environment("berthd", |name| std::env::var(name).ok());
+    let exporting = collector.and_then(|found| found.map(Collector::start).transpose());
+    let (exporting, failed) = match exporting {
+        Ok(exporting) => (exporting, None),
+        Err(error) => (None, Some(error)),
+    };
+    let (format, filter) = (config.log.format.parse()?, config.log.filter.parse()?);
+    let telemetry = berth_telemetry::init(format, filter, exporting)?;
+    if let Some(error) = failed {
+        tracing::warn!(error = &error as &dyn std::error::Error, "traces are not exported");
+    }
+    Ok(telemetry)
 }
 
 /// What the daemon is made of that touches nothing yet.

@@ -1,20 +1,32 @@
 //! Where logs and spans go: standard error, for people on a terminal and as JSON
-//! otherwise.
+//! otherwise; and a collector of traces, if the environment names one.
 //!
 //! A span that ends is logged with its duration at the span's own level, so a filter of
 //! `info` shows one line for each request that changes something, and `debug` the phases
-//! of each as well. Used by binaries only: libraries know `tracing` and nothing of this.
-//!
-//! Not here yet: OpenTelemetry export and Prometheus metrics.
+//! of each as well. Set up by binaries only: libraries know `tracing`, but for the edge that
+//! takes requests, which [continues](continue_trace) the traces of its clients.
+
+mod export;
+mod parent;
 
 use std::fmt;
 use std::io::{self, IsTerminal as _};
 use std::str::FromStr;
+use std::time::Duration;
 
+use tracing::Subscriber;
 use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::fmt::format::FmtSpan;
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+use tracing_subscriber::{Registry, reload};
+
+pub use export::{Collector, Exporting};
+pub use parent::continue_trace;
+
+/// How long the last spans may take to their collector.
+const FLUSH: Duration = Duration::from_secs(3);
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -89,25 +101,97 @@ pub enum Error {
     /// Something in this process has set up logging already.
     #[error("set up logging")]
     Init(#[source] TryInitError),
+    /// The subscriber is gone.
+    #[error("change the log filter")]
+    Reload(#[source] reload::Error),
+    /// What the environment says of a collector cannot be done.
+    #[error("{variable} is {value:?}, but {why}")]
+    Environment {
+        /// Its name.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Threads for the export could not be started.
+    #[error("start the export of traces")]
+    Thread(#[source] io::Error),
+    /// The collector's address, or what else the environment says of it, is unusable.
+    #[error("export traces to {endpoint}")]
+    Export {
+        /// As it was given.
+        endpoint: String,
+        /// Why not.
+        source: opentelemetry_otlp::ExporterBuildError,
+    },
 }
 
-/// Sends the logs and spans of this process to standard error. Call once, in `main`.
-pub fn init(format: Format, filter: Filter) -> Result<(), Error> {
+/// What was set up; it ends with the process.
+#[derive(Debug)]
+pub struct Telemetry {
+    filter: reload::Handle<Targets, Registry>,
+    exporting: Option<Exporting>,
+}
+
+impl Telemetry {
+    /// Changes what is logged from now on.
+    ///
+    /// # Errors
+    /// [`Error::Reload`].
+    pub fn set_filter(&self, filter: Filter) -> Result<(), Error> {
+        self.filter.reload(filter.0).map_err(Error::Reload)
+    }
+
+    /// Sends what spans are left to their collector, within three seconds. May block.
+    pub fn shutdown(&self) {
+        if let Some(exporting) = &self.exporting {
+            exporting.shutdown(FLUSH);
+        }
+    }
+}
+
+/// Sends the logs and spans of this process to standard error, and to `exporting`. Call once,
+/// in `main`.
+///
+/// # Errors
+/// [`Error::Init`].
+pub fn init(
+    format: Format,
+    filter: Filter,
+    exporting: Option<Exporting>,
+) -> Result<Telemetry, Error> {
     let terminal = io::stderr().is_terminal();
     let human = match format {
         Format::Auto => terminal,
         Format::Human => true,
         Format::Json => false,
     };
-    let layer = tracing_subscriber::fmt::layer()
+    let (filter, handle) = reload::Layer::new(filter.0);
+    match &exporting {
+        // What is not logged is not even made then.
+        None => Registry::default().with(filter).with(lines(human, terminal)).try_init(),
+        Some(exporting) => {
+            let lines = lines(human, terminal).with_filter(filter);
+            Registry::default().with(lines).with(exporting.layer()).try_init()
+        }
+    }
+    .map_err(Error::Init)?;
+    Ok(Telemetry { filter: handle, exporting })
+}
+
+/// What writes a line for each event, and for each span that ends.
+fn lines<S>(human: bool, terminal: bool) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_span_events(FmtSpan::CLOSE)
         .with_ansi(human && terminal);
-    let subscriber = tracing_subscriber::registry().with(filter.0);
-    if human {
-        subscriber.with(layer).try_init().map_err(Error::Init)
-    } else {
-        subscriber.with(layer.json().flatten_event(true)).try_init().map_err(Error::Init)
+    match human {
+        true => lines.boxed(),
+        false => lines.json().flatten_event(true).boxed(),
     }
 }
 

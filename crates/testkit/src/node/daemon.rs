@@ -157,8 +157,8 @@ impl Daemon {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let program = self.options.folder()?.join("berthd");
         let config = self.config.clone();
-        let (armed, spared) = (!self.options.unarmed, self.options.spared);
-        self.process = Some(machine.run(move || spawn(&program, &config, log, armed, spared))?);
+        let options = self.options.clone();
+        self.process = Some(machine.run(move || spawn(&program, &config, log, &options))?);
         Ok(())
     }
 
@@ -274,12 +274,13 @@ impl Daemon {
     }
 }
 
-fn spawn(program: &Path, config: &Path, log: File, armed: bool, spared: bool) -> Result<Child> {
+fn spawn(program: &Path, config: &Path, log: File, options: &NodeOptions) -> Result<Child> {
     let mut command = Command::new(program);
-    if spared {
+    command.envs(options.environment.clone());
+    if options.spared {
         command.process_group(0);
     }
-    if armed {
+    if !options.unarmed {
         command.env("BERTH_FAILPOINTS", config.with_file_name(FAILPOINTS));
     }
     command

@@ -42,6 +42,8 @@ pub struct NodeOptions {
     pub quiet: bool,
     /// Whether the daemon is told of no failpoints: it then does no more than one that ships.
     pub unarmed: bool,
+    /// Variables of the daemon's environment, beside those of the test.
+    pub environment: Vec<(String, String)>,
     /// The folder of daemon and shim; `None` means this tree's.
     pub binaries: Option<PathBuf>,
     /// Directories that lie on small file systems of their own.

@@ -1,0 +1,4 @@
+//! What is exported, to collectors of several minds.
+
+#[cfg(test)]
+mod export;
