@@ -76,6 +76,7 @@ impl Fixture {
             hostname: "web-6d4cf56db6-x2x7q",
             files: self.files.clone(),
             devices: Vec::new(),
+            device_mounts: Vec::new(),
             localhost_seccomp: None,
             volumes: Default::default(),
             defaults: &self.defaults,

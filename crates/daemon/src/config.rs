@@ -136,6 +136,7 @@ pub(crate) struct Container {
     pub(crate) pids_limit: u32,
     pub(crate) shm_size: u64,
     pub(crate) seccomp_profiles: PathBuf,
+    pub(crate) cdi_spec_dirs: Vec<PathBuf>,
 }
 
 /// Runtime handlers.
@@ -206,6 +207,7 @@ impl Default for Container {
             pids_limit: 0,
             shm_size: 64 << 20,
             seccomp_profiles: "/var/lib/kubelet/seccomp".into(),
+            cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
         }
     }
 }

@@ -49,6 +49,7 @@ pub(crate) fn engine(config: &Config) -> Result<berth_engine::Config> {
         shm_bytes: config.container.shm_size,
         pids_limit: (pids > 0).then_some(i64::from(pids)),
         events_address: String::new(),
+        cdi_dirs: config.container.cdi_spec_dirs.clone(),
         seccomp_profiles: config.container.seccomp_profiles.clone(),
         stats_age: STATS_AGE,
     })

@@ -42,6 +42,8 @@ pub struct Config {
     pub pids_limit: Option<i64>,
     /// Address of our own events service, handed to shims; empty means none.
     pub events_address: String,
+    /// Directories of CDI specifications; later ones count more.
+    pub cdi_dirs: Vec<PathBuf>,
     /// Directory of seccomp profiles named `localhost/…`.
     pub seccomp_profiles: PathBuf,
     /// How long a reading of a cgroup stays good.

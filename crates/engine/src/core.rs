@@ -55,6 +55,8 @@ pub(crate) struct Core {
     pub(crate) names: Names<SandboxName, SandboxSpec, SandboxId>,
     /// What happens, for who listens.
     pub(crate) feed: Arc<Feed>,
+    /// Devices by the names of their vendors.
+    pub(crate) cdi: berth_cdi::Catalogue,
     /// Writable layers as last measured.
     pub(crate) layers: Layers,
     /// What could not be taken back yet.

@@ -249,6 +249,14 @@ pub enum Error {
         /// What is wrong.
         source: berth_spec::Error,
     },
+    /// Devices by the names of their vendors.
+    #[error("find devices of container {name}")]
+    Cdi {
+        /// The client's name of the container.
+        name: String,
+        /// Why not.
+        source: berth_cdi::Error,
+    },
     /// A shim.
     #[error("{action} {id}")]
     Shim {
@@ -293,6 +301,7 @@ impl Error {
             Self::Snapshot { source, .. } => source.kind(),
             Self::Image { source, .. } => source.kind(),
             Self::Spec { source, .. } => source.kind(),
+            Self::Cdi { source, .. } => source.kind(),
             Self::Shim { source, .. } => source.kind(),
             Self::TaskDied(_) | Self::Transition { .. } => ErrorKind::Internal,
             Self::OutputMissed { .. } => ErrorKind::ResourceExhausted,

@@ -72,6 +72,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         containers: Board::new(),
         names: Names::new(),
         feed: Arc::new(Feed::open(&config.state.join("events"))),
+        cdi: berth_cdi::Catalogue::new(config.cdi_dirs.clone()),
         layers: Layers::default(),
         pending: Arc::new(Pending::new(tasks.clone(), shutdown.clone())),
         tasks,

@@ -188,6 +188,9 @@ pub struct ContainerSpec {
     pub mounts: Vec<BindMount>,
     /// Device nodes.
     pub devices: Vec<Device>,
+    /// Devices by the names that their vendors give them (CDI: `vendor/class=device`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cdi_devices: Vec<String>,
     /// The client's labels, for its filters.
     pub labels: BTreeMap<String, String>,
     /// The client's annotations, returned untouched and never obeyed; one of them tells
@@ -236,6 +239,7 @@ impl ContainerSpec {
         // Stable sorts: of two for one name the last counts, and goes on counting.
         spec.env.sort_by(|a, b| a.name.cmp(&b.name));
         spec.mounts.sort_by(|a, b| a.container_path.cmp(&b.container_path));
+        spec.cdi_devices.sort();
         spec.devices.sort_by(|a, b| a.container_path.cmp(&b.container_path));
         spec
     }

@@ -43,7 +43,12 @@ const DEFAULTS: [(&str, &str, &str, &[&str]); 6] = [
 /// inside the container's root.
 pub(crate) fn mounts(wanted: &Wanted<'_>) -> Result<Vec<Mount>, Error> {
     let asked = wanted.spec.mounts.iter().map(|mount| asked(wanted, mount));
-    let asked = asked.collect::<Result<Vec<_>, _>>()?;
+    let mut asked = asked.collect::<Result<Vec<_>, _>>()?;
+    for device in &wanted.device_mounts {
+        let at = destination("mount of a device", &device.path)?;
+        asked.retain(|mount| *mount.destination() != at);
+        asked.push(mount(at, &device.kind, &device.source, device.options.clone()));
+    }
     let replaced = |default: &Mount| {
         asked.iter().any(|asked| {
             let at = asked.destination();

@@ -199,7 +199,10 @@ fn device_rules(wanted: &Wanted<'_>, devices: &[HostDevice]) -> Vec<LinuxDeviceC
     let deny = rule(false, LinuxDeviceType::A, None, None, "rwm");
     let allowed =
         ALLOWED.map(|(kind, major, minor, access)| rule(true, kind, major, minor, access));
-    let asked = devices.iter().filter(|device| !device.access.is_empty()).map(|device| {
+    // A named pipe is no device: rules know only those that are blocks or characters.
+    let ruled =
+        |device: &&HostDevice| !device.access.is_empty() && device.kind != LinuxDeviceType::P;
+    let asked = devices.iter().filter(ruled).map(|device| {
         let (major, minor) = (i64::from(device.major), i64::from(device.minor));
         // mknod(2) knows the same device as unbuffered (`u`); rules do not (device_cgroup).
         let kind = match device.kind {

@@ -40,6 +40,8 @@ pub struct Wanted<'a> {
     /// Nodes of `spec.devices`, as found on the host; for a privileged container every
     /// node of the host's `/dev`.
     pub devices: Vec<HostDevice>,
+    /// Mounts that devices bring; one replaces whatever else is at its place.
+    pub device_mounts: Vec<DeviceMount>,
     /// Bytes of the profile that [`berth_model::container::Profile::Localhost`] names.
     pub localhost_seccomp: Option<&'a [u8]>,
     /// How each image that `spec.mounts` names is mounted, by the name it is called there.
@@ -68,6 +70,19 @@ pub enum Shm {
     Shared,
     /// A directory of the host.
     Bind(PathBuf),
+}
+
+/// A mount that comes with a device, in the words of the OCI specification.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct DeviceMount {
+    /// Path in the container.
+    pub path: PathBuf,
+    /// On the host, or a name without meaning.
+    pub source: PathBuf,
+    /// File system type, or `bind`.
+    pub kind: String,
+    /// As mount(8) has them.
+    pub options: Vec<String>,
 }
 
 /// A device node as it was found on the host.

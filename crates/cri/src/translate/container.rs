@@ -14,9 +14,6 @@ use crate::Error;
 pub(crate) fn container_spec(request: &v1::CreateContainerRequest) -> Result<ContainerSpec, Error> {
     let config = request.config.as_ref().ok_or(Error::Missing("config"))?;
     refuse_windows("config.windows", config.windows.as_ref())?;
-    if !config.cdi_devices.is_empty() {
-        return Err(Error::unsupported("config.CDI_devices", "devices by CDI name are"));
-    }
     let image = config.image.as_ref().filter(|image| !image.image.is_empty());
     let image = image.ok_or(Error::Missing("config.image.image"))?;
     let linux = config.linux.clone().unwrap_or_default();
@@ -29,6 +26,7 @@ pub(crate) fn container_spec(request: &v1::CreateContainerRequest) -> Result<Con
         working_dir: (!config.working_dir.is_empty()).then(|| PathBuf::from(&config.working_dir)),
         env: config.envs.iter().map(env).collect(),
         mounts: config.mounts.iter().enumerate().map(mounts::mount).collect::<Result<_, _>>()?,
+        cdi_devices: config.cdi_devices.iter().map(|device| device.name.clone()).collect(),
         devices: config.devices.iter().enumerate().map(device).collect::<Result<_, _>>()?,
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),

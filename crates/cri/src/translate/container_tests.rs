@@ -66,9 +66,6 @@ fn what_is_missing_is_named() {
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
     refused("config.windows", |config| config.windows = Some(Default::default()));
-    refused("config.CDI_devices", |config| {
-        config.cdi_devices = vec![v1::CdiDevice { name: "v/c=d".to_owned() }];
-    });
     refused("config.stop_signal", |config| config.stop_signal = 99);
     refused_security("apparmor", |security| {
         security.apparmor = Some(v1::SecurityProfile { profile_type: 2, ..Default::default() });
@@ -101,7 +98,9 @@ fn devices_are_translated_or_refused_by_name() {
         permissions: permissions.to_owned(),
     };
     let devices = vec![device("/dev/fuse", "", ""), device("/dev/a", "/dev/b", "r")];
-    let spec = translate(v1::ContainerConfig { devices, ..config() }).unwrap();
+    let cdi_devices = vec![v1::CdiDevice { name: "v/c=d".to_owned() }];
+    let spec = translate(v1::ContainerConfig { devices, cdi_devices, ..config() }).unwrap();
+    assert_eq!(spec.cdi_devices, ["v/c=d"]);
     assert_eq!(spec.devices[0].container_path, PathBuf::from("/dev/fuse"));
     assert_eq!(
         (spec.devices[0].permissions.as_str(), spec.devices[1].permissions.as_str()),

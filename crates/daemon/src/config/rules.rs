@@ -105,6 +105,9 @@ pub(super) fn check(config: &Config) -> Result<(), Wrong> {
         return Err(Wrong::new("container.cgroup_base", complaint));
     }
     absolute("container.seccomp_profiles", &config.container.seccomp_profiles)?;
+    for (index, directory) in config.container.cdi_spec_dirs.iter().enumerate() {
+        absolute(Key::from("container.cdi_spec_dirs").entry(index), directory)?;
+    }
     runtime(&config.runtime)
 }
 

@@ -73,6 +73,7 @@ fn what_no_daemon_could_use_is_refused_before_it_starts() {
         ),
         ("container.cgroup_base", &["''", "'/'", "'a'", "'/a/../b'"]),
         ("container.seccomp_profiles", &["''", "'a'", "'/a/../b'"]),
+        ("container.cdi_spec_dirs[0]", &["''", "'a'", "'/a/../b'"]),
         ("runtime.handlers.x.shim", &["'a/b'", "'../b'", "'/a/../b'", "''", "'/'"]),
     ] {
         for value in values {

@@ -1,5 +1,6 @@
 //! What a request names of the host: mount sources, device nodes, profiles.
 
+pub(super) mod cdi;
 mod propagation;
 
 use std::collections::BTreeMap;
@@ -75,10 +76,12 @@ pub(super) fn devices(asked: &[Device]) -> Result<Vec<HostDevice>, Error> {
     Ok(found.into_values().collect())
 }
 
-/// Every device node of the host, as a privileged container sees them.
-pub(super) fn all_devices() -> Result<Vec<HostDevice>, Error> {
+/// Every device node of the host, as a privileged container sees them, and those that it
+/// asks for elsewhere.
+pub(super) fn all_devices(asked: &[Device]) -> Result<Vec<HostDevice>, Error> {
     let mut found = BTreeMap::new();
     collect(Path::new("/dev"), Path::new("/dev"), "rwm", 0, &mut found)?;
+    found.extend(devices(asked)?.into_iter().map(|device| (device.path.clone(), device)));
     Ok(found.into_values().collect())
 }
 
@@ -114,7 +117,6 @@ fn collect(
         return Err(Error::invalid("device", format!("more than {MAX_DEVICES} device nodes")));
     }
     let number = metadata.rdev();
-    let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     let device = HostDevice {
         path: container.to_owned(),
         kind,
@@ -127,6 +129,11 @@ fn collect(
     };
     found.insert(container.to_owned(), device);
     Ok(())
+}
+
+/// A part of a device number; Linux has at most 32 bits of either.
+fn narrow(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 /// The bytes of a seccomp profile of the node, when one is named: below `directory`, or
@@ -209,7 +216,13 @@ mod tests {
 
     #[test]
     fn a_privileged_container_does_not_get_the_nodes_terminals() {
-        let all = all_devices().unwrap();
+        let asked = Device {
+            container_path: "/dev/nothing".into(),
+            host_path: "/dev/null".into(),
+            permissions: "r".into(),
+        };
+        let all = all_devices(&[asked]).unwrap();
+        assert!(all.iter().any(|device| device.path == Path::new("/dev/nothing")));
         assert!(all.iter().any(|device| device.path == Path::new("/dev/null")));
         assert!(!all.iter().any(|device| device.path.starts_with("/dev/pts")));
     }

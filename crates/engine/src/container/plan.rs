@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use berth_cdi::Edits;
 use berth_metadata::ContainerRecord;
 use berth_model::container::Timestamp;
 use berth_model::image::ImageRecord;
@@ -11,7 +12,7 @@ use berth_model::mount::ImageVolume;
 use berth_model::sandbox::NamespaceMode;
 use berth_model::{ContainerId, ContainerSpec, ContainerState};
 use berth_spec::user::{ResolvedUser, UserFiles};
-use berth_spec::{SandboxFiles, Shm, Wanted};
+use berth_spec::{HostDevice, SandboxFiles, Shm, Wanted};
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
@@ -56,7 +57,9 @@ impl Plan {
             let name = spec.name.name.clone();
             move |source| Error::Spec { name, source }
         };
-        let user = user(core, &spec, image)?;
+        let edits = mounts::cdi::edits(&core.cdi, &spec)?;
+        let mut user = user(core, &spec, image)?;
+        add_groups(&mut user, &edits.groups);
         let stop_signal = stop_signal(&spec, image).map_err(refused.clone())?;
         let log_path =
             files::log_path(sandbox.spec.log_directory.as_deref(), spec.log_path.as_deref())?;
@@ -64,13 +67,10 @@ impl Plan {
             .cgroup
             .child(id.as_str())
             .map_err(cgroup_error("name cgroup below", &sandbox.cgroup))?;
-        let resolved = ContainerSpec { mounts: mounts::resolve(&spec.mounts)?, ..spec.clone() };
+        let mut resolved = ContainerSpec { mounts: mounts::resolve(&spec.mounts)?, ..spec.clone() };
+        resolved.env.extend(mounts::cdi::environment(&edits));
         let security = &spec.security;
         let profile = mounts::seccomp(&security.seccomp, &core.config.seccomp_profiles)?;
-        let devices = match security.privileged {
-            true => mounts::all_devices()?,
-            false => mounts::devices(&spec.devices)?,
-        };
         let image_name = image.record.tags.first().map_or(spec.image.as_str(), String::as_str);
         let wanted = Wanted {
             id: &id,
@@ -84,7 +84,8 @@ impl Plan {
             cgroup: cgroup.as_str(),
             hostname: &sandbox.hostname,
             files: sandbox_files(sandbox),
-            devices,
+            devices: devices(&spec, &edits, &user)?,
+            device_mounts: mounts::cdi::mounts(&edits),
             localhost_seccomp: profile.as_deref(),
             volumes: volumes::mounts(&core.snapshots, &spec.mounts, &image.volumes)?,
             defaults: &core.defaults,
@@ -108,6 +109,30 @@ impl Plan {
             spec,
         };
         Ok(Self { record, oci })
+    }
+}
+
+/// The nodes that the request names, and those that come with devices by name.
+fn devices(
+    spec: &ContainerSpec,
+    edits: &Edits,
+    user: &ResolvedUser,
+) -> Result<Vec<HostDevice>, Error> {
+    let mut devices = match spec.security.privileged {
+        true => mounts::all_devices(&spec.devices)?,
+        false => mounts::devices(&spec.devices)?,
+    };
+    let named = mounts::cdi::nodes(edits, user)?;
+    devices.retain(|device| named.iter().all(|named| named.path != device.path));
+    devices.extend(named);
+    Ok(devices)
+}
+
+fn add_groups(user: &mut ResolvedUser, more: &[u32]) {
+    for group in more {
+        if !user.groups.contains(group) {
+            user.groups.push(*group);
+        }
     }
 }
 

@@ -274,6 +274,7 @@ async fn open(dir: &Path, base: &str) -> Result<Engine, Error> {
         shm_bytes: 64 << 20,
         pids_limit: None,
         events_address: String::new(),
+        cdi_dirs: vec![dir.join("cdi")],
         seccomp_profiles: dir.join("seccomp"),
         stats_age: Duration::from_secs(1),
     };

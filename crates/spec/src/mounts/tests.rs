@@ -147,3 +147,51 @@ fn a_mount_point_is_absolute_and_not_the_root() {
     assert_eq!(clean("/../../etc/x"), Path::new("/etc/x"));
     assert_eq!(clean("/a/./b//c/"), Path::new("/a/b/c"));
 }
+
+#[test]
+fn what_a_device_brings_replaces_what_is_at_its_place() {
+    let mut fixture = Fixture::new();
+    fixture.spec.mounts = vec![bind("/lib/v"), bind("/lib/v/more")];
+    fixture.device_mounts = vec![crate::DeviceMount {
+        path: "/lib//v".into(),
+        source: "/usr/lib/v".into(),
+        kind: "bind".to_owned(),
+        options: vec!["rbind".to_owned(), "ro".to_owned()],
+    }];
+    let mounts = all(&fixture);
+    let found = find(&mounts, "/lib/v");
+    assert_eq!(found.source().as_deref(), Some(Path::new("/usr/lib/v")));
+    assert_eq!(options(&found), ["rbind", "ro"]);
+    let place = |at: &str| mounts.iter().position(|m| m.destination() == Path::new(at));
+    assert!(place("/lib/v") < place("/lib/v/more"));
+    fixture.device_mounts[0].path = "/".into();
+    assert!(fixture.build().is_err());
+}
+
+#[test]
+fn an_image_brings_neither_devices_nor_rights() {
+    let mut fixture = Fixture::new();
+    let image = ImageMount { name: "i".into(), sub_path: "etc".into(), ..ImageMount::default() };
+    fixture.spec.mounts = vec![BindMount {
+        host_path: PathBuf::new(),
+        readonly: true,
+        image: Some(image),
+        options: vec![berth_model::mount::MountOption::NoExec],
+        ..bind("/v")
+    }];
+    assert!(matches!(fixture.build(), Err(Error::ImageMissing(_))));
+    let layers = berth_model::mount::Mount {
+        fs_type: "overlay".to_owned(),
+        source: "overlay".to_owned(),
+        options: vec!["lowerdir=/l/2:/l/1".to_owned()],
+    };
+    fixture.volumes.insert("i".to_owned(), layers);
+    let spec = fixture.build().unwrap();
+    let mount = find(spec.mounts().as_ref().unwrap(), "/v");
+    assert_eq!(mount.typ().as_deref(), Some(IMAGE_MOUNT));
+    let expected =
+        ["ro", "nosuid", "nodev", "rprivate", "noexec", "lowerdir=/l/2:/l/1", "subpath=etc"];
+    assert_eq!(options(&mount), expected);
+    let exact = spec.annotations().as_ref().unwrap().get(crate::EXACT_ANNOTATION);
+    assert_eq!(exact, None, "an image has no path on the host");
+}
