@@ -192,14 +192,9 @@ async fn verbs_of_later_issues_say_so_by_name() -> Result<()> {
         update_container_resources(UpdateContainerResourcesRequest) = "UpdateContainerResources",
         checkpoint_container(CheckpointContainerRequest) = "CheckpointContainer",
         get_container_events(GetEventsRequest) = "GetContainerEvents",
-        list_metric_descriptors(ListMetricDescriptorsRequest) = "ListMetricDescriptors",
-        list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) = "ListPodSandboxMetrics",
         update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) = "UpdatePodSandboxResources",
         stream_pod_sandboxes(StreamPodSandboxesRequest) = "StreamPodSandboxes",
         stream_containers(StreamContainersRequest) = "StreamContainers",
-        stream_container_stats(StreamContainerStatsRequest) = "StreamContainerStats",
-        stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) = "StreamPodSandboxStats",
-        stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) = "StreamPodSandboxMetrics",
     }
     let answer = node.cri.image.stream_images(v1::StreamImagesRequest::default()).await;
     assert_eq!(answer.err().context("StreamImages answered")?.code(), tonic::Code::Unimplemented);

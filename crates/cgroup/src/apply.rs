@@ -3,6 +3,8 @@
 mod memory;
 mod v2;
 
+pub(crate) use self::v2::shares;
+
 use crate::devices::{self, Devices};
 use crate::files::Directory;
 use crate::hierarchy::{Controller, Mounts, Place, Version};

@@ -83,6 +83,90 @@ impl Directory {
     }
 }
 
+/// Reads small files one after the other into the same memory, each in as few calls as can be.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    bytes: Vec<u8>,
+}
+
+impl Reader {
+    pub(crate) fn new() -> Self {
+        // More than any file of counters has, so that one read takes all of it.
+        Self { bytes: vec![0; 8 << 10] }
+    }
+
+    /// The text of `name` in `directory`.
+    pub(crate) fn text(&mut self, directory: &Directory, name: &str) -> Result<&str, Error> {
+        let path = directory.file(name);
+        let failed = |source: rustix::io::Errno| Error::Read {
+            path: directory.file(name),
+            source: Errno::from_raw(source.raw_os_error()),
+        };
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+        let file = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).map_err(failed)?;
+        let mut length = 0;
+        loop {
+            if length == self.bytes.len() {
+                self.bytes.resize(length * 2, 0);
+            }
+            match rustix::io::read(&file, &mut self.bytes[length..]) {
+                Ok(0) => break,
+                Ok(more) => length += more,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+            if u64::try_from(length).is_ok_and(|length| length >= READ_LIMIT) {
+                break;
+            }
+        }
+        str::from_utf8(&self.bytes[..length]).map_err(|_| Error::Malformed { path })
+    }
+
+    /// As [`Reader::text`]; `None` when there is no such file or directory.
+    pub(crate) fn text_if_there(
+        &mut self,
+        directory: &Directory,
+        name: &str,
+    ) -> Result<Option<&str>, Error> {
+        match self.text(directory, name) {
+            Ok(text) => Ok(Some(text)),
+            // ENODEV: the cgroup was removed while the file was open.
+            Err(Error::Read { source: Errno::ENOENT | Errno::ENODEV, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The number in `name`; `None` for `max`.
+    pub(crate) fn number(
+        &mut self,
+        directory: &Directory,
+        name: &str,
+    ) -> Result<Option<u64>, Error> {
+        number(self.text(directory, name)?, directory, name)
+    }
+
+    /// As [`Reader::number`]; `None` too when there is no such file or directory.
+    pub(crate) fn number_if_there(
+        &mut self,
+        directory: &Directory,
+        name: &str,
+    ) -> Result<Option<u64>, Error> {
+        match self.text_if_there(directory, name)? {
+            Some(text) => number(text, directory, name),
+            None => Ok(None),
+        }
+    }
+}
+
+fn number(text: &str, directory: &Directory, name: &str) -> Result<Option<u64>, Error> {
+    match text.trim() {
+        "max" => Ok(None),
+        number => {
+            number.parse().map(Some).map_err(|_| Error::Malformed { path: directory.file(name) })
+        }
+    }
+}
+
 /// Value of `key` in a file of `key value` lines; zero when it is not there, since kernels
 /// add keys.
 pub(crate) fn keyed(text: &str, key: &str) -> u64 {

@@ -1,38 +1,101 @@
-//! What a cgroup uses.
+//! What a cgroup uses: which file of which version says it.
+//!
+//! A reading is some ten files, opened, read at once and closed: descriptors that stay open
+//! would be thousands on a full node. What only metrics ask for is read apart ([`details`]).
 
-use berth_model::stats::CgroupUsage;
+mod details;
+mod text;
+mod v1;
+mod v2;
 
-use crate::files::{Directory, keyed};
+use berth_model::stats::{CgroupUsage, CpuUsage, Pressure};
+
+use crate::files::{Directory, Reader, keyed};
 use crate::hierarchy::{Controller, Mounts, Place};
 use crate::{CgroupPath, Error};
 
-/// v1 says "no limit" with a number of this size (`PAGE_COUNTER_MAX` pages).
-const UNLIMITED: u64 = 1 << 62;
+pub(crate) use self::details::details;
 
-/// Reads everything.
+/// How much is read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Depth {
+    /// What statistics need.
+    Brief,
+    /// And what costs further files.
+    Whole,
+}
+
+/// Reads what statistics need.
 pub(crate) fn usage(mounts: &Mounts, path: &CgroupPath) -> Result<CgroupUsage, Error> {
+    read(&mut Reader::new(), mounts, path, Depth::Brief)
+}
+
+fn read(
+    reader: &mut Reader,
+    mounts: &Mounts,
+    path: &CgroupPath,
+    depth: Depth,
+) -> Result<CgroupUsage, Error> {
     let mut usage = CgroupUsage { at: berth_failpoint::now().into(), ..CgroupUsage::default() };
-    match mounts.place(Controller::Memory, path) {
-        Some(Place::V1(directory)) => memory_v1(&directory, &mut usage)?,
-        Some(Place::V2(directory)) => memory_v2(&directory, &mut usage)?,
-        None => {}
+    usage.memory = match mounts.place(Controller::Memory, path) {
+        Some(Place::V1(directory)) => Some(v1::memory(reader, &directory)?),
+        Some(Place::V2(directory)) => v2::memory(reader, &directory)?,
+        None => None,
+    };
+    usage.cpu = cpu(reader, mounts, path, depth)?;
+    let pids = mounts.place(Controller::Pids, path);
+    if let Some(Place::V1(directory) | Place::V2(directory)) = pids {
+        usage.pids = reader.number_if_there(&directory, "pids.current")?;
     }
-    match mounts.place(Controller::Cpuacct, path) {
-        Some(Place::V1(directory)) => {
-            usage.cpu_ns = directory.number("cpuacct.usage")?.unwrap_or(0);
+    // Only v2 tells of pressure, on a hybrid host without a controller too.
+    if let Some(unified) = mounts.unified(path) {
+        let mut pressure = |file| pressure(reader, &unified, file);
+        if let Some(cpu) = &mut usage.cpu {
+            cpu.pressure = pressure("cpu.pressure")?;
         }
-        Some(Place::V2(directory)) => {
-            let micros = keyed(&directory.read("cpu.stat")?, "usage_usec");
-            usage.cpu_ns = micros.saturating_mul(1000);
+        if let Some(memory) = &mut usage.memory {
+            memory.pressure = pressure("memory.pressure")?;
         }
-        None => {}
+        usage.io_pressure = pressure("io.pressure")?;
     }
-    if let Some(Place::V1(directory) | Place::V2(directory)) = mounts.place(Controller::Pids, path)
-    {
-        usage.pids = directory.number("pids.current")?.unwrap_or(0);
-    }
-    usage.oom_kills = oom_kills(mounts, path)?;
     Ok(usage)
+}
+
+fn cpu(
+    reader: &mut Reader,
+    mounts: &Mounts,
+    path: &CgroupPath,
+    depth: Depth,
+) -> Result<Option<CpuUsage>, Error> {
+    let directory = match mounts.place(Controller::Cpuacct, path) {
+        Some(Place::V1(directory)) => directory,
+        Some(Place::V2(directory)) => return v2::cpu(reader, &directory).map(Some),
+        None => return Ok(None),
+    };
+    let mut cpu = v1::cpu(reader, &directory, depth)?;
+    if depth == Depth::Whole {
+        cpu.throttling = match mounts.place(Controller::Cpu, path) {
+            Some(Place::V1(directory)) => Some(v1::throttling(reader, &directory)?),
+            Some(Place::V2(directory)) => v2::cpu(reader, &directory)?.throttling,
+            None => None,
+        };
+    }
+    Ok(Some(cpu))
+}
+
+/// A file that is not there (the kernel was built without, or started with `psi=0`) or that
+/// cannot be read (EOPNOTSUPP: turned off by `cgroup.pressure`) says nothing.
+fn pressure(
+    reader: &mut Reader,
+    directory: &Directory,
+    file: &str,
+) -> Result<Option<Pressure>, Error> {
+    use nix::errno::Errno;
+    match reader.text_if_there(directory, file) {
+        Ok(text) => Ok(text.and_then(text::pressure)),
+        Err(Error::Read { source: Errno::EOPNOTSUPP, .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads how many processes the kernel killed for the memory limit.
@@ -45,30 +108,5 @@ pub(crate) fn oom_kills(mounts: &Mounts, path: &CgroupPath) -> Result<u64, Error
     Ok(keyed(&text, "oom_kill"))
 }
 
-fn memory_v1(directory: &Directory, usage: &mut CgroupUsage) -> Result<(), Error> {
-    let stat = directory.read("memory.stat")?;
-    usage.memory_bytes = directory.number("memory.usage_in_bytes")?.unwrap_or(0);
-    let inactive = keyed(&stat, "total_inactive_file");
-    usage.working_set_bytes = usage.memory_bytes.saturating_sub(inactive);
-    usage.rss_bytes = keyed(&stat, "total_rss");
-    usage.page_faults = keyed(&stat, "total_pgfault");
-    usage.major_page_faults = keyed(&stat, "total_pgmajfault");
-    usage.swap_bytes = keyed(&stat, "total_swap");
-    let limit = directory.number("memory.limit_in_bytes")?;
-    usage.memory_limit_bytes = limit.filter(|limit| *limit < UNLIMITED);
-    Ok(())
-}
-
-fn memory_v2(directory: &Directory, usage: &mut CgroupUsage) -> Result<(), Error> {
-    let stat = directory.read("memory.stat")?;
-    usage.memory_bytes = directory.number("memory.current")?.unwrap_or(0);
-    let inactive = keyed(&stat, "inactive_file");
-    usage.working_set_bytes = usage.memory_bytes.saturating_sub(inactive);
-    usage.rss_bytes = keyed(&stat, "anon");
-    usage.page_faults = keyed(&stat, "pgfault");
-    usage.major_page_faults = keyed(&stat, "pgmajfault");
-    let swap = directory.read_if_there("memory.swap.current")?;
-    usage.swap_bytes = swap.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-    usage.memory_limit_bytes = directory.number("memory.max")?;
-    Ok(())
-}
+#[cfg(test)]
+mod tests;

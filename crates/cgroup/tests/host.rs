@@ -37,6 +37,11 @@ impl Scratch {
         Some(Self { hierarchy, cgroup })
     }
 
+    /// CPU time used so far, nanoseconds.
+    fn cpu(&self) -> u64 {
+        self.cgroup.usage().unwrap().cpu.unwrap().total_ns
+    }
+
     /// Starts a shell in the cgroup: its thread joins the v1 hierarchies before, and it is
     /// held until it is in the v2 one too.
     fn run(&self, script: &str) -> Child {
@@ -137,7 +142,7 @@ fn limits_are_what_the_kernel_then_enforces() {
         ..Limits::default()
     };
     scratch.cgroup.apply(&limits).unwrap();
-    assert_eq!(scratch.cgroup.usage().unwrap().memory_limit_bytes, Some(64 << 20));
+    assert_eq!(scratch.cgroup.usage().unwrap().memory.unwrap().limit_bytes, Some(64 << 20));
     // The shell is one task, its first child another; a third cannot be forked.
     assert!(!scratch.status("sleep 1 & sleep 1 & wait").success());
     scratch.cgroup.apply(&Limits { pids: Some(-1), ..Limits::default() }).unwrap();
@@ -172,13 +177,13 @@ fn every_process_is_listed_and_killed() {
 fn a_frozen_cgroup_stands_still_and_can_be_killed() {
     let Some(scratch) = Scratch::new() else { return };
     let mut child = scratch.run("while :; do :; done");
-    until(|| Some(()).filter(|()| scratch.cgroup.usage().unwrap().cpu_ns > 0));
+    until(|| Some(()).filter(|()| scratch.cpu() > 0));
     until(|| scratch.cgroup.set_frozen(true).unwrap().then_some(()));
-    let before = scratch.cgroup.usage().unwrap().cpu_ns;
+    let before = scratch.cpu();
     std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(scratch.cgroup.usage().unwrap().cpu_ns, before);
+    assert_eq!(scratch.cpu(), before);
     until(|| scratch.cgroup.set_frozen(false).unwrap().then_some(()));
-    until(|| Some(()).filter(|()| scratch.cgroup.usage().unwrap().cpu_ns > before));
+    until(|| Some(()).filter(|()| scratch.cpu() > before));
     until(|| scratch.cgroup.set_frozen(true).unwrap().then_some(()));
     scratch.cgroup.kill_all().unwrap();
     if scratch.cgroup.unified().is_none() {
@@ -201,11 +206,17 @@ fn usage_is_counted_and_a_kill_for_memory_too() {
     let mut child = scratch.run("sleep 1000 & wait");
     let usage = until(|| {
         let usage = scratch.cgroup.usage().unwrap();
-        Some(usage).filter(|usage| usage.rss_bytes > 0 && usage.pids == 2)
+        let rss = usage.memory.map_or(0, |memory| memory.rss_bytes);
+        Some(usage).filter(|usage| rss > 0 && usage.pids == Some(2))
     });
-    assert!(usage.memory_bytes >= usage.working_set_bytes && usage.working_set_bytes > 0);
-    assert!(usage.cpu_ns > 0 && usage.page_faults > 0 && usage.at.0 > 0);
-    assert_eq!((usage.oom_kills, usage.memory_limit_bytes), (0, Some(16 << 20)));
+    let memory = usage.memory.unwrap();
+    assert!(memory.bytes >= memory.working_set_bytes && memory.working_set_bytes > 0);
+    assert!(memory.page_faults > 0 && usage.at.0 > 0 && scratch.cpu() > 0);
+    assert_eq!(memory.limit_bytes, Some(16 << 20));
+    let details = scratch.cgroup.details().unwrap();
+    assert_eq!(details.oom_kills, Some(0));
+    assert_eq!(details.usage.memory.unwrap().limit_bytes, Some(16 << 20));
+    assert!(details.usage.cpu.unwrap().system_ns.is_some());
     // A line without an end, all of it kept in memory.
     let killed = scratch.status("exec tail /dev/zero");
     assert_eq!(killed.signal(), Some(9));

@@ -24,6 +24,7 @@ mod exec;
 mod ids;
 mod images;
 mod list;
+mod metrics;
 mod node;
 mod sandbox;
 mod serve;

@@ -88,8 +88,3 @@ pub(crate) async fn update(
     engine.update_sandbox(&id, limits).await?;
     Ok(UpdatePodSandboxResourcesResponse {})
 }
-
-/// Nanoseconds since the epoch.
-pub(crate) fn now() -> i64 {
-    Timestamp::from(berth_failpoint::now()).0
-}

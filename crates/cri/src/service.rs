@@ -11,8 +11,8 @@ use tonic::{Request, Response, Status};
 
 use crate::batch::Parts;
 use crate::edge::{answer, request_span};
-use crate::unimplemented::{NoStream, refuse};
-use crate::{Error, container, events, exec, images, list, node, sandbox, stats};
+use crate::unimplemented::refuse;
+use crate::{Error, container, events, exec, images, list, metrics, node, sandbox, stats};
 
 /// Both services over one engine.
 #[derive(Clone, Debug)]
@@ -246,12 +246,15 @@ impl RuntimeService for Service {
         .await
     }
 
-    type StreamContainerStatsStream = NoStream<StreamContainerStatsResponse>;
+    type StreamContainerStatsStream = Parts<StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
         request: Request<StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        refuse("StreamContainerStats", request).await
+        answer(request_span!(DEBUG, "cri.stream_container_stats"), request, async |request| {
+            stats::stream_containers(self, request).await
+        })
+        .await
     }
 
     async fn pod_sandbox_stats(
@@ -274,12 +277,15 @@ impl RuntimeService for Service {
         .await
     }
 
-    type StreamPodSandboxStatsStream = NoStream<StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxStatsStream = Parts<StreamPodSandboxStatsResponse>;
     async fn stream_pod_sandbox_stats(
         &self,
         request: Request<StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        refuse("StreamPodSandboxStats", request).await
+        answer(request_span!(DEBUG, "cri.stream_pod_sandbox_stats"), request, async |request| {
+            stats::stream_sandboxes(self, request).await
+        })
+        .await
     }
 
     async fn update_runtime_config(
@@ -325,22 +331,31 @@ impl RuntimeService for Service {
         &self,
         request: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        refuse("ListMetricDescriptors", request).await
+        answer(request_span!(DEBUG, "cri.list_metric_descriptors"), request, async |request| {
+            metrics::descriptors(request).await
+        })
+        .await
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         request: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        refuse("ListPodSandboxMetrics", request).await
+        answer(request_span!(DEBUG, "cri.list_pod_sandbox_metrics"), request, async |request| {
+            metrics::list(self, request).await
+        })
+        .await
     }
 
-    type StreamPodSandboxMetricsStream = NoStream<StreamPodSandboxMetricsResponse>;
+    type StreamPodSandboxMetricsStream = Parts<StreamPodSandboxMetricsResponse>;
     async fn stream_pod_sandbox_metrics(
         &self,
         request: Request<StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        refuse("StreamPodSandboxMetrics", request).await
+        answer(request_span!(DEBUG, "cri.stream_pod_sandbox_metrics"), request, async |request| {
+            metrics::stream(self, request).await
+        })
+        .await
     }
 
     async fn runtime_config(

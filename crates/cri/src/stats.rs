@@ -3,13 +3,17 @@
 use berth_api::v1::*;
 use berth_engine as engine;
 use berth_model::container::Timestamp;
-use berth_model::stats::DiskUsage;
+use berth_model::stats::{self, DiskUsage, Pressure, Stall};
 use berth_network::InterfaceCounters;
+use berth_stats::Sample;
 
-use crate::sandbox::now;
+use crate::batch::{Parts, parts};
 use crate::service::Service;
 use crate::translate::{container_metadata, sandbox_metadata};
 use crate::{Error, ids, list};
+
+/// The interface that the network of a sandbox makes.
+const DEFAULT_INTERFACE: &str = "eth0";
 
 pub(crate) async fn container(
     service: &Service,
@@ -25,19 +29,32 @@ pub(crate) async fn containers(
     service: &Service,
     request: ListContainerStatsRequest,
 ) -> Result<ListContainerStatsResponse, Error> {
-    let filter = request.filter.unwrap_or_default();
     let filesystem = service.filesystem().await?;
-    let mut all = service.engine().containers_stats().await?;
-    all.retain(|stats| {
-        list::is_container(
-            &stats.status,
-            &filter.id,
-            &filter.pod_sandbox_id,
-            &filter.label_selector,
-        )
-    });
+    let all = filtered_containers(service, request.filter).await?;
     let stats = all.iter().map(|stats| container_stats(stats, filesystem)).collect();
     Ok(ListContainerStatsResponse { stats })
+}
+
+pub(crate) async fn stream_containers(
+    service: &Service,
+    request: StreamContainerStatsRequest,
+) -> Result<Parts<StreamContainerStatsResponse>, Error> {
+    let filesystem = service.filesystem().await?.to_owned();
+    let all = filtered_containers(service, request.filter).await?;
+    let stats = all.into_iter().map(move |stats| container_stats(&stats, &filesystem));
+    Ok(parts(stats, |stats| StreamContainerStatsResponse { container_stats: stats }))
+}
+
+/// Only what is asked for is read.
+async fn filtered_containers(
+    service: &Service,
+    filter: Option<ContainerStatsFilter>,
+) -> Result<Vec<engine::ContainerStats>, Error> {
+    let ContainerStatsFilter { id, pod_sandbox_id, label_selector } = filter.unwrap_or_default();
+    let wanted = |status: &engine::ContainerStatus| {
+        list::is_container(status, &id, &pod_sandbox_id, &label_selector)
+    };
+    Ok(service.engine().containers_stats(wanted).await?)
 }
 
 pub(crate) async fn sandbox(
@@ -54,12 +71,29 @@ pub(crate) async fn sandboxes(
     service: &Service,
     request: ListPodSandboxStatsRequest,
 ) -> Result<ListPodSandboxStatsResponse, Error> {
-    let filter = request.filter.unwrap_or_default();
     let filesystem = service.filesystem().await?;
-    let mut all = service.engine().sandboxes_stats().await?;
-    all.retain(|stats| list::is_sandbox(&stats.status, &filter.id, &filter.label_selector));
+    let all = filtered_sandboxes(service, request.filter).await?;
     let stats = all.iter().map(|stats| sandbox_stats(stats, filesystem)).collect();
     Ok(ListPodSandboxStatsResponse { stats })
+}
+
+pub(crate) async fn stream_sandboxes(
+    service: &Service,
+    request: StreamPodSandboxStatsRequest,
+) -> Result<Parts<StreamPodSandboxStatsResponse>, Error> {
+    let filesystem = service.filesystem().await?.to_owned();
+    let all = filtered_sandboxes(service, request.filter).await?;
+    let stats = all.into_iter().map(move |stats| sandbox_stats(&stats, &filesystem));
+    Ok(parts(stats, |stats| StreamPodSandboxStatsResponse { pod_sandbox_stats: stats }))
+}
+
+async fn filtered_sandboxes(
+    service: &Service,
+    filter: Option<PodSandboxStatsFilter>,
+) -> Result<Vec<engine::SandboxStats>, Error> {
+    let PodSandboxStatsFilter { id, label_selector } = filter.unwrap_or_default();
+    let wanted = |status: &engine::SandboxStatus| list::is_sandbox(status, &id, &label_selector);
+    Ok(service.engine().sandboxes_stats(wanted).await?)
 }
 
 /// A container that does not run has no cgroup to read: only its disk is told.
@@ -73,15 +107,11 @@ fn container_stats(stats: &engine::ContainerStats, filesystem: &str) -> Containe
             labels: status.spec.labels.clone(),
             annotations: status.spec.annotations.clone(),
         }),
-        cpu: sample.map(cpu),
-        memory: sample.map(memory),
+        cpu: sample.and_then(cpu),
+        memory: sample.and_then(memory),
         writable_layer: stats.writable_layer.map(|usage| disk(usage, filesystem)),
-        swap: sample.map(|sample| SwapUsage {
-            timestamp: sample.usage.at.0,
-            swap_available_bytes: None,
-            swap_usage_bytes: count(sample.usage.swap_bytes),
-        }),
-        io: None,
+        swap: sample.and_then(swap),
+        io: sample.and_then(io),
     }
 }
 
@@ -97,15 +127,17 @@ fn sandbox_stats(stats: &engine::SandboxStats, filesystem: &str) -> PodSandboxSt
             annotations: status.spec.annotations.clone(),
         }),
         linux: Some(LinuxPodSandboxStats {
-            cpu: sample.map(cpu),
-            memory: sample.map(memory),
-            network: stats.network.map(network),
-            process: sample.map(|sample| ProcessUsage {
-                timestamp: sample.usage.at.0,
-                process_count: count(sample.usage.pids),
+            cpu: sample.and_then(cpu),
+            memory: sample.and_then(memory),
+            network: stats.network.as_ref().map(network),
+            process: sample.and_then(|sample| {
+                Some(ProcessUsage {
+                    timestamp: sample.usage.at.0,
+                    process_count: count(sample.usage.pids?),
+                })
             }),
             containers: containers.map(|stats| container_stats(stats, filesystem)).collect(),
-            io: None,
+            io: sample.and_then(io),
         }),
         windows: None,
     }
@@ -115,39 +147,78 @@ fn count(value: u64) -> Option<UInt64Value> {
     Some(UInt64Value { value })
 }
 
-fn cpu(sample: &berth_stats::Sample) -> CpuUsage {
-    CpuUsage {
+fn cpu(sample: &Sample) -> Option<CpuUsage> {
+    let cpu = sample.usage.cpu?;
+    Some(CpuUsage {
         timestamp: sample.usage.at.0,
-        usage_core_nano_seconds: count(sample.usage.cpu_ns),
+        usage_core_nano_seconds: count(cpu.total_ns),
         usage_nano_cores: sample.nano_cores.and_then(count),
-        psi: None,
-    }
+        psi: cpu.pressure.map(psi),
+    })
 }
 
-fn memory(sample: &berth_stats::Sample) -> MemoryUsage {
-    let usage = &sample.usage;
-    let left = |limit: u64| limit.saturating_sub(usage.working_set_bytes);
-    MemoryUsage {
-        timestamp: usage.at.0,
-        working_set_bytes: count(usage.working_set_bytes),
-        available_bytes: usage.memory_limit_bytes.map(left).and_then(count),
-        usage_bytes: count(usage.memory_bytes),
-        rss_bytes: count(usage.rss_bytes),
-        page_faults: count(usage.page_faults),
-        major_page_faults: count(usage.major_page_faults),
-        psi: None,
-    }
+fn memory(sample: &Sample) -> Option<MemoryUsage> {
+    let memory = sample.usage.memory?;
+    let left = |limit: u64| limit.saturating_sub(memory.working_set_bytes);
+    Some(MemoryUsage {
+        timestamp: sample.usage.at.0,
+        working_set_bytes: count(memory.working_set_bytes),
+        available_bytes: memory.limit_bytes.map(left).and_then(count),
+        usage_bytes: count(memory.bytes),
+        rss_bytes: count(memory.rss_bytes),
+        page_faults: count(memory.page_faults),
+        major_page_faults: count(memory.major_page_faults),
+        psi: memory.pressure.map(psi),
+    })
 }
 
-fn network(counters: InterfaceCounters) -> NetworkUsage {
-    let interface = NetworkInterfaceUsage {
-        name: "eth0".to_owned(),
+fn swap(sample: &Sample) -> Option<SwapUsage> {
+    let stats::SwapUsage { bytes, limit_bytes } = sample.usage.memory?.swap?;
+    Some(SwapUsage {
+        timestamp: sample.usage.at.0,
+        swap_available_bytes: limit_bytes.map(|limit| limit.saturating_sub(bytes)).and_then(count),
+        swap_usage_bytes: count(bytes),
+    })
+}
+
+fn io(sample: &Sample) -> Option<IoUsage> {
+    let pressure = sample.usage.io_pressure?;
+    Some(IoUsage { timestamp: sample.usage.at.0, psi: Some(psi(pressure)) })
+}
+
+/// The CRI counts nanoseconds, the kernel microseconds.
+fn psi(pressure: Pressure) -> PsiStats {
+    let data = |stall: Stall| PsiData {
+        total: stall.total_us.saturating_mul(1000),
+        avg10: stall.avg10,
+        avg60: stall.avg60,
+        avg300: stall.avg300,
+    };
+    PsiStats { full: Some(data(pressure.full)), some: Some(data(pressure.some)) }
+}
+
+/// The default interface is not among the others (`NetworkUsage.interfaces`).
+fn network(usage: &engine::NetworkUsage) -> NetworkUsage {
+    let mut told = NetworkUsage { timestamp: usage.at.0, ..NetworkUsage::default() };
+    for counters in usage.interfaces.iter() {
+        let interface = interface(counters);
+        if counters.name == DEFAULT_INTERFACE {
+            told.default_interface = Some(interface);
+        } else {
+            told.interfaces.push(interface);
+        }
+    }
+    told
+}
+
+fn interface(counters: &InterfaceCounters) -> NetworkInterfaceUsage {
+    NetworkInterfaceUsage {
+        name: counters.name.clone(),
         rx_bytes: count(counters.rx_bytes),
         rx_errors: count(counters.rx_errors),
         tx_bytes: count(counters.tx_bytes),
         tx_errors: count(counters.tx_errors),
-    };
-    NetworkUsage { timestamp: now(), default_interface: Some(interface), interfaces: Vec::new() }
+    }
 }
 
 fn disk(usage: DiskUsage, filesystem: &str) -> FilesystemUsage {
@@ -166,51 +237,98 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn usage_is_told_in_the_cris_words() {
-        let usage = CgroupUsage {
+    fn value(value: Option<UInt64Value>) -> Option<u64> {
+        value.map(|value| value.value)
+    }
+
+    fn usage() -> CgroupUsage {
+        let stall = Stall { total_us: 5, avg10: 1.5, avg60: 0.5, avg300: 0.25 };
+        let pressure = Some(Pressure { some: stall, full: Stall::default() });
+        CgroupUsage {
             at: Timestamp(7),
-            cpu_ns: 100,
-            memory_bytes: 50,
-            working_set_bytes: 40,
-            memory_limit_bytes: Some(90),
-            ..CgroupUsage::default()
-        };
-        let sample = berth_stats::Sample { usage, nano_cores: Some(3) };
-        let value = |value: Option<UInt64Value>| value.map(|value| value.value);
-        let cpu = cpu(&sample);
-        assert_eq!((cpu.timestamp, value(cpu.usage_core_nano_seconds)), (7, Some(100)));
-        assert_eq!(value(cpu.usage_nano_cores), Some(3));
-        let told = memory(&sample);
-        assert_eq!((value(told.usage_bytes), value(told.working_set_bytes)), (Some(50), Some(40)));
-        assert_eq!(value(told.available_bytes), Some(50));
-        let unlimited = CgroupUsage { memory_limit_bytes: None, ..usage };
-        let told = memory(&berth_stats::Sample { usage: unlimited, nano_cores: None });
-        assert_eq!(value(told.available_bytes), None);
+            cpu: Some(stats::CpuUsage { total_ns: 100, pressure, ..stats::CpuUsage::default() }),
+            memory: Some(stats::MemoryUsage {
+                bytes: 50,
+                working_set_bytes: 40,
+                rss_bytes: 30,
+                limit_bytes: Some(90),
+                page_faults: 3,
+                major_page_faults: 2,
+                swap: Some(stats::SwapUsage { bytes: 10, limit_bytes: Some(25) }),
+                pressure,
+                ..stats::MemoryUsage::default()
+            }),
+            pids: Some(4),
+            io_pressure: pressure,
+        }
     }
 
     #[test]
-    fn the_interface_of_a_sandbox_is_its_default_one() {
-        let counters = InterfaceCounters {
-            rx_bytes: 1,
+    fn usage_is_told_in_the_cris_words() {
+        let sample = Sample { usage: usage(), nano_cores: Some(3) };
+        let told = cpu(&sample).unwrap();
+        assert_eq!((told.timestamp, value(told.usage_core_nano_seconds)), (7, Some(100)));
+        assert_eq!(value(told.usage_nano_cores), Some(3));
+        let told = memory(&sample).unwrap();
+        assert_eq!((value(told.usage_bytes), value(told.working_set_bytes)), (Some(50), Some(40)));
+        assert_eq!((value(told.available_bytes), value(told.rss_bytes)), (Some(50), Some(30)));
+        assert_eq!((value(told.page_faults), value(told.major_page_faults)), (Some(3), Some(2)));
+        let told = swap(&sample).unwrap();
+        assert_eq!(
+            (value(told.swap_usage_bytes), value(told.swap_available_bytes)),
+            (Some(10), Some(15))
+        );
+        for psi in
+            [cpu(&sample).unwrap().psi, memory(&sample).unwrap().psi, io(&sample).unwrap().psi]
+        {
+            let some = psi.unwrap().some.unwrap();
+            assert_eq!((some.total, some.avg10, some.avg60, some.avg300), (5000, 1.5, 0.5, 0.25));
+            assert_eq!(psi.unwrap().full.unwrap(), PsiData::default());
+        }
+    }
+
+    /// teeth: crates/cri/src/stats.rs: `available_bytes: memory.limit_bytes.map(left).and_then(count)` → `available_bytes: count(left(memory.limit_bytes.unwrap_or(0)))`
+    #[test]
+    fn what_the_kernel_does_not_say_is_absent_and_not_zero() {
+        let none = Sample { usage: CgroupUsage::default(), nano_cores: None };
+        assert_eq!((cpu(&none), memory(&none), swap(&none), io(&none)), (None, None, None, None));
+        let mut usage = usage();
+        let memory_usage = usage.memory.as_mut().unwrap();
+        (memory_usage.limit_bytes, memory_usage.pressure) = (None, None);
+        memory_usage.swap = Some(stats::SwapUsage { bytes: 1, limit_bytes: None });
+        let unlimited = Sample { usage, nano_cores: None };
+        let told = memory(&unlimited).unwrap();
+        assert_eq!((told.available_bytes, told.psi), (None, None));
+        assert_eq!(swap(&unlimited).unwrap().swap_available_bytes, None);
+        assert_eq!(cpu(&unlimited).unwrap().usage_nano_cores, None);
+    }
+
+    #[test]
+    fn the_default_interface_is_not_among_the_others() {
+        let counters = |name: &str, rx_bytes| InterfaceCounters {
+            name: name.into(),
+            rx_bytes,
             rx_errors: 2,
             tx_bytes: 3,
             tx_errors: 4,
             ..InterfaceCounters::default()
         };
-        let before = now();
-        let told = network(counters);
-        assert!((before..=now()).contains(&told.timestamp));
+        let interfaces = [counters("eth0", 1), counters("net1", 5)].into();
+        let told = network(&engine::NetworkUsage { at: Timestamp(9), interfaces });
+        assert_eq!(told.timestamp, 9);
         let eth0 = told.default_interface.unwrap();
-        let value = |value: Option<UInt64Value>| value.map(|value| value.value);
         assert_eq!(eth0.name, "eth0");
         assert_eq!((value(eth0.rx_bytes), value(eth0.rx_errors)), (Some(1), Some(2)));
         assert_eq!((value(eth0.tx_bytes), value(eth0.tx_errors)), (Some(3), Some(4)));
+        let others: Vec<_> =
+            told.interfaces.iter().map(|it| (&*it.name, value(it.rx_bytes))).collect();
+        assert_eq!(others, [("net1", Some(5))]);
     }
 
     #[test]
     fn a_writable_layer_names_its_file_system() {
         let told = disk(DiskUsage { at: Timestamp(1), bytes: 2, inodes: 3 }, "/var/lib/berth");
+        assert_eq!(told.timestamp, 1);
         assert_eq!(told.fs_id.unwrap().mountpoint, "/var/lib/berth");
         assert_eq!(told.used_bytes.unwrap().value, 2);
         assert_eq!(told.inodes_used.unwrap().value, 3);

@@ -4,9 +4,6 @@ use tonic::{Request, Response, Status};
 
 use crate::{Error, edge};
 
-/// A stream no request gets: the RPC that would open it is not implemented.
-pub(crate) type NoStream<T> = tokio_stream::Empty<Result<T, Status>>;
-
 /// Refuses the RPC by its name. kubelet falls back to the plain lists on this code.
 pub(crate) async fn refuse<Q, A>(
     rpc: &'static str,

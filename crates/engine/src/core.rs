@@ -8,11 +8,12 @@ use berth_failpoint::Point;
 use berth_image::Images;
 use berth_metadata::{ContainerRecord, PodStore, SandboxRecord};
 use berth_model::sandbox::SandboxName;
+use berth_model::stats::DiskUsage;
 use berth_model::{ContainerId, SandboxId, SandboxSpec};
 use berth_network::Network;
 use berth_shim_client::Runtime;
 use berth_snapshot::Snapshots;
-use berth_stats::Sampler;
+use berth_stats::{Readings, Sampler};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,9 +25,9 @@ use crate::names::Names;
 use crate::pending::Pending;
 use crate::sandbox::Sandbox;
 use crate::spawner::Spawner;
-use crate::stats::Layers;
+use crate::stats::Filesystem;
 use crate::worker::{Pool, Worker};
-use crate::{Config, Error};
+use crate::{Config, Error, NetworkUsage};
 
 /// The containerd namespace that shims are told.
 const NAMESPACE: &str = "k8s.io";
@@ -48,6 +49,8 @@ pub(crate) struct Core {
     pub(crate) spawner: Spawner,
     pub(crate) disk: Pool,
     pub(crate) links: Pool,
+    /// For statistics: they wait for nobody's disk, and nobody waits for them.
+    pub(crate) readers: Pool,
     /// For what nobody waits for.
     pub(crate) cleaner: Pool,
     pub(crate) sandboxes: Board<SandboxId, Sandbox>,
@@ -58,7 +61,11 @@ pub(crate) struct Core {
     /// Devices by the names of their vendors.
     pub(crate) cdi: berth_cdi::Catalogue,
     /// Writable layers as last measured.
-    pub(crate) layers: Layers,
+    pub(crate) layers: Readings<ContainerId, DiskUsage>,
+    /// Interfaces of sandboxes as last read.
+    pub(crate) interfaces: Readings<SandboxId, NetworkUsage>,
+    /// What of files, images and writable layers does not move.
+    pub(crate) filesystem: std::sync::OnceLock<Filesystem>,
     /// What could not be taken back yet.
     pub(crate) pending: Arc<Pending>,
     pub(crate) tasks: TaskTracker,

@@ -19,7 +19,7 @@ use crate::container::Command as ContainerCommand;
 use crate::core::{Core, step, warn_failure};
 use crate::sandbox::Command as SandboxCommand;
 use crate::status::{
-    Condition, ContainerStats, ContainerStatus, ExecOutput, NodeStatus, SandboxStats,
+    Condition, ContainerStats, ContainerStatus, ExecOutput, NodeMetrics, NodeStatus, SandboxStats,
     SandboxStatus, UndoStatus,
 };
 use crate::{
@@ -301,9 +301,14 @@ impl Engine {
         stats.into_iter().next().ok_or_else(|| Error::ContainerNotFound(id.clone()))
     }
 
-    /// Usage of every container.
-    pub async fn containers_stats(&self) -> Result<Vec<ContainerStats>, Error> {
-        stats::containers(&self.core, self.core.containers.all()).await
+    /// Usage of every container that is `wanted`.
+    pub async fn containers_stats(
+        &self,
+        wanted: impl Fn(&ContainerStatus) -> bool,
+    ) -> Result<Vec<ContainerStats>, Error> {
+        let mut containers = self.core.containers.all();
+        containers.retain(|container| wanted(&container.status.get()));
+        stats::containers(&self.core, containers).await
     }
 
     /// Usage of one sandbox.
@@ -313,9 +318,19 @@ impl Engine {
         stats.into_iter().next().ok_or_else(|| Error::SandboxNotFound(id.clone()))
     }
 
-    /// Usage of every sandbox.
-    pub async fn sandboxes_stats(&self) -> Result<Vec<SandboxStats>, Error> {
-        stats::sandboxes(&self.core, self.core.sandboxes.all()).await
+    /// Usage of every sandbox that is `wanted`.
+    pub async fn sandboxes_stats(
+        &self,
+        wanted: impl Fn(&SandboxStatus) -> bool,
+    ) -> Result<Vec<SandboxStats>, Error> {
+        let mut sandboxes = self.core.sandboxes.all();
+        sandboxes.retain(|sandbox| wanted(&sandbox.status.get()));
+        stats::sandboxes(&self.core, sandboxes).await
+    }
+
+    /// All that is measured, for monitoring.
+    pub async fn metrics(&self) -> Result<NodeMetrics, Error> {
+        stats::metrics(&self.core).await
     }
 
     /// Pulls an image, or joins the pull of the same reference.

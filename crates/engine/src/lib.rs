@@ -50,8 +50,9 @@ pub use engine::Engine;
 pub use error::Error;
 pub use events::{Event, EventKind, Events, EventsEnd};
 pub use status::{
-    Condition, ContainerStats, ContainerStatus, ExecOutput, NodeStatus, SandboxStats,
-    SandboxStatus, UndoStatus, UnfinishedUndo,
+    Condition, ContainerMetrics, ContainerStats, ContainerStatus, ExecOutput, FilesystemUsage,
+    NetworkUsage, NodeMetrics, NodeStatus, SandboxMetrics, SandboxStats, SandboxStatus, UndoStatus,
+    UnfinishedUndo,
 };
 
 /// Most bytes kept of each output stream of [`Engine::exec_sync`] (what kubelet expects).

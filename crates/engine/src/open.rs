@@ -7,7 +7,7 @@ use berth_cgroup::Hierarchy;
 use berth_image::Images;
 use berth_metadata::{Copies, PodStore, Pods};
 use berth_network::Network;
-use berth_stats::Sampler;
+use berth_stats::{Readings, Sampler};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,7 +18,7 @@ use crate::leases::StoredLeases;
 use crate::names::Names;
 use crate::pending::Pending;
 use crate::spawner::Spawner;
-use crate::stats::Layers;
+use crate::stats;
 use crate::worker::{Pool, Worker};
 use crate::{Config, Error, clock, files};
 
@@ -67,13 +67,16 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         spawner: Spawner::default(),
         disk: Pool::new("the disk pool", DISK_THREADS),
         links: Pool::new("the network pool", LINK_THREADS),
+        readers: Pool::new("the statistics pool", stats::THREADS),
         cleaner: Pool::new("the cleaning pool", 1),
         sandboxes: Board::new(),
         containers: Board::new(),
         names: Names::new(),
         feed: Arc::new(Feed::open(&config.state.join("events"))),
         cdi: berth_cdi::Catalogue::new(config.cdi_dirs.clone()),
-        layers: Layers::default(),
+        layers: Readings::dear(stats::LAYER_AGE),
+        interfaces: Readings::new(config.stats_age),
+        filesystem: std::sync::OnceLock::new(),
         pending: Arc::new(Pending::new(tasks.clone(), shutdown.clone())),
         tasks,
         shutdown,

@@ -15,7 +15,7 @@ use berth_model::stats::DiskUsage;
 use berth_model::{ContainerId, ContainerSpec, ContainerState, Digest};
 use berth_model::{SandboxId, SandboxSpec, SandboxState};
 use berth_network::InterfaceCounters;
-use berth_stats::Sample;
+use berth_stats::{Details, Sample};
 
 /// A sandbox as its driver last published it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -111,12 +111,74 @@ pub struct ContainerStats {
 pub struct SandboxStats {
     /// Whose usage it is.
     pub status: Arc<SandboxStatus>,
-    /// The cgroup of the whole sandbox; `None` when it is gone.
+    /// The cgroup of the whole sandbox, or its containers' together where that is not its
+    /// own; `None` when it is gone.
     pub cgroup: Option<Sample>,
-    /// Its `eth0`; `None` with the node's network, and once stopped.
-    pub network: Option<InterfaceCounters>,
+    /// Its interfaces; `None` with the node's network, and once stopped.
+    pub network: Option<NetworkUsage>,
     /// Usage of each of its containers.
     pub containers: Vec<ContainerStats>,
+}
+
+/// What went through the interfaces of a sandbox.
+#[derive(Clone, Debug)]
+pub struct NetworkUsage {
+    /// When it was read.
+    pub at: Timestamp,
+    /// Each but `lo`, in the order in which they were made.
+    pub interfaces: Arc<[InterfaceCounters]>,
+}
+
+/// All that is measured on this node.
+#[derive(Clone, Debug)]
+pub struct NodeMetrics {
+    /// Every ready sandbox.
+    pub sandboxes: Vec<SandboxMetrics>,
+    /// Where writable layers are; `None` when it does not say.
+    pub filesystem: Option<FilesystemUsage>,
+    /// Names of the block devices that occur, by number.
+    pub devices: BTreeMap<(u32, u32), String>,
+}
+
+/// All that is measured of one sandbox.
+#[derive(Clone, Debug)]
+pub struct SandboxMetrics {
+    /// Which it is.
+    pub status: Arc<SandboxStatus>,
+    /// Name of its cgroup.
+    pub cgroup_path: String,
+    /// Its cgroup; `None` when that is not its own.
+    pub cgroup: Option<Arc<Details>>,
+    /// Its interfaces; `None` with the node's network.
+    pub network: Option<NetworkUsage>,
+    /// Each of its running containers.
+    pub containers: Vec<ContainerMetrics>,
+}
+
+/// All that is measured of one running container.
+#[derive(Clone, Debug)]
+pub struct ContainerMetrics {
+    /// Which it is.
+    pub status: Arc<ContainerStatus>,
+    /// Name of its cgroup.
+    pub cgroup_path: String,
+    /// Its cgroup and processes.
+    pub cgroup: Arc<Details>,
+    /// Its writable layer, as last measured.
+    pub writable_layer: Option<DiskUsage>,
+}
+
+/// The file system of images and writable layers.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct FilesystemUsage {
+    /// What is mounted: `/dev/sda1`.
+    pub device: String,
+    /// Size, bytes.
+    pub capacity_bytes: u64,
+    /// Inodes it can have.
+    pub inodes: u64,
+    /// Inodes it has not.
+    pub inodes_free: u64,
 }
 
 /// Whether one part of the node can serve, and why not.

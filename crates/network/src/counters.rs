@@ -1,17 +1,22 @@
-//! What went through an interface.
+//! What went through the interfaces of a sandbox.
+//!
+//! They are read from outside: rtnetlink(7) lists the links of another namespace to whoever
+//! names it by the number that it has here (`IFLA_TARGET_NETNSID`, Linux 4.20). To enter it
+//! would take a thread for each reading.
 
 use std::os::fd::BorrowedFd;
 
-use nix::errno::Errno;
-
 use crate::error::Error;
-use crate::inside::visit;
+use crate::netlink::Socket;
 use crate::netlink::request::Request;
+use crate::network::Network;
 use crate::route;
 
-/// What went through an interface since it was made.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+/// An interface, and what went through it since it was made.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct InterfaceCounters {
+    /// Its name in the sandbox.
+    pub name: String,
     /// Bytes received.
     pub rx_bytes: u64,
     /// Packets received.
@@ -30,35 +35,64 @@ pub struct InterfaceCounters {
     pub tx_dropped: u64,
 }
 
-/// Reads the counters of `interface` (`eth0`) in a network namespace. Starts a thread and
-/// waits for it.
-///
-/// # Errors
-/// [`Error::NoInterface`]; the namespace cannot be entered; the kernel's refusal.
-pub fn interface_counters(
-    netns: BorrowedFd<'_>,
-    interface: &str,
-) -> Result<InterfaceCounters, Error> {
-    // The kernel compares names of up to 15 bytes; a longer one is no interface's.
-    if interface.is_empty() || interface.len() > 15 {
-        return Err(Error::NoInterface(interface.chars().take(64).collect()));
+impl Network {
+    /// Reads the counters of every interface in a network namespace but `lo`, in the order
+    /// in which they were made. Some fifteen microseconds.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn counters(&self, netns: BorrowedFd<'_>) -> Result<Vec<InterfaceCounters>, Error> {
+        let mut socket = self.reading();
+        let nsid = match nsid(&mut socket, netns)? {
+            Some(nsid) => nsid,
+            // It has one from its first veth on; a namespace without one is numbered now.
+            None => {
+                let mut request = Request::new();
+                route::add_nsid(&mut request, netns);
+                match socket.run(request) {
+                    // Somebody else was faster.
+                    Err(error) if error.errno() == Some(nix::errno::Errno::EEXIST) => {}
+                    result => result?,
+                }
+                nsid_given(&mut socket, netns)?
+            }
+        };
+        let mut request = Request::new();
+        route::list_counters(&mut request, nsid);
+        let mut all = Vec::new();
+        socket.query(request, |answer| {
+            all.extend(
+                route::parse_counters(&answer)?.map(|(name, counters)| told(name, counters)),
+            );
+            Ok(())
+        })?;
+        Ok(all)
     }
-    let mut inside = visit(netns)?;
+}
+
+fn nsid(socket: &mut Socket, netns: BorrowedFd<'_>) -> Result<Option<i32>, Error> {
     let mut request = Request::new();
-    route::get_link_counters(&mut request, interface);
+    route::get_nsid(&mut request, netns);
     let mut found = None;
-    let result = inside.socket.query(request, |answer| {
-        found = found.take().or(route::parse_counters(&answer)?);
+    socket.query(request, |answer| {
+        found = found.take().or(route::parse_nsid(&answer)?);
         Ok(())
-    });
-    let missing = || Error::NoInterface(interface.to_owned());
-    match result {
-        Err(error) if error.errno() == Some(Errno::ENODEV) => return Err(missing()),
-        result => result?,
-    }
+    })?;
+    Ok(found)
+}
+
+fn nsid_given(socket: &mut Socket, netns: BorrowedFd<'_>) -> Result<i32, Error> {
+    nsid(socket, netns)?.ok_or_else(|| Error::Malformed {
+        operation: "find number of network namespace".into(),
+        reason: "it was just given one",
+    })
+}
+
+fn told(name: String, counters: [u64; 8]) -> InterfaceCounters {
     let [rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped] =
-        found.ok_or_else(missing)?;
-    Ok(InterfaceCounters {
+        counters;
+    InterfaceCounters {
+        name,
         rx_bytes,
         rx_packets,
         rx_errors,
@@ -67,5 +101,5 @@ pub fn interface_counters(
         tx_packets,
         tx_errors,
         tx_dropped,
-    })
+    }
 }

@@ -83,6 +83,7 @@ impl Inside {
 }
 
 /// Opens a socket in a network namespace by a thread of its own, which ends in there.
+#[cfg(test)]
 pub(crate) fn visit(netns: BorrowedFd<'_>) -> Result<Inside, Error> {
     const NAME: &str = "netns-visit";
     std::thread::scope(|scope| {

@@ -49,6 +49,20 @@ fn weight(shares: u64) -> u32 {
     low
 }
 
+/// The v1 shares that stand for a v2 weight: the least of those that [`weight`] makes it of,
+/// or 1024, the default, if it is one of them.
+pub(crate) fn shares(given: u64) -> u64 {
+    if given == u64::from(weight(1024)) {
+        return 1024;
+    }
+    let (mut low, mut high) = (2, 262_144);
+    while low < high {
+        let middle = u64::midpoint(low, high);
+        if u64::from(weight(middle)) >= given { high = middle } else { low = middle + 1 }
+    }
+    low
+}
+
 /// Writes the files that the request names itself, line by line as the kernel wants them.
 pub(super) fn unified(
     mounts: &Mounts,
@@ -106,6 +120,18 @@ mod tests {
         for (shares, expected) in known {
             assert_eq!(weight(shares), expected, "{shares}");
         }
+    }
+
+    #[test]
+    fn shares_are_those_that_a_weight_was_made_of() {
+        for exact in [2, 1024] {
+            assert_eq!(shares(weight(exact).into()), exact);
+        }
+        for weight in [1, 2, 17, 59, 100, 303, 10_000] {
+            assert_eq!(u64::from(super::weight(shares(weight))), weight);
+        }
+        // A weight below all others is that of an idle cgroup.
+        assert_eq!((shares(0), shares(u64::MAX)), (2, 262_144));
     }
 
     #[test]

@@ -212,4 +212,4 @@ pub(crate) fn image(record: &ImageRecord) -> v1::Image {
 
 #[cfg(test)]
 #[path = "answer_tests.rs"]
-mod tests;
+pub(crate) mod tests;

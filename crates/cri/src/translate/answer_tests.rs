@@ -6,7 +6,7 @@ use berth_model::{ContainerId, ContainerSpec, Digest, SandboxId, SandboxSpec};
 
 use super::*;
 
-fn sandbox() -> SandboxStatus {
+pub(crate) fn sandbox() -> SandboxStatus {
     let mut spec = SandboxSpec::default();
     spec.name.name = "pod".to_owned();
     spec.name.uid = "uid".to_owned();
@@ -26,7 +26,7 @@ fn sandbox() -> SandboxStatus {
     }
 }
 
-fn container(state: ContainerState) -> ContainerStatus {
+pub(crate) fn container(state: ContainerState) -> ContainerStatus {
     let mut spec = ContainerSpec::default();
     spec.name.name = "app".to_owned();
     spec.image = "busybox:1".to_owned();

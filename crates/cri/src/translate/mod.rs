@@ -9,6 +9,8 @@ mod sandbox;
 mod security;
 mod signal;
 
+#[cfg(test)]
+pub(crate) use answer::tests as samples;
 pub(crate) use answer::{
     container_item, container_metadata, container_state, container_status, image, sandbox_item,
     sandbox_metadata, sandbox_state, sandbox_status,

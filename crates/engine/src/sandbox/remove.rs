@@ -34,8 +34,9 @@ impl Driver {
         self.core.sandboxes.remove(&self.sandbox.id);
         self.core.names.release(&self.sandbox.spec.name);
         self.core.tell(EventKind::Deleted, self.sandbox.id.as_str(), &self.sandbox);
-        self.core.sampler.forget(&self.sandbox.cgroup);
         self.sandbox.removed.store(true, Ordering::Release);
+        self.core.sampler.forget(&self.sandbox.cgroup);
+        self.core.interfaces.forget(&self.sandbox.id);
         berth_failpoint::reached(Point::REMOVE_SANDBOX_UNLISTED).await;
         Ok(())
     }

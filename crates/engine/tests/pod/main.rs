@@ -35,7 +35,7 @@ fn a_pod_comes_up_writes_its_log_and_goes_away() {
             node.engine.exec_sync(&id, vec!["cat".into(), "/etc/hostname".into()], None).await;
         assert_eq!(out.unwrap().stdout, b"web-1\n");
         let stats = node.engine.container_stats(&id).await.unwrap();
-        assert!(stats.cgroup.expect("it runs").usage.memory_bytes > 0);
+        assert!(stats.cgroup.expect("it runs").usage.memory.expect("counted").bytes > 0);
         assert!(stats.writable_layer.is_some());
         let stats = node.engine.sandbox_stats(&sandbox).await.unwrap();
         assert!(stats.network.is_some() && stats.containers.len() == 1);

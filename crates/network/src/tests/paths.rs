@@ -108,20 +108,50 @@ fn the_loopback_of_the_node_is_closed_to_sandboxes() {
 fn counters_count_what_went_through() {
     on_default_node(|node| {
         let pod = node.attach("pod", &[]);
-        let before = interface_counters(pod.netns.fd(), "eth0").unwrap();
+        let before = eth0(node, &pod);
         let server = pod.netns.listen(Ipv4Addr::UNSPECIFIED, 80);
         let mut sender = node.netns.connect(pod.address(), 80).unwrap();
         let (mut receiver, _) = server.accept().unwrap();
         sender.write_all(&[7; 100_000]).unwrap();
         receiver.read_exact(&mut [0; 100_000]).unwrap();
-        let after = interface_counters(pod.netns.fd(), "eth0").unwrap();
+        let after = eth0(node, &pod);
         assert!(after.rx_bytes - before.rx_bytes >= 100_000, "{before:?} {after:?}");
         assert!(after.rx_packets > before.rx_packets && after.tx_packets > before.tx_packets);
         assert!((1..100_000).contains(&after.tx_bytes), "{after:?}");
         assert_eq!((after.rx_errors, after.tx_errors, after.rx_dropped), (0, 0, 0));
-        for name in ["eth1", "", "a-name-of-sixteen"] {
-            let error = interface_counters(pod.netns.fd(), name).unwrap_err();
-            assert_eq!(error.kind(), berth_model::ErrorKind::NotFound, "{error}");
-        }
+    });
+}
+
+fn eth0(node: &Node, pod: &Pod) -> crate::InterfaceCounters {
+    let all = node.network.counters(pod.netns.fd()).unwrap();
+    let [eth0] = <[_; 1]>::try_from(all).unwrap();
+    assert_eq!(eth0.name, "eth0");
+    eth0
+}
+
+/// teeth: crates/network/src/counters.rs: `route::list_counters(&mut request, nsid)` → `route::list_counters(&mut request, 0)`
+#[test]
+fn every_interface_of_a_namespace_is_counted_and_no_other_namespaces() {
+    on_default_node(|node| {
+        let bare = Netns::new();
+        assert_eq!(node.network.counters(bare.fd()).unwrap(), [], "lo is not told");
+        let (one, two) = (node.attach("one", &[]), node.attach("two", &[]));
+        let Inside { mut socket } = visit(one.netns.fd()).unwrap();
+        let mut request = Request::new();
+        route::add_bridge(&mut request, "more", 1500, crate::MacAddr([2, 0, 0, 0, 0, 9]));
+        socket.run(request).unwrap();
+        let names = |pod: &Pod| -> Vec<String> {
+            let all = node.network.counters(pod.netns.fd()).unwrap();
+            all.into_iter().map(|interface| interface.name).collect()
+        };
+        assert_eq!(names(&one), ["eth0", "more"]);
+        assert_eq!(names(&two), ["eth0"]);
+        let server = one.netns.listen(Ipv4Addr::UNSPECIFIED, 80);
+        let before = eth0(node, &two);
+        let mut sender = node.netns.connect(one.address(), 80).unwrap();
+        let (mut receiver, _) = server.accept().unwrap();
+        sender.write_all(&[7; 100_000]).unwrap();
+        receiver.read_exact(&mut [0; 100_000]).unwrap();
+        assert!(eth0(node, &two).rx_bytes - before.rx_bytes < 50_000, "they are another's");
     });
 }

@@ -10,22 +10,27 @@ use protobuf::well_known_types::any::Any;
 use crate::error::Error;
 
 pub(super) fn encode(usage: &CgroupUsage) -> Result<Any, Error> {
-    let mut cpu = CPUStat::new();
-    cpu.usage_usec = usage.cpu_ns / 1000;
-    let mut memory = MemoryStat::new();
-    memory.usage = usage.memory_bytes;
-    memory.usage_limit = usage.memory_limit_bytes.unwrap_or(u64::MAX);
-    memory.anon = usage.rss_bytes;
-    memory.inactive_file = usage.memory_bytes.saturating_sub(usage.working_set_bytes);
-    memory.pgfault = usage.page_faults;
-    memory.pgmajfault = usage.major_page_faults;
-    memory.swap_usage = usage.swap_bytes;
-    let mut pids = PidsStat::new();
-    pids.current = usage.pids;
     let mut metrics = Metrics::new();
-    metrics.cpu = Some(cpu).into();
-    metrics.memory = Some(memory).into();
-    metrics.pids = Some(pids).into();
+    if let Some(cpu) = &usage.cpu {
+        metrics.cpu =
+            Some(CPUStat { usage_usec: cpu.total_ns / 1000, ..CPUStat::default() }).into();
+    }
+    if let Some(memory) = &usage.memory {
+        metrics.memory = Some(MemoryStat {
+            usage: memory.bytes,
+            usage_limit: memory.limit_bytes.unwrap_or(u64::MAX),
+            anon: memory.rss_bytes,
+            inactive_file: memory.bytes.saturating_sub(memory.working_set_bytes),
+            pgfault: memory.page_faults,
+            pgmajfault: memory.major_page_faults,
+            swap_usage: memory.swap.map_or(0, |swap| swap.bytes),
+            ..MemoryStat::default()
+        })
+        .into();
+    }
+    if let Some(current) = usage.pids {
+        metrics.pids = Some(PidsStat { current, ..PidsStat::default() }).into();
+    }
     let mut any = Any::new();
     any.type_url = "io.containerd.cgroups.v2.Metrics".to_owned();
     any.value = metrics

@@ -376,7 +376,7 @@ async fn limits_change_while_a_container_runs() {
     pod.shim.update(&container, br#"{"pids":{"limit":5}}"#).await.unwrap();
     let path = CgroupPath::new(&format!("{}/a", pod.cgroup)).unwrap();
     let usage = Hierarchy::detect().unwrap().open(&path).unwrap().usage().unwrap();
-    assert_eq!(usage.memory_limit_bytes, Some(64 << 20));
+    assert_eq!(usage.memory.unwrap().limit_bytes, Some(64 << 20));
     for bad in [br#"{"memory":{"limit":"#.as_slice(), br#"{"memory":{"swappiness":3}}"#] {
         pod.shim.update(&container, bad).await.unwrap_err();
     }

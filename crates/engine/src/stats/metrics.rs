@@ -1,0 +1,64 @@
+//! All that is measured, for monitoring.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use berth_model::ContainerState;
+
+use super::{Parents, layer_now, members, network_now, shared, unless_gone};
+use crate::container::Container;
+use crate::core::Core;
+use crate::sandbox::Sandbox;
+use crate::{ContainerMetrics, Error, NodeMetrics, SandboxMetrics};
+
+/// What is measured of every ready sandbox and its running containers.
+pub(crate) async fn metrics(core: &Arc<Core>) -> Result<NodeMetrics, Error> {
+    let mut sandboxes = core.sandboxes.all();
+    sandboxes.retain(|sandbox| sandbox.is_ready());
+    let parents = Parents::of(core);
+    let sandboxes = shared(core, sandboxes, move |core, sandbox| of(core, sandbox, &parents));
+    let sandboxes = sandboxes.await?;
+    let shared = Arc::clone(core);
+    let rest = move || (super::filesystem::now(&shared), devices(&sandboxes), sandboxes);
+    let (filesystem, devices, sandboxes) = core.readers.run(rest).await?;
+    Ok(NodeMetrics { sandboxes, filesystem, devices })
+}
+
+fn of(core: &Core, sandbox: &Arc<Sandbox>, parents: &Parents) -> SandboxMetrics {
+    let cgroup = parents.is_own(sandbox).then(|| {
+        let cgroup = core.hierarchy.at(&sandbox.cgroup);
+        unless_gone(&sandbox.cgroup, core.sampler.details(&cgroup, None))
+    });
+    SandboxMetrics {
+        cgroup_path: sandbox.cgroup.to_string(),
+        cgroup: cgroup.flatten(),
+        network: network_now(core, sandbox),
+        containers: members(core, sandbox).filter_map(|it| container(core, &it)).collect(),
+        status: sandbox.status.get(),
+    }
+}
+
+fn container(core: &Core, container: &Container) -> Option<ContainerMetrics> {
+    let status = container.status.get();
+    let ContainerState::Running { pid, .. } = status.state else { return None };
+    let cgroup = core.hierarchy.at(&container.cgroup);
+    Some(ContainerMetrics {
+        cgroup_path: container.cgroup.to_string(),
+        cgroup: unless_gone(&container.cgroup, core.sampler.details(&cgroup, Some(pid)))?,
+        writable_layer: layer_now(core, container),
+        status,
+    })
+}
+
+/// The names of all block devices that were used (sysfs(5)).
+fn devices(sandboxes: &[SandboxMetrics]) -> BTreeMap<(u32, u32), String> {
+    let containers = sandboxes.iter().flat_map(|sandbox| &sandbox.containers);
+    let cgroups = sandboxes.iter().flat_map(|sandbox| &sandbox.cgroup);
+    let cgroups = cgroups.chain(containers.map(|container| &container.cgroup));
+    let used = cgroups.flat_map(|details| &details.cgroup.io).map(|io| (io.major, io.minor));
+    let used: BTreeSet<(u32, u32)> = used.collect();
+    let named = used.into_iter().filter_map(|(major, minor)| {
+        Some(((major, minor), super::filesystem::block_device(major, minor)?))
+    });
+    named.collect()
+}

@@ -1,0 +1,185 @@
+//! Usage, read at most as often as it is worth.
+//!
+//! Everything is read from the kernel and from disk by a few threads of the statistics' own,
+//! never asked of a shim: a shim that hangs delays no list.
+
+mod filesystem;
+mod metrics;
+mod total;
+
+use std::collections::HashMap;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use berth_cgroup::CgroupPath;
+use berth_model::ContainerState;
+use berth_model::stats::DiskUsage;
+use berth_snapshot::SnapshotKey;
+use berth_stats::Sample;
+
+pub(crate) use self::filesystem::Filesystem;
+pub(crate) use self::metrics::metrics;
+use crate::container::Container;
+use crate::core::{Core, cgroup_error, warn_failure};
+use crate::sandbox::Sandbox;
+use crate::{ContainerStats, Error, NetworkUsage, SandboxStats};
+
+/// A measurement of a writable layer is good at least this long.
+pub(crate) const LAYER_AGE: Duration = Duration::from_secs(10);
+/// Most threads that read at the same time, for all requests together.
+pub(crate) const THREADS: usize = 4;
+/// Fewest objects that are worth a further thread.
+const SHARE: usize = 32;
+
+/// Usage of the given containers, in their order.
+pub(crate) async fn containers(
+    core: &Arc<Core>,
+    containers: Vec<Arc<Container>>,
+) -> Result<Vec<ContainerStats>, Error> {
+    shared(core, containers, container_now).await
+}
+
+/// Usage of the given sandboxes, in their order.
+pub(crate) async fn sandboxes(
+    core: &Arc<Core>,
+    sandboxes: Vec<Arc<Sandbox>>,
+) -> Result<Vec<SandboxStats>, Error> {
+    let parents = Parents::of(core);
+    shared(core, sandboxes, move |core, sandbox| sandbox_now(core, sandbox, &parents)).await
+}
+
+/// Reads each of many objects; the threads share the work.
+async fn shared<T: Send + Sync + 'static, S: Send + 'static>(
+    core: &Arc<Core>,
+    mut objects: Vec<T>,
+    read: impl Fn(&Core, &T) -> S + Send + Sync + 'static,
+) -> Result<Vec<S>, Error> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS);
+    let share = objects.len().div_ceil(threads).max(SHARE);
+    let read = Arc::new(read);
+    let mut parts = Vec::new();
+    while !objects.is_empty() {
+        let rest = objects.split_off(share.min(objects.len()));
+        let (core, read, part) = (Arc::clone(core), Arc::clone(&read), objects);
+        let pool = core.readers.clone();
+        let job = move || -> Vec<S> { part.iter().map(|object| read(&core, object)).collect() };
+        parts.push(async move { pool.run(job).await });
+        objects = rest;
+    }
+    let parts = futures_util::future::try_join_all(parts).await?;
+    Ok(parts.into_iter().flatten().collect())
+}
+
+/// How many ready sandboxes have each parent cgroup. kubelet makes one for each pod, so that
+/// what it says is the pod's, overhead included; other clients give several pods the same.
+#[derive(Debug)]
+pub(crate) struct Parents(HashMap<CgroupPath, usize>);
+
+impl Parents {
+    fn of(core: &Core) -> Self {
+        let mut parents = HashMap::new();
+        for sandbox in core.sandboxes.all().into_iter().filter(|sandbox| sandbox.is_ready()) {
+            *parents.entry(sandbox.cgroup.clone()).or_default() += 1;
+        }
+        Self(parents)
+    }
+
+    fn is_own(&self, sandbox: &Sandbox) -> bool {
+        self.0.get(&sandbox.cgroup).is_none_or(|sandboxes| *sandboxes < 2)
+    }
+}
+
+fn container_now(core: &Core, container: &Arc<Container>) -> ContainerStats {
+    let status = container.status.get();
+    let running = matches!(status.state, ContainerState::Running { .. });
+    ContainerStats {
+        cgroup: running.then(|| sample(core, &container.cgroup)).flatten(),
+        writable_layer: layer_now(core, container),
+        status,
+    }
+}
+
+/// A tree that changes under the walk is as it was, until it is walked the next time.
+fn layer_now(core: &Core, container: &Container) -> Option<DiskUsage> {
+    let usage = core.layers.get(&container.id, |before| {
+        match (core.snapshots.usage(&SnapshotKey::from(&container.id)), before) {
+            (Err(_), Some((_, before))) => Ok(*before),
+            (usage, _) => usage,
+        }
+    });
+    // Removed during the walk: nobody else would forget it.
+    if container.removed.load(Ordering::Acquire) {
+        core.layers.forget(&container.id);
+    }
+    usage.ok()
+}
+
+fn sandbox_now(core: &Core, sandbox: &Arc<Sandbox>, parents: &Parents) -> SandboxStats {
+    let containers: Vec<ContainerStats> =
+        members(core, sandbox).map(|container| container_now(core, &container)).collect();
+    let cgroup = match (sandbox.is_ready(), parents.is_own(sandbox)) {
+        (false, _) => None,
+        (true, true) => sample(core, &sandbox.cgroup),
+        (true, false) => total::of(containers.iter().filter_map(|container| container.cgroup)),
+    };
+    SandboxStats {
+        cgroup,
+        network: network_now(core, sandbox),
+        containers,
+        status: sandbox.status.get(),
+    }
+}
+
+fn members(core: &Core, sandbox: &Sandbox) -> impl Iterator<Item = Arc<Container>> {
+    sandbox.members.made().into_iter().filter_map(|id| core.containers.get(&id))
+}
+
+/// What went through its interfaces; `None` with the node's network, and once it is stopped.
+fn network_now(core: &Core, sandbox: &Sandbox) -> Option<NetworkUsage> {
+    let netns = sandbox.status.get().netns.clone()?;
+    let read = core.interfaces.get(&sandbox.id, |_| {
+        let netns = std::fs::File::open(&netns).map_err(Error::io("open", &netns))?;
+        let interfaces = core.network.counters(netns.as_fd());
+        let interfaces = interfaces.map_err(|source| Error::Network {
+            action: "read counters of",
+            sandbox: sandbox.id.clone(),
+            source,
+        })?;
+        Ok::<_, Error>(NetworkUsage {
+            at: berth_failpoint::now().into(),
+            interfaces: interfaces.into(),
+        })
+    });
+    if sandbox.removed.load(Ordering::Acquire) {
+        core.interfaces.forget(&sandbox.id);
+    }
+    match read {
+        Ok(usage) => Some(usage),
+        Err(error) => {
+            // It is being stopped.
+            if sandbox.status.get().netns.is_some() && std::fs::exists(&netns).unwrap_or(false) {
+                warn_failure("read network usage", &error);
+            }
+            None
+        }
+    }
+}
+
+fn sample(core: &Core, path: &CgroupPath) -> Option<Sample> {
+    let cgroup = core.hierarchy.at(path);
+    unless_gone(path, core.sampler.sample(&cgroup))
+}
+
+/// What was read, unless the cgroup ended a moment ago.
+fn unless_gone<T>(path: &CgroupPath, read: Result<T, berth_cgroup::Error>) -> Option<T> {
+    match read {
+        Ok(read) => Some(read),
+        Err(berth_cgroup::Error::NotFound(_)) => None,
+        Err(error) => {
+            warn_failure("read usage", &cgroup_error("read", path)(error));
+            None
+        }
+    }
+}
