@@ -156,7 +156,7 @@ async fn settled(pid: u32, baseline: Option<&Usage>) -> Result<Usage> {
     }
 }
 
-/// teeth: crates/engine/src/exec.rs: `if known && !ended {` → `if false {`
+/// teeth: crates/engine/src/exec/session.rs: `(true, false) => leftover.end().await` → `(true, false) => drop(leftover)`
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_clients_that_vanish_cost_nothing() -> Result<()> {
     let (mut node, image, pod) = Node::with_pod().await?;

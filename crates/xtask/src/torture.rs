@@ -17,7 +17,8 @@ use crate::{binaries, host, run};
 pub(crate) const USAGE: &str = "usage: cargo xtask torture [OPTION VALUE]...
 
   --seed NUMBER     choices to repeat; without it, new ones
-  --only NAME       failpoints, kills, store, pages, power, shim, or the start of a failpoint's name
+  --only NAME       failpoints, kills, store, pages, power, shim,
+                    floods, or the start of a failpoint's name
   --rounds NUMBER   kills at each failpoint, and every other count
   --ways NUMBER     kills on each way to each failpoint, in place of one that is drawn
   --minutes NUMBER  longest for the failpoints, and for the random kills
@@ -40,7 +41,7 @@ struct Step {
     seed: &'static str,
 }
 
-const STEPS: [Step; 4] = [
+const STEPS: [Step; 5] = [
     Step {
         name: "store",
         does: "each system call of both stores fails in turn (EIO, ENOSPC), or is the last one",
@@ -64,12 +65,24 @@ const STEPS: [Step; 4] = [
     },
     Step {
         name: "shim",
-        does: "the shim's own tests, with more orphans, kills and MiB of logs",
+        does: "the shim's own tests, with more orphans, kills, MiB of logs and clients",
         test: "shim",
         counts: &[
             ("BERTH_TEST_ORPHANS", "100000"),
             ("BERTH_TEST_KILLS", "200"),
             ("BERTH_TEST_LOG_MIB", "100"),
+            ("BERTH_TEST_CLIENTS", "10000"),
+        ],
+        seed: "BERTH_SEED",
+    },
+    Step {
+        name: "floods",
+        does: "commands by the thousand, and 20 containers that write as fast as they can",
+        test: "floods",
+        counts: &[
+            ("BERTH_EXECS", "100000"),
+            ("BERTH_FLOOD_SECONDS", "60"),
+            ("BERTH_FLOOD_LINES", "2000000"),
         ],
         seed: "BERTH_SEED",
     },

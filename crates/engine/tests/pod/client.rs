@@ -262,3 +262,72 @@ fn a_forwarded_port_does_not_keep_a_sandboxs_network() {
         node.assert_clean().await;
     });
 }
+
+/// Open files of a process that lie below a directory.
+fn files_below(pid: u32, dir: &std::path::Path) -> usize {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    files.filter(|file| std::fs::read_link(file.path()).is_ok_and(|to| to.starts_with(dir))).count()
+}
+
+/// How many clients come: few, unless the environment says otherwise.
+fn clients() -> usize {
+    let told = std::env::var("BERTH_TEST_CLIENTS").ok();
+    told.map_or(90, |told| told.parse().unwrap())
+}
+
+/// teeth: crates/engine/src/exec/session.rs: `(true, false) => leftover.end().await` → `(true, false) => drop(leftover)`
+#[test]
+fn d2_interactive_clients_that_vanish_leave_nothing() {
+    run(|| async {
+        let node = Node::start().await;
+        let sandbox = node.sandbox("vanish").await;
+        let mut spec = crate::node::container_spec("main", "exec sleep 1000");
+        (spec.stdin, spec.tty) = (true, true);
+        let id = node.engine.create_container(&sandbox, spec).await.unwrap();
+        node.start_container(&id).await;
+        let shim = node.engine.sandbox(&sandbox).unwrap().shim_pid;
+        let open = || std::fs::read_dir(format!("/proc/{shim}/fd")).unwrap().count();
+        let own = || files_below(std::process::id(), node.path());
+        // The first client's input is kept open for the next.
+        let (mut first, io) = Client::new();
+        let (engine, container) = (node.engine.clone(), id.clone());
+        let attached = tokio::spawn(async move { engine.attach(&container, io).await });
+        first.write("echo").await;
+        first.read_until("echo").await;
+        let shims = open() - 1;
+        attached.abort();
+        let ours = own();
+        for number in 0..clients() {
+            let (client, io) = Client::new();
+            let tty = number % 2 == 0;
+            let task = match number % 3 {
+                0 => {
+                    let (engine, id) = (node.engine.clone(), id.clone());
+                    tokio::spawn(async move { engine.attach(&id, io).await.map(|()| 0) })
+                }
+                _ => exec(&node.engine, &id, "exec sleep 98124", tty, io),
+            };
+            // Anywhere from before the first step to long after the last.
+            let wait = u64::try_from(number * 7919 % 41).unwrap();
+            client.sizes.send(Size { width: 80, height: 25 }).await.ok();
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+            task.abort();
+        }
+        let execs = node.path().join("state/exec");
+        let mut tries = 0;
+        loop {
+            let left = std::fs::read_dir(&execs).unwrap().count();
+            let seen = node.engine.exec_sync(&id, shell("ps"), None).await.unwrap();
+            let runs = String::from_utf8_lossy(&seen.stdout).contains("sleep 98124");
+            if left == 0 && !runs && open() <= shims && own() <= ours {
+                break;
+            }
+            tries += 1;
+            let (open, own) = (open(), own());
+            assert!(tries < 2000, "{left} left, {open} of {shims}, {own} of {ours}, runs: {runs}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        node.engine.remove_sandbox(&sandbox).await.unwrap();
+        node.assert_clean().await;
+    });
+}
