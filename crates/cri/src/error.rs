@@ -81,6 +81,9 @@ pub enum Error {
     /// A later version will answer this RPC.
     #[error("rpc {0} is not implemented")]
     Unimplemented(&'static str),
+    /// No client can be sent elsewhere for its streams.
+    #[error(transparent)]
+    Streams(#[from] berth_streaming::Error),
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] berth_engine::Error),
@@ -105,6 +108,7 @@ impl Error {
             | Self::Reference { .. }
             | Self::Ambiguous { .. } => ErrorKind::InvalidArgument,
             Self::Sysctls(source) => source.kind(),
+            Self::Streams(source) => source.kind(),
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Events(berth_engine::EventsEnd::Missed) => ErrorKind::ResourceExhausted,
             Self::Events(berth_engine::EventsEnd::Closed) => ErrorKind::Unavailable,

@@ -30,8 +30,10 @@ mod sandbox;
 mod serve;
 mod service;
 mod stats;
+mod stream;
 mod translate;
 mod unimplemented;
 
 pub use error::Error;
 pub use serve::serve;
+pub use stream::StreamBackend;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use berth_api::v1::image_service_server::ImageServiceServer;
 use berth_api::v1::runtime_service_server::RuntimeServiceServer;
 use berth_engine::Engine;
+use berth_streaming::Urls;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -41,9 +42,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub async fn serve(
     mut incoming: UnixListenerStream,
     engine: Engine,
+    urls: Urls,
     shutdown: impl Future<Output = ()>,
 ) {
-    let routes = routes(Service::new(engine.clone()));
+    let routes = routes(Service::new(engine.clone(), urls));
     let (connections, stop) = (TaskTracker::new(), CancellationToken::new());
     tokio::pin!(shutdown);
     loop {

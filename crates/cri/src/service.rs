@@ -6,25 +6,30 @@ use berth_api::v1::image_service_server::ImageService;
 use berth_api::v1::runtime_service_server::RuntimeService;
 use berth_api::v1::*;
 use berth_engine::Engine;
+use berth_streaming::Urls;
 use tokio::sync::OnceCell;
 use tonic::{Request, Response, Status};
 
 use crate::batch::Parts;
 use crate::edge::{answer, request_span};
 use crate::unimplemented::refuse;
-use crate::{Error, container, events, exec, images, list, metrics, node, sandbox, stats};
+use crate::{
+    Error, container, events, exec, images, list, metrics, node, sandbox, stats, stream,
+};
 
 /// Both services over one engine.
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     engine: Engine,
+    /// Where clients are sent for streams.
+    urls: Urls,
     /// Where images and writable layers are; asked once, since it does not move.
     filesystem: Arc<OnceCell<String>>,
 }
 
 impl Service {
-    pub(crate) fn new(engine: Engine) -> Self {
-        Self { engine, filesystem: Arc::default() }
+    pub(crate) fn new(engine: Engine, urls: Urls) -> Self {
+        Self { engine, urls, filesystem: Arc::default() }
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -212,18 +217,27 @@ impl RuntimeService for Service {
     }
 
     async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
-        refuse("Exec", request).await
+        answer(request_span!(INFO, "cri.exec"), request, async |request| {
+            stream::exec(&self.engine, &self.urls, request)
+        })
+        .await
     }
 
     async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
-        refuse("Attach", request).await
+        answer(request_span!(INFO, "cri.attach"), request, async |request| {
+            stream::attach(&self.engine, &self.urls, request)
+        })
+        .await
     }
 
     async fn port_forward(
         &self,
         request: Request<PortForwardRequest>,
     ) -> Answer<PortForwardResponse> {
-        refuse("PortForward", request).await
+        answer(request_span!(INFO, "cri.port_forward"), request, async |request| {
+            stream::port_forward(&self.engine, &self.urls, request)
+        })
+        .await
     }
 
     async fn container_stats(

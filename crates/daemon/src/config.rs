@@ -77,6 +77,7 @@ pub(crate) struct Config {
     pub(crate) root: PathBuf,
     pub(crate) state: PathBuf,
     pub(crate) cri: Cri,
+    pub(crate) streaming: Streaming,
     pub(crate) log: Log,
     pub(crate) image: Image,
     pub(crate) registry: Registry,
@@ -91,6 +92,18 @@ pub(crate) struct Config {
 pub(crate) struct Cri {
     /// `None` means `berth.sock` below the state directory.
     pub(crate) socket: Option<PathBuf>,
+}
+
+/// The server for exec, attach and port-forward.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Streaming {
+    pub(crate) address: String,
+    /// Empty means none, as does the key.
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) idle_timeout: u32,
+    pub(crate) creation_timeout: u32,
 }
 
 /// Logging.
@@ -160,12 +173,25 @@ impl Default for Config {
             root: "/var/lib/berth".into(),
             state: "/run/berth".into(),
             cri: Cri::default(),
+            streaming: Streaming::default(),
             log: Log::default(),
             image: Image::default(),
             registry: Registry::default(),
             network: Network::default(),
             container: Container::default(),
             runtime: Runtime::default(),
+        }
+    }
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            address: "127.0.0.1:0".into(),
+            certificate: PathBuf::new(),
+            key: PathBuf::new(),
+            idle_timeout: 4 * 60 * 60,
+            creation_timeout: 30,
         }
     }
 }

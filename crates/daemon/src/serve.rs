@@ -9,6 +9,7 @@ use berth_image::Images;
 use berth_metadata::ImageStore;
 use berth_registry::{Client, Proxies};
 use berth_snapshot::Snapshots;
+use berth_streaming::Server;
 use berth_telemetry::{Collector, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
@@ -79,33 +80,39 @@ struct Plan {
     config: Config,
     client: Client,
     engine: berth_engine::Config,
+    streams: Server,
 }
 
 fn plan(config: Config) -> Result<Plan> {
     let proxies = Proxies::from_environment(|name| std::env::var(name).ok());
     let client = Client::new(settings::registry(&config, proxies)).context("environment")?;
     let engine = settings::engine(&config)?;
-    Ok(Plan { config, client, engine })
+    let streams = Server::bind(settings::streaming(&config)?)?;
+    Ok(Plan { config, client, engine, streams })
 }
 
 async fn run(plan: Plan) -> Result<()> {
+    let Plan { config, client, engine, streams } = plan;
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
     // Whoever can connect can also end the daemon well: signals first, the socket then.
-    let socket = plan.config.socket();
+    let socket = config.socket();
     let listener = listen(&socket)?;
-    let root = plan.config.root.clone();
+    let root = config.root.clone();
     // Whoever ends the daemon while it opens does not wait for that: it may be cut off at
     // any point, as a kill would.
     let engine = tokio::select! {
-        opened = open_engine(plan) => opened?,
+        opened = open_engine(&config, client, engine) => opened?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
     let stop = shutdown.clone().cancelled_owned();
-    let mut front = tokio::spawn(berth_cri::serve(incoming, engine.clone(), stop));
+    let urls = streams.urls();
+    let mut front = tokio::spawn(berth_cri::serve(incoming, engine.clone(), urls, stop));
+    let backend = berth_cri::StreamBackend::new(engine.clone());
+    let streams = tokio::spawn(streams.serve(backend, shutdown.clone()));
     let trimmer = tokio::spawn(trim(shutdown.clone()));
 
     notify::notify(std::env::var_os("NOTIFY_SOCKET"), "READY=1\n").context("notify supervisor")?;
@@ -122,17 +129,21 @@ async fn run(plan: Plan) -> Result<()> {
         Some(ended) => ended,
         None => front.await,
     };
+    streams.await.context("the streams' front died")?.context("serve streams")?;
     engine.shutdown().await;
     trimmer.await.context("the trimming task died")?;
     ended.context("the CRI front died")
 }
 
-async fn open_engine(plan: Plan) -> Result<Engine> {
-    let Plan { config, client, engine } = plan;
+async fn open_engine(
+    config: &Config,
+    client: Client,
+    engine: berth_engine::Config,
+) -> Result<Engine> {
     let store = ImageStore::recover(&config.root.join("images.db"))?;
     let content = Content::open(config.root.join("content"))?;
     let snapshots = Snapshots::open(&config.root.join("snapshots"))?;
-    let images = Images::new(store, content, snapshots, client, settings::images(&config));
+    let images = Images::new(store, content, snapshots, client, settings::images(config));
     Ok(Engine::open(engine, images).await?)
 }
 

@@ -1,6 +1,7 @@
 //! What each part of the daemon is told, out of the one configuration.
 
 use std::fs;
+use std::net::AddrParseError;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -23,6 +24,22 @@ pub(crate) fn registry(config: &Config, proxies: Proxies) -> berth_registry::Con
         proxies,
         ..Default::default()
     }
+}
+
+pub(crate) fn streaming(config: &Config) -> Result<berth_streaming::Config, AddrParseError> {
+    let streaming = &config.streaming;
+    let tls = (!streaming.certificate.as_os_str().is_empty()).then(|| berth_streaming::TlsFiles {
+        certificate: streaming.certificate.clone(),
+        key: streaming.key.clone(),
+    });
+    let seconds = |seconds| Duration::from_secs(u64::from(seconds));
+    Ok(berth_streaming::Config {
+        address: streaming.address.parse()?,
+        tls,
+        idle_timeout: seconds(streaming.idle_timeout),
+        creation_timeout: seconds(streaming.creation_timeout),
+        ..Default::default()
+    })
 }
 
 pub(crate) fn images(config: &Config) -> berth_image::Config {

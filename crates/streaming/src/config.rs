@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use berth_model::ErrorKind;
+
 /// How the server listens, and how patient it is.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -27,6 +29,35 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+}
+
+impl TlsFiles {
+    /// Whether they can be used.
+    ///
+    /// # Errors
+    ///
+    /// Files that cannot be read, or that are no certificate with its key.
+    pub fn check(&self) -> Result<(), Error> {
+        crate::tls::check(self)
+    }
+}
+
+impl Config {
+    /// Whether anybody may listen so: on one address, and with a certificate where others
+    /// could listen too.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unspecified`] or [`Error::Open`].
+    pub fn check(&self) -> Result<(), Error> {
+        if self.address.ip().is_unspecified() {
+            return Err(Error::Unspecified(self.address));
+        }
+        if !self.address.ip().is_loopback() && self.tls.is_none() {
+            return Err(Error::Open(self.address));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Config {
@@ -88,4 +119,18 @@ pub enum Error {
     /// Too many clients have not come yet.
     #[error("too many streams wait for their clients")]
     TooMany,
+}
+
+impl Error {
+    /// What a front turns into a status of its own.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::TooMany => ErrorKind::ResourceExhausted,
+            Self::Random | Self::Listen { .. } | Self::Read { .. } => ErrorKind::Internal,
+            Self::Open(_) | Self::Unspecified(_) | Self::Pem { .. } | Self::Tls { .. } => {
+                ErrorKind::InvalidArgument
+            }
+        }
+    }
 }

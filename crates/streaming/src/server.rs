@@ -127,13 +127,8 @@ impl Server {
     /// An address that is not loopback without a certificate, or any that cannot be
     /// listened on; a certificate that cannot be used.
     pub fn bind(config: Config) -> Result<Self, Error> {
+        config.check()?;
         let address = config.address;
-        if address.ip().is_unspecified() {
-            return Err(Error::Unspecified(address));
-        }
-        if !address.ip().is_loopback() && config.tls.is_none() {
-            return Err(Error::Open(address));
-        }
         let tls = config.tls.map(Tls::load).transpose()?;
         let failed = |source| Error::Listen { address, source };
         let listener = TcpListener::bind(address).map_err(failed)?;

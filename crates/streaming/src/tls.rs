@@ -66,6 +66,10 @@ impl Tls {
     }
 }
 
+pub(crate) fn check(files: &TlsFiles) -> Result<(), Error> {
+    load(files).map(drop)
+}
+
 fn stamp(files: &TlsFiles) -> Option<Stamp> {
     let of = |path: &Path| {
         let metadata = fs::metadata(path).ok()?;

@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result};
 use super::document::Key;
 use super::rules::Wrong;
 use super::{Config, Handler};
+use crate::settings;
 
 /// The first key that names what is not here, and what is wrong with it.
 pub(super) fn check(config: &Config) -> Result<(), Wrong> {
@@ -24,6 +25,12 @@ pub(super) fn check(config: &Config) -> Result<(), Wrong> {
             let key = Key::from("image.ca_files").entry(index);
             return Err(Wrong::new(key, format!("{:#}", anyhow::Error::new(error))));
         }
+    }
+    if let Ok(berth_streaming::Config { tls: Some(files), .. }) = settings::streaming(config)
+        && let Err(error) = files.check()
+    {
+        let keys = ["streaming.certificate", "streaming.key"].map(Key::from).to_vec();
+        return Err(Wrong { keys, complaint: format!("{:#}", anyhow::Error::new(error)) });
     }
     for (name, handler) in &config.runtime.handlers {
         if let Err(error) = find_shim(handler) {

@@ -10,7 +10,8 @@ use berth_telemetry::{Filter, Format};
 use toml::de::DeValue;
 
 use super::document::{Document, Key};
-use super::{Config, Network, Runtime};
+use super::{Config, Network, Runtime, Streaming};
+use crate::settings;
 
 /// Longest `state`: the names of shim sockets follow it in paths of 107 bytes (unix(7)).
 const MAX_STATE_BYTES: usize = 80;
@@ -23,13 +24,16 @@ const MAX_HANDLER_BYTES: usize = 253;
 
 /// The least and the most that a number may be; a pids limit ends at `PID_MAX_LIMIT`.
 const NUMBERS: &[(&str, i128, i128)] = &[
+    ("streaming.idle_timeout", 1, 7 * 24 * 60 * 60),
+    ("streaming.creation_timeout", 1, 60 * 60),
     ("image.parallel_layers", 1, 16),
     ("network.mtu", 1280, 65_535),
     ("container.pids_limit", 0, 1 << 22),
     ("container.shm_size", 4096, 1 << 40),
 ];
 
-const TABLES: &[&str] = &["cri", "log", "image", "registry", "network", "container", "runtime"];
+const TABLES: &[&str] =
+    &["cri", "streaming", "log", "image", "registry", "network", "container", "runtime"];
 
 /// A value that is wrong.
 #[derive(Debug)]
@@ -96,6 +100,7 @@ pub(super) fn check(config: &Config) -> Result<(), Wrong> {
         absolute(Key::from("image.ca_files").entry(index), file)?;
     }
     absolute("registry.config_path", &config.registry.config_path)?;
+    streaming(config)?;
     network(&config.network)?;
     if CgroupPath::new(&config.container.cgroup_base).is_err() {
         let written = &config.container.cgroup_base;
@@ -109,6 +114,26 @@ pub(super) fn check(config: &Config) -> Result<(), Wrong> {
         absolute(Key::from("container.cdi_spec_dirs").entry(index), directory)?;
     }
     runtime(&config.runtime)
+}
+
+fn streaming(config: &Config) -> Result<(), Wrong> {
+    let Streaming { address, certificate, key, .. } = &config.streaming;
+    for (name, file) in [("streaming.certificate", certificate), ("streaming.key", key)] {
+        if !file.as_os_str().is_empty() {
+            absolute(name, file)?;
+        }
+    }
+    let (certificate_key, key_key) = ("streaming.certificate".into(), "streaming.key".into());
+    if certificate.as_os_str().is_empty() != key.as_os_str().is_empty() {
+        let complaint = "a certificate and its key go together".to_owned();
+        return Err(Wrong { keys: vec![certificate_key, key_key], complaint });
+    }
+    let settings = settings::streaming(config).map_err(|_| {
+        let complaint =
+            format!("must be an IP address with a port, such as \"127.0.0.1:0\", not {address:?}");
+        Wrong::new("streaming.address", complaint)
+    })?;
+    settings.check().map_err(|error| is_wrong("streaming.address", &error))
 }
 
 fn directories(config: &Config) -> Result<(), Wrong> {

@@ -20,6 +20,7 @@ fn the_commented_file_names_every_key() {
     for (table, wrong) in [
         ("", "x = 1"),
         ("[cri]", "x = 1"),
+        ("[streaming]", "x = 1"),
         ("[log]", "x = 1"),
         ("[image]", "x = 1"),
         ("[registry]", "x = 1"),
@@ -62,6 +63,12 @@ fn what_no_daemon_could_use_is_refused_before_it_starts() {
         ("root", &["'/a:b'", "'/a,b'", "'/a\\b'", "\"/a\\nb\""][..]),
         ("state", &["\"/a\\u0000b\""]),
         ("cri.socket", &[&format!("'/{}'", "a".repeat(107))]),
+        (
+            "streaming.address",
+            &["''", "'localhost:0'", "'127.0.0.1'", "'0.0.0.0:1'", "'192.0.2.1:10010'"],
+        ),
+        ("streaming.certificate", &["'a.pem'", "'/a.pem'"]),
+        ("streaming.key", &["'a.pem'"]),
         ("log.filter", &["''", "'infoo'", "'warning'", "'info,,'", "'berth_engine'", "'=info'"]),
         ("image.plain_http[0]", &["''", "'http://a.b'", "'a.b/c'", "'*.b'", "'a:x'"]),
         ("image.ca_files[0]", &["'x.pem'", "''"]),
