@@ -52,7 +52,7 @@ pub(crate) async fn supervise<E>(
         let unread = session.await;
         mux.drained().await;
         if ending.when_done {
-            mux.control_now(ending.frame.clone());
+            mux.farewell(ending.frame.clone());
         }
         sleep(limits.finish).await;
         drop(unread);
@@ -63,7 +63,7 @@ pub(crate) async fn supervise<E>(
         () = idle(mux, limits.idle) => tracing::debug!(limit = ?limits.idle, "idle stream ended"),
         () = shutdown.cancelled() => {}
     }
-    mux.control_now(ending.frame);
+    mux.farewell(ending.frame);
     mux.end();
     timeout(FAREWELL, drive).await.unwrap_or(Ok(()))
 }

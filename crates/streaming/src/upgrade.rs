@@ -105,7 +105,7 @@ async fn remote_spdy<B: Backend>(
         let streams = remote::gather(&mut opened, process.wanted, version, limit).await;
         let Some(streams) = streams else {
             tracing::debug!(?limit, "timed out waiting for a client to create streams");
-            mux.control_now(spdy::farewell());
+            mux.farewell(spdy::farewell());
             return Vec::new();
         };
         remote::run(streams, version.form, process.start).await

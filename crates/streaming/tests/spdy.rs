@@ -9,7 +9,7 @@ use berth_model::ContainerId;
 use berth_streaming::spdy::frame::{self, kind};
 use berth_streaming::{Config, Streams};
 use support::{ALL, Client, Node, OUT, request, upgrade};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const SUCCESS: &str = r#"{"metadata":{},"status":"Success"}"#;
 
@@ -174,7 +174,7 @@ async fn a_command_ends_with_its_client_even_when_it_reads_nothing() {
     let node = Node::start();
     let mut client = Client::connect(&node.exec(&["sleep"], ALL), "v4.channel.k8s.io").await;
     let [_, stdin, ..] = client.open_all(["error", "stdin", "stdout", "stderr"]).await;
-    client.write(stdin, &[0; 200_000], false).await;
+    client.write(stdin, &[0; 100_000], false).await;
     drop(client);
     node.fake.is_idle().await;
     let client = Client::connect(&node.exec(&["sleep"], OUT), "v4.channel.k8s.io").await;
@@ -280,7 +280,7 @@ async fn the_end_of_the_server_ends_every_session() {
     assert_eq!(client.gone, Some(0));
 }
 
-/// teeth: crates/streaming/src/server.rs: `.keep_alive(false)` → `.keep_alive(true)`
+/// teeth: crates/streaming/src/http.rs: `HeaderValue::from_static("close")` → `HeaderValue::from_static("keep-alive")`
 #[tokio::test]
 async fn d11_whatever_is_no_upgrade_ends_its_connection_and_is_no_redirect() {
     let node = Node::start();
@@ -319,6 +319,7 @@ async fn d11_whatever_is_no_upgrade_ends_its_connection_and_is_no_redirect() {
         assert!(!head.to_ascii_lowercase().contains("location:"), "{head}");
         // The connection ends, and a second request on it is never answered.
         let mut rest = Vec::new();
+        _ = socket.write_all(b"GET /exec/x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").await;
         _ = socket.read_to_end(&mut rest).await;
         assert!(!String::from_utf8_lossy(&rest).contains("HTTP/1.1"), "{rest:?}");
     }

@@ -116,7 +116,9 @@ impl Mux {
         Ok(())
     }
 
-    /// Waits for a reader. Meanwhile nothing is read that would tell that the peer is gone.
+    /// Waits for a reader. Meanwhile nothing is read that would tell that the peer is gone;
+    /// the kernel tells it, unless more is under way than its own buffers hold: then the
+    /// peer's end waits behind it, and the idle timeout remains.
     async fn wait_for_room(&self) -> io::Result<()> {
         while timeout(HANGUP_PERIOD, self.0.room.notified()).await.is_err() {
             if self.0.peer.is_gone() {
@@ -211,6 +213,14 @@ impl Mux {
         }
         state.look_at_all();
         self.0.output.notify_one();
+    }
+
+    /// Queues the frame that ends the connection, unless there was one.
+    pub(crate) fn farewell(&self, frame: Bytes) {
+        let said = std::mem::replace(&mut self.state().farewell, true);
+        if !said {
+            self.control_now(frame);
+        }
     }
 
     /// What to send next.

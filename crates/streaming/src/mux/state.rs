@@ -34,6 +34,8 @@ pub(super) struct State {
     pub(super) counted: bool,
     pub(super) initial_window: i64,
     pub(super) window: i64,
+    /// The peer was told that the connection ends.
+    pub(super) farewell: bool,
     /// No more output after what there is.
     pub(super) ending: bool,
     /// The peer is gone.
@@ -94,6 +96,7 @@ impl State {
             counted: false,
             initial_window: i64::from(INITIAL_WINDOW),
             window: i64::from(INITIAL_WINDOW),
+            farewell: false,
             ending: false,
             closed: false,
             active: Instant::now(),

@@ -46,7 +46,7 @@ pub(crate) async fn drive<S: AsyncRead + AsyncWrite>(
         sent = &mut sending => return Ok(sent?),
     };
     if let Err(Error::Malformed(_)) = &ended {
-        mux.control_now(goaway(receiver.last, GOAWAY_PROTOCOL));
+        mux.farewell(goaway(receiver.last, GOAWAY_PROTOCOL));
         mux.end();
         // Whether the peer reads why it was cut off is its own affair.
         _ = tokio::time::timeout(FAREWELL, sending).await;

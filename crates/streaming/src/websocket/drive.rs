@@ -60,7 +60,7 @@ pub(crate) async fn drive<S: AsyncRead + AsyncWrite>(
         _ => None,
     };
     if let Some(frame) = farewell {
-        mux.control_now(frame);
+        mux.farewell(frame);
         mux.end();
         // Whether the peer reads it is its own affair.
         _ = tokio::time::timeout(FAREWELL, sending).await;
