@@ -155,9 +155,10 @@ mod tests {
         let text = logged(async {
             let span = request_span!(DEBUG, "cri.list_tests");
             answer(span, Request::new(()), async |()| Ok(())).await.unwrap();
-            crate::unimplemented::refuse::<_, ()>("StreamTests", Request::new(()))
-                .await
-                .unwrap_err();
+            let span = request_span!(DEBUG, "cri.checkpoint_tests");
+            let off =
+                answer(span, Request::new(()), async |()| Err::<(), _>(Error::CheckpointsOff));
+            off.await.unwrap_err();
         });
         assert_eq!(text, "");
     }

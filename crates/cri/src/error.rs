@@ -78,9 +78,6 @@ pub enum Error {
     /// An image cannot be mounted as a volume. kubelet knows this word as a prefix.
     #[error("ImageVolumeMountFailed")]
     ImageVolumeMountFailed(#[source] berth_engine::Error),
-    /// A later version will answer this RPC.
-    #[error("rpc {0} is not implemented")]
-    Unimplemented(&'static str),
     /// No client can be sent elsewhere for its streams.
     #[error(transparent)]
     Streams(#[from] berth_streaming::Error),
@@ -112,9 +109,7 @@ impl Error {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Events(berth_engine::EventsEnd::Missed) => ErrorKind::ResourceExhausted,
             Self::Events(berth_engine::EventsEnd::Closed) => ErrorKind::Unavailable,
-            Self::Unsupported { .. } | Self::Unimplemented(_) | Self::CheckpointsOff => {
-                ErrorKind::Unimplemented
-            }
+            Self::Unsupported { .. } | Self::CheckpointsOff => ErrorKind::Unimplemented,
             Self::RegistryUnavailable(source)
             | Self::ImageVolumeMountFailed(source)
             | Self::Engine(source) => source.kind(),
@@ -176,9 +171,9 @@ mod tests {
         let start = "pod_sandbox_id is invalid: identifier \"..\" must be";
         assert!(status.message().starts_with(start), "{status}");
 
-        let status = Error::Unimplemented("Attach").status();
+        let status = Error::unsupported("config.windows", "windows containers are").status();
         assert_eq!(status.code(), Code::Unimplemented);
-        assert_eq!(status.message(), "rpc Attach is not implemented");
+        assert_eq!(status.message(), "config.windows: windows containers are not supported");
         let missing = Error::NotFound { what: "container", id: "x".to_owned() };
         assert_eq!(missing.status().code(), Code::NotFound);
     }

@@ -32,7 +32,6 @@ mod service;
 mod stats;
 mod stream;
 mod translate;
-mod unimplemented;
 
 pub use error::Error;
 pub use serve::serve;

@@ -12,10 +12,7 @@ use tonic::{Request, Response, Status};
 
 use crate::batch::Parts;
 use crate::edge::{answer, request_span};
-use crate::unimplemented::refuse;
-use crate::{
-    Error, container, events, exec, images, list, metrics, node, sandbox, stats, stream,
-};
+use crate::{Error, container, events, exec, images, list, metrics, node, sandbox, stats, stream};
 
 /// Both services over one engine.
 #[derive(Clone, Debug)]
