@@ -126,7 +126,7 @@ impl Session<'_> {
         let mut missed: u64 = 0;
         let ended = loop {
             let received = self.attachment.receive().await;
-            match received.map_err(Error::io("read the streams of a container", "socket"))? {
+            match received.unwrap_or(Packet::Lost) {
                 Packet::Stdout(bytes) => write(&mut stdout, &bytes).await,
                 Packet::Stderr(bytes) => write(&mut stderr, &bytes).await,
                 Packet::Skipped(bytes) => missed = missed.saturating_add(bytes),

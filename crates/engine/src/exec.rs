@@ -128,7 +128,9 @@ async fn run(
     shim: Shim,
     wanted: Wanted,
 ) -> Result<Ended, Error> {
-    let Wanted { command, tty, stdin, stdout, stderr, resizes } = wanted;
+    let Wanted { command, tty, stdin, stdout, stderr, mut resizes } = wanted;
+    // A client says at once how large its terminal is: a program need not see another size.
+    let size = resizes.as_mut().and_then(|resizes| resizes.try_recv().ok());
     let exec = ExecId::from_random(clock::random()?);
     let dir = Directory::at(core.config.execs().join(exec.as_str()), stdin.is_some());
     // From here on whatever happens takes back what was made.
@@ -148,7 +150,7 @@ async fn run(
     let prepare = move || {
         dir.make(&id)?;
         step_blocking(Point::EXEC_FIFOS)?;
-        process(&bundle, command, tty)
+        process(&bundle, command, tty, size)
     };
     let process = core.disk.run(prepare).instrument(debug_span!("prepare")).await??;
     let dir = &session.dir;

@@ -239,6 +239,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_older_shim_refuses_clients_and_drains_nothing() {
+        let second = vec![(shim::INFO, info(2, "0.1"))];
+        for (methods, protocol) in [(second, 2), (vec![("Other", Vec::new())], 1)] {
+            let (shim, _server, dir) = shim(shim::SERVICE, &methods).await;
+            assert!(!shim.drains().await.unwrap());
+            let request = AttachRequest {
+                container: ContainerId::from_random([7; 32]),
+                stdin: false,
+                stdout: true,
+                stderr: true,
+                close_stdin: false,
+            };
+            let path = dir.path().join("door");
+            let door = crate::Door::open(&path).unwrap();
+            let error = shim.attach(&request, door).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unimplemented, "{error}");
+            let expected = format!(
+                "speaks protocol {protocol}, which cannot attach to a container (protocol 3"
+            );
+            assert!(error.to_string().contains(&expected), "{error}");
+            assert!(!path.exists(), "the socket is left");
+        }
+        let (shim, _server, _dir) = shim(shim::SERVICE, &[(shim::INFO, info(3, "0.2"))]).await;
+        assert!(shim.drains().await.unwrap());
+    }
+
+    #[tokio::test]
     async fn an_answer_that_makes_no_sense_is_no_protocol() {
         let (shim, _server, _dir) = shim(shim::SERVICE, &[(shim::INFO, vec![0xff; 9])]).await;
         let error = shim.info(QUICK).await.unwrap_err();

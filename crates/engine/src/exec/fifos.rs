@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use berth_failpoint::Point;
 use berth_model::ContainerId;
 use nix::sys::stat::Mode;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{BoxBuilder, Spec};
 
 use super::end::CONTAINER;
+use crate::client::Size;
 use crate::core::step_blocking;
 use crate::{Error, files};
 
@@ -76,15 +77,25 @@ pub(super) fn make_fifos(dir: &Path, input: bool) -> Result<(), Error> {
 }
 
 /// The process of the container with other arguments.
-pub(super) fn process(bundle: &Path, command: Vec<String>, tty: bool) -> Result<Vec<u8>, Error> {
+pub(super) fn process(
+    bundle: &Path,
+    command: Vec<String>,
+    tty: bool,
+    size: Option<Size>,
+) -> Result<Vec<u8>, Error> {
     let path = bundle.join("config.json");
     let damaged = |source: serde_json::Error| Error::io("read", &path)(source.into());
     let spec: Spec =
         serde_json::from_slice(&files::read_bounded(&path, MAX_SPEC)?).map_err(damaged)?;
     let missing = || Error::io("read process of", &path)(io::ErrorKind::InvalidData.into());
     let container = spec.process().as_ref().ok_or_else(missing)?;
-    let process = berth_spec::exec_process(container, command, tty)
+    let mut process = berth_spec::exec_process(container, command, tty)
         .map_err(|source| Error::Spec { name: name_of(bundle), source })?;
+    if let Some(Size { width, height }) = size {
+        let size = BoxBuilder::default().width(width).height(height).build();
+        // Both dimensions are there, and the client says later ones anew.
+        process.set_console_size(size.ok());
+    }
     serde_json::to_vec(&process)
         .map_err(|source| Error::io("write process of", &path)(source.into()))
 }

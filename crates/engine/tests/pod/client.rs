@@ -125,9 +125,11 @@ fn a_command_on_a_terminal_has_the_size_of_its_clients() {
         let (sandbox, id) = sleeper(&node, "tty").await;
         let (mut client, io) = Client::new();
         // `stty size` says rows, then columns.
-        let script = "tty; echo ready; read line; stty size; echo err >&2; exit 3";
+        client.sizes.send(Size { width: 111, height: 22 }).await.unwrap();
+        let script = "tty; stty size; echo ready; read line; stty size; echo err >&2; exit 3";
         let command = exec(&node.engine, &id, script, true, io);
-        assert!(client.read_until("ready").await.contains("/dev/pts/"));
+        let first = client.read_until("ready").await;
+        assert!(first.contains("/dev/pts/") && first.contains("22 111\r\n"), "{first:?}");
         client.sizes.send(Size { width: 132, height: 43 }).await.unwrap();
         let mut tries = 0;
         // The shim has it once another command sees it.

@@ -139,6 +139,31 @@ async fn a_killed_shims_containers_live_until_their_cgroup_is_killed() {
     assert!(crate::support::is_alive(process), "it died with the shim");
 }
 
+/// What a shim that does nothing waits for: a timer would wake it, and all shims of a node.
+///
+/// teeth: crates/shim/src/daemon.rs: `if shim.is_used() {` → `if false {`
+#[tokio::test]
+async fn an_idle_shim_has_no_timer() {
+    if !is_root() {
+        return;
+    }
+    let pod = Pod::start().await;
+    let container = pod.run("a", &["/bin/sleep", "1000"]).await;
+    // The call it is in, in hexadecimal: epoll_wait(2) or epoll_pwait(2) and its arguments,
+    // the fourth of which is how long.
+    let syscall = || std::fs::read_to_string(format!("/proc/{}/syscall", pod.process.pid)).unwrap();
+    let endless = |call: &str| {
+        let timeout = call.split(' ').nth(4).unwrap_or_default();
+        timeout.ends_with("ffffffff")
+    };
+    // What it gives back a second after its last work has a timer, for once.
+    wait_for("it waits with a timer", || endless(&syscall())).await;
+    pod.shim.kill(&container, 9, true, LONG).await.unwrap();
+    pod.wait(&container).await;
+    pod.shim.delete(&container).await.unwrap();
+    pod.finish().await;
+}
+
 #[tokio::test]
 async fn a_shim_that_nobody_uses_ends_by_itself_and_one_that_is_used_does_not() {
     if !is_root() {
