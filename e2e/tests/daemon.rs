@@ -1,4 +1,4 @@
-//! The daemon itself: configuration, socket, lock, supervisor, RPCs it does not know yet.
+//! The daemon itself: configuration, socket, lock and supervisor.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -171,32 +171,5 @@ async fn version_and_status_are_what_kubelet_checks() -> Result<()> {
         node.cri.runtime.runtime_config(request).await?.into_inner().linux.context("no linux")?;
     assert_eq!(linux.cgroup_driver(), v1::CgroupDriver::Cgroupfs);
     node.cri.runtime.update_runtime_config(v1::UpdateRuntimeConfigRequest::default()).await?;
-    node.assert_clean().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn verbs_of_later_issues_say_so_by_name() -> Result<()> {
-    let mut node = Node::start().await?;
-    macro_rules! unimplemented {
-        ($($method:ident($request:ident) = $name:literal),* $(,)?) => {$({
-            let answer = node.cri.runtime.$method(v1::$request::default()).await;
-            let status = answer.err().context(concat!($name, " answered"))?;
-            assert_eq!(status.code(), tonic::Code::Unimplemented, "{}: {status:?}", $name);
-            assert!(status.message().contains($name), "{status:?}");
-        })*};
-    }
-    unimplemented! {
-        exec(ExecRequest) = "Exec",
-        attach(AttachRequest) = "Attach",
-        port_forward(PortForwardRequest) = "PortForward",
-        update_container_resources(UpdateContainerResourcesRequest) = "UpdateContainerResources",
-        checkpoint_container(CheckpointContainerRequest) = "CheckpointContainer",
-        get_container_events(GetEventsRequest) = "GetContainerEvents",
-        update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) = "UpdatePodSandboxResources",
-        stream_pod_sandboxes(StreamPodSandboxesRequest) = "StreamPodSandboxes",
-        stream_containers(StreamContainersRequest) = "StreamContainers",
-    }
-    let answer = node.cri.image.stream_images(v1::StreamImagesRequest::default()).await;
-    assert_eq!(answer.err().context("StreamImages answered")?.code(), tonic::Code::Unimplemented);
     node.assert_clean().await
 }

@@ -69,4 +69,8 @@ mod redacted;
 
 #[cfg(test)]
 #[cfg(feature = "cri")]
+#[path = "coverage_tests.rs"]
+mod coverage;
+#[cfg(test)]
+#[cfg(feature = "cri")]
 mod tests;

@@ -108,8 +108,21 @@ pub(crate) async fn update_runtime_config(
 ) -> Result<UpdateRuntimeConfigResponse, Error> {
     let network = request.runtime_config.and_then(|config| config.network_config);
     let pod_cidr = network.map(|network| network.pod_cidr).unwrap_or_default();
+    if !pod_cidr.split(',').all(|one| pod_cidr.is_empty() || is_cidr(one)) {
+        let field = "runtime_config.network_config.pod_cidr";
+        return Err(Error::invalid(field, "must be subnets, joined by commas"));
+    }
     tracing::debug!(pod_cidr, "runtime configuration noted");
     Ok(UpdateRuntimeConfigResponse {})
+}
+
+/// An address and how many of its bits are the subnet's (RFC 4632).
+fn is_cidr(text: &str) -> bool {
+    let Some((address, bits)) = text.split_once('/') else { return false };
+    let (Ok(address), Ok(bits)) = (address.parse::<std::net::IpAddr>(), bits.parse::<u8>()) else {
+        return false;
+    };
+    bits <= if address.is_ipv4() { 32 } else { 128 }
 }
 
 /// What `verbose` adds to an answer: one JSON object under the key crictl prints.

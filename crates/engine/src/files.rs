@@ -142,11 +142,20 @@ pub(crate) fn node_file(path: &str) -> Result<Vec<u8>, Error> {
 
 /// Writes a file of ours, readable by everybody.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    write(path, bytes, 0o644)
+}
+
+/// Writes a file that is for the daemon alone.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    write(path, bytes, 0o600)
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     File::options()
         .write(true)
         .create(true)
         .truncate(true)
-        .mode(0o644)
+        .mode(mode)
         .open(path)
         .and_then(|mut file| file.write_all(bytes))
         .map_err(Error::io("write", path))

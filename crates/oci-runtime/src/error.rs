@@ -192,9 +192,11 @@ impl Error {
             Self::Seccomp(reported) | Self::Cgroup { source: reported, .. } => reported.kind(),
             Self::Exec { errno, .. } => exec_kind(*errno),
             Self::MountSource { source: Errno::ENOENT | Errno::ENOTDIR, .. } => ErrorKind::NotFound,
-            Self::Namespace { .. } | Self::Gone { .. } | Self::Cwd { .. } => {
-                ErrorKind::FailedPrecondition
-            }
+            // What was to be joined has ended (setns(2)).
+            Self::Setup { source: Errno::ESRCH, .. }
+            | Self::Namespace { .. }
+            | Self::Gone { .. }
+            | Self::Cwd { .. } => ErrorKind::FailedPrecondition,
             Self::Path { source: Errno::ELOOP | Errno::EXDEV | Errno::ENOTDIR, .. } => {
                 ErrorKind::InvalidArgument
             }

@@ -135,13 +135,13 @@ pub fn cgroup_path(id: &str, spec: &Spec) -> Result<CgroupPath, Error> {
 }
 
 /// Changes the limits of a running container. What `resources` does not name stays as it is,
-/// and so do its devices.
+/// and so do its devices. On failure everything is as it was.
 ///
 /// # Errors
-/// [`Error::InvalidSpec`], [`Error::Unsupported`] (nothing was changed then), [`Error::Cgroup`].
+/// [`Error::InvalidSpec`], [`Error::Unsupported`], [`Error::Cgroup`].
 pub fn update(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), Error> {
     let limits = plan::new_limits(resources)?;
-    cgroup.apply(&limits).map_err(worker::cgroup_error(cgroup.path()))
+    cgroup.change(&limits).map(drop).map_err(worker::cgroup_error(cgroup.path()))
 }
 
 /// An id is part of names that others read; it is never part of a path of ours without this.

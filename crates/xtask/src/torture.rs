@@ -17,8 +17,8 @@ use crate::{binaries, host, run};
 pub(crate) const USAGE: &str = "usage: cargo xtask torture [OPTION VALUE]...
 
   --seed NUMBER     choices to repeat; without it, new ones
-  --only NAME       failpoints, kills, store, pages, power, shim,
-                    floods, or the start of a failpoint's name
+  --only NAME       failpoints, kills, store, pages, power, shim, floods, requests,
+                    patterns, private, or the start of a failpoint's name
   --rounds NUMBER   kills at each failpoint, and every other count
   --ways NUMBER     kills on each way to each failpoint, in place of one that is drawn
   --minutes NUMBER  longest for the failpoints, and for the random kills
@@ -41,7 +41,7 @@ struct Step {
     seed: &'static str,
 }
 
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 8] = [
     Step {
         name: "store",
         does: "each system call of both stores fails in turn (EIO, ENOSPC), or is the last one",
@@ -84,6 +84,27 @@ const STEPS: [Step; 5] = [
             ("BERTH_FLOOD_SECONDS", "60"),
             ("BERTH_FLOOD_LINES", "2000000"),
         ],
+        seed: "BERTH_SEED",
+    },
+    Step {
+        name: "requests",
+        does: "generated requests of each RPC: none is a fault of the daemon",
+        test: "generated",
+        counts: &[("BERTH_GENERATED", "10000")],
+        seed: "BERTH_SEED",
+    },
+    Step {
+        name: "patterns",
+        does: "kills for memory, and pods with init containers and sidecars at once",
+        test: "patterns",
+        counts: &[("BERTH_OOMS", "1000"), ("BERTH_PODS", "100")],
+        seed: "BERTH_SEED",
+    },
+    Step {
+        name: "private",
+        does: "pairs of containers at once, whose environments are compared",
+        test: "private",
+        counts: &[("BERTH_PAIRS", "1000")],
         seed: "BERTH_SEED",
     },
 ];

@@ -66,7 +66,7 @@ async fn note_boot(core: &Arc<Core>) {
         if std::fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
             files::remove_dir(&path)?;
         }
-        files::write_file(&path, boot.as_bytes())
+        files::write_private(&path, boot.as_bytes())
     });
     if let Err(error) = noted.await.flatten() {
         warn_failure("note the boot", &error);

@@ -195,8 +195,8 @@ fn a_process_joins_the_cgroup_and_is_limited() {
     let path = fixture.spec["linux"]["cgroupsPath"].as_str().unwrap().to_owned();
     let outside = std::fs::read_to_string(format!("/proc/{}/cgroup", running.pid)).unwrap();
     assert!(outside.lines().all(|line| line.ends_with(&path)), "{outside}");
-    let usage = fixture.cgroup().usage().unwrap();
-    assert_eq!(usage.memory_limit_bytes, Some(67_108_864));
+    let memory = fixture.cgroup().usage().unwrap().memory.unwrap();
+    assert_eq!(memory.limit_bytes, Some(67_108_864));
     eventually("the shell has a child", || fixture.cgroup().pids().unwrap().len() == 2);
     running.kill();
     eventually("the cgroup is empty", || fixture.cgroup().pids().unwrap().is_empty());
