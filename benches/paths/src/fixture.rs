@@ -77,6 +77,7 @@ impl Fixture {
             files: self.files.clone(),
             devices: Vec::new(),
             device_mounts: Vec::new(),
+            labels: Default::default(),
             localhost_seccomp: None,
             volumes: Default::default(),
             defaults: &self.defaults,

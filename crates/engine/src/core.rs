@@ -58,6 +58,8 @@ pub(crate) struct Core {
     pub(crate) names: Names<SandboxName, SandboxSpec, SandboxId>,
     /// What happens, for who listens.
     pub(crate) feed: Arc<Feed>,
+    /// The security modules of the kernel.
+    pub(crate) modules: crate::lsm::Modules,
     /// Devices by the names of their vendors.
     pub(crate) cdi: berth_cdi::Catalogue,
     /// Writable layers as last measured.

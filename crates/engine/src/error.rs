@@ -249,6 +249,14 @@ pub enum Error {
         /// What is wrong.
         source: berth_spec::Error,
     },
+    /// An AppArmor profile that was named.
+    #[error("AppArmor profile {name:?}: {problem}")]
+    ProfileMissing {
+        /// Its name.
+        name: String,
+        /// Why it cannot apply.
+        problem: &'static str,
+    },
     /// Devices by the names of their vendors.
     #[error("find devices of container {name}")]
     Cdi {
@@ -288,9 +296,9 @@ impl Error {
             | Self::SandboxNameClaimed { .. }
             | Self::ContainerNameTaken { .. }
             | Self::ContainerNameClaimed { .. } => ErrorKind::AlreadyExists,
-            Self::SandboxNotReady { .. } | Self::ContainerState { .. } => {
-                ErrorKind::FailedPrecondition
-            }
+            Self::SandboxNotReady { .. }
+            | Self::ContainerState { .. }
+            | Self::ProfileMissing { .. } => ErrorKind::FailedPrecondition,
             Self::Exec { kind, .. } | Self::ExecSync { kind, .. } => *kind,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::ShuttingDown | Self::StartInterrupted(_) => ErrorKind::Cancelled,

@@ -31,6 +31,7 @@ mod exec;
 mod files;
 mod forward;
 mod leases;
+mod lsm;
 mod names;
 mod open;
 mod pending;

@@ -73,6 +73,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         containers: Board::new(),
         names: Names::new(),
         feed: Arc::new(Feed::open(&config.state.join("events"))),
+        modules: crate::lsm::Modules::find(),
         cdi: berth_cdi::Catalogue::new(config.cdi_dirs.clone()),
         layers: Readings::dear(stats::LAYER_AGE),
         interfaces: Readings::new(config.stats_age),

@@ -87,6 +87,14 @@ pub enum Profile {
     Localhost(String),
 }
 
+impl Profile {
+    /// Whether it is [`Profile::RuntimeDefault`].
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::RuntimeDefault
+    }
+}
+
 /// The security context of a container (CRI `LinuxContainerSecurityContext`).
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct Security {
@@ -116,6 +124,25 @@ pub struct Security {
     pub readonly_paths: Option<Vec<String>>,
     /// Which seccomp profile applies.
     pub seccomp: Profile,
+    /// Which AppArmor profile applies.
+    #[serde(default, skip_serializing_if = "Profile::is_default")]
+    pub apparmor: Profile,
+    /// Which SELinux context applies; `None` is the sandbox's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<SelinuxOptions>,
+}
+
+/// Parts of an SELinux context (CRI `SELinuxOption`); an empty one is the node's default.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct SelinuxOptions {
+    /// SELinux user.
+    pub user: String,
+    /// Role.
+    pub role: String,
+    /// Type, that is the domain of processes.
+    pub kind: String,
+    /// Sensitivity and categories (`s0:c1,c2`).
+    pub level: String,
 }
 
 /// Limits of a container (CRI `LinuxContainerResources`); zero and `None` mean "not set".

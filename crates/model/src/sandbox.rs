@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::container::Resources;
+use crate::container::{Resources, SelinuxOptions};
 
 /// The name under which a client knows a sandbox; unique among those that exist.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq, Serialize, Deserialize)]
@@ -129,6 +129,9 @@ pub struct SandboxSpec {
     /// What the whole pod may use.
     #[serde(default, skip_serializing_if = "PodLimits::is_none")]
     pub limits: PodLimits,
+    /// The SELinux context of containers that have none of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<SelinuxOptions>,
 }
 
 /// Where a sandbox is in its life (CRI `PodSandboxState`).

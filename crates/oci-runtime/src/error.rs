@@ -134,6 +134,17 @@ pub enum Error {
         #[serde(with = "errno")]
         source: Errno,
     },
+    /// A security module of the kernel does not take a label.
+    #[error("set {what} {label:?}")]
+    Label {
+        /// AppArmor's or SELinux's.
+        what: Cow<'static, str>,
+        /// The label.
+        label: String,
+        /// Why not.
+        #[serde(with = "errno")]
+        source: Errno,
+    },
     /// The working directory cannot be entered, or is not inside the container.
     #[error("enter working directory {}", path.display())]
     Cwd {
@@ -194,6 +205,7 @@ impl Error {
             Self::MountSource { source: Errno::ENOENT | Errno::ENOTDIR, .. } => ErrorKind::NotFound,
             // What was to be joined has ended (setns(2)).
             Self::Setup { source: Errno::ESRCH, .. }
+            | Self::Label { .. }
             | Self::Namespace { .. }
             | Self::Gone { .. }
             | Self::Cwd { .. } => ErrorKind::FailedPrecondition,

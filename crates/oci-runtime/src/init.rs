@@ -184,8 +184,9 @@ fn arrive(
     berth_sys::descriptor::close_all_but(child, &keep)
         .map_err(Error::setup("close the caller's descriptors"))?;
     rustix::process::setsid().map_err(Error::setup("start a session"))?;
-    join_keyring(plan)?;
     let procfs = Procfs::of_host()?;
+    procfs.with_key_label(&plan.labels, || join_keyring(plan))?;
+    procfs.label_next_program(&plan.labels)?;
     if let Some(score) = plan.oom_score_adj {
         procfs.set_oom_score_adj(score)?;
     }

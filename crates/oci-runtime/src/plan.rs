@@ -27,7 +27,7 @@ pub(crate) use linux::{DeviceNode, NodeKind};
 pub(crate) use mount_options::Attributes;
 pub(crate) use mounts::{MountPlan, MountWhat};
 pub(crate) use namespaces::{Namespace, Namespaces};
-pub(crate) use process::{ProcessPlan, ResourceLimit, UserPlan, WindowSize};
+pub(crate) use process::{Labels, ProcessPlan, ResourceLimit, UserPlan, WindowSize};
 pub(crate) use rootfs::{RootMount, RootfsPlan};
 
 /// Everything [`crate::create`] is going to do.
@@ -57,7 +57,8 @@ impl ContainerPlan {
         let linux = spec.linux().as_ref().ok_or_else(|| Error::invalid("linux", "is missing"))?;
         linux::refuse_unsupported(spec, linux)?;
         let namespaces = Namespaces::new(linux)?;
-        let mounts = mounts::plan(spec)?;
+        let mount_label = process::label("linux.mountLabel", linux.mount_label())?;
+        let mounts = mounts::plan(spec, mount_label.as_deref())?;
         Ok(Self {
             hostname: linux::host_name("hostname", spec.hostname(), &namespaces)?,
             domainname: linux::host_name("domainname", spec.domainname(), &namespaces)?,

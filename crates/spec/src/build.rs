@@ -30,6 +30,12 @@ pub fn build(wanted: &Wanted<'_>) -> Result<Spec, Error> {
         .set_masked_paths(Some(security::masked_paths(wanted)))
         .set_readonly_paths(Some(security::readonly_paths(wanted)));
 
+    linux.set_mount_label(wanted.labels.mount.clone());
+    let mut process = process::process(wanted, &env, capabilities)?;
+    process
+        .set_apparmor_profile(wanted.labels.apparmor.clone())
+        .set_selinux_label(wanted.labels.selinux.clone());
+
     let mut spec: Spec = empty();
     let root = RootBuilder::default()
         .path("rootfs")
@@ -37,7 +43,7 @@ pub fn build(wanted: &Wanted<'_>) -> Result<Spec, Error> {
         .build()
         .expect("every field has a default");
     spec.set_root(Some(root))
-        .set_process(Some(process::process(wanted, &env, capabilities)?))
+        .set_process(Some(process))
         .set_mounts(Some(mounts))
         .set_annotations(Some(annotations::annotations(wanted, &env)))
         .set_linux(Some(linux));

@@ -36,4 +36,4 @@ pub use mounts::{IMAGE_MOUNT, SHARED_MOUNT, SUB_PATH};
 pub use process::exec_process;
 pub use resources::{ChangedLimits, changed_limits};
 pub use security::{default_masked_paths, default_readonly_paths};
-pub use wanted::{Defaults, DeviceMount, HostDevice, Rlimit, SandboxFiles, Shm, Wanted};
+pub use wanted::{Defaults, DeviceMount, HostDevice, Labels, Rlimit, SandboxFiles, Shm, Wanted};

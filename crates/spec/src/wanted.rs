@@ -40,6 +40,8 @@ pub struct Wanted<'a> {
     /// Nodes of `spec.devices`, as found on the host; for a privileged container every
     /// node of the host's `/dev`.
     pub devices: Vec<HostDevice>,
+    /// What confines the processes beside seccomp.
+    pub labels: Labels,
     /// Mounts that devices bring; one replaces whatever else is at its place.
     pub device_mounts: Vec<DeviceMount>,
     /// Bytes of the profile that [`berth_model::container::Profile::Localhost`] names.
@@ -70,6 +72,17 @@ pub enum Shm {
     Shared,
     /// A directory of the host.
     Bind(PathBuf),
+}
+
+/// What the security modules of the node's kernel are told of a container.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Labels {
+    /// AppArmor profile, which is loaded.
+    pub apparmor: Option<String>,
+    /// SELinux context of the processes.
+    pub selinux: Option<String>,
+    /// SELinux context of the file systems made for the container.
+    pub mount: Option<String>,
 }
 
 /// A mount that comes with a device, in the words of the OCI specification.

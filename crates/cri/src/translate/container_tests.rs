@@ -72,7 +72,7 @@ fn what_is_not_supported_is_refused_by_name() {
     });
     refused_security("selinux_options", |security| {
         security.selinux_options =
-            Some(v1::SeLinuxOption { r#type: "t".to_owned(), ..Default::default() });
+            Some(v1::SeLinuxOption { r#type: "t:u".to_owned(), ..Default::default() });
     });
     refused_security("namespace_options.userns_options", |security| {
         let userns_options = Some(v1::UserNamespace::default());

@@ -78,39 +78,6 @@ pub(crate) fn refuse_windows<T>(field: &str, given: Option<&T>) -> Result<(), Er
     }
 }
 
-/// SELinux options without content mean "none": kubelet sends those by default.
-pub(super) fn refuse_selinux(
-    field: &str,
-    options: Option<&v1::SeLinuxOption>,
-) -> Result<(), Error> {
-    match options {
-        Some(options) if *options != v1::SeLinuxOption::default() => {
-            Err(Error::unsupported(field, "an SELinux context is"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// AppArmor: the default and no profile are the same to a node without AppArmor, where
-/// the default applies to nothing; a loaded profile that is named must be in force.
-pub(super) fn refuse_apparmor(
-    field: &str,
-    profile: Option<&v1::SecurityProfile>,
-    deprecated: &str,
-) -> Result<(), Error> {
-    use v1::security_profile::ProfileType;
-    let localhost = match profile {
-        Some(profile) => {
-            known::<ProfileType>(field, profile.profile_type)? == ProfileType::Localhost
-        }
-        None => !matches!(deprecated, "" | "runtime/default" | "unconfined"),
-    };
-    if localhost {
-        return Err(Error::unsupported(field, "an AppArmor profile of the node is"));
-    }
-    Ok(())
-}
-
 /// Namespaces of a user other than the node's are refused. The default of the message's
 /// `mode` is POD, so a present but empty message asks for one.
 pub(super) fn refuse_user_namespace(
@@ -171,16 +138,6 @@ mod tests {
 
     #[test]
     fn kubelets_ordinary_defaults_pass() {
-        use v1::security_profile::ProfileType;
-        refuse_selinux("f", None).unwrap();
-        refuse_selinux("f", Some(&v1::SeLinuxOption::default())).unwrap();
-        refuse_apparmor("f", None, "").unwrap();
-        refuse_apparmor("f", None, "runtime/default").unwrap();
-        refuse_apparmor("f", None, "unconfined").unwrap();
-        for kind in [ProfileType::RuntimeDefault, ProfileType::Unconfined] {
-            let profile = v1::SecurityProfile { profile_type: kind.into(), ..Default::default() };
-            refuse_apparmor("f", Some(&profile), "localhost/ignored").unwrap();
-        }
         let node = v1::UserNamespace { mode: v1::NamespaceMode::Node.into(), ..Default::default() };
         refuse_user_namespace("f", Some(&node)).unwrap();
         refuse_user_namespace("f", None).unwrap();
@@ -191,11 +148,6 @@ mod tests {
         let named = |error: Error| {
             assert!(matches!(&error, Error::Unsupported { field, .. } if field == "f"), "{error}");
         };
-        let level = v1::SeLinuxOption { level: "s0".to_owned(), ..Default::default() };
-        named(refuse_selinux("f", Some(&level)).unwrap_err());
-        named(refuse_apparmor("f", None, "localhost/x").unwrap_err());
-        let profile = v1::SecurityProfile { profile_type: 2, localhost_ref: "x".to_owned() };
-        named(refuse_apparmor("f", Some(&profile), "").unwrap_err());
         named(refuse_user_namespace("f", Some(&v1::UserNamespace::default())).unwrap_err());
         named(refuse_windows("f", Some(&())).unwrap_err());
     }

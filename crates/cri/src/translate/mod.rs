@@ -3,6 +3,7 @@
 mod answer;
 mod container;
 mod fields;
+mod labels;
 mod mounts;
 mod resources;
 mod sandbox;

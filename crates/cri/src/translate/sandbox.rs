@@ -9,9 +9,10 @@ use berth_model::sandbox::{
 };
 
 use super::fields::{
-    absolute_path, known, name, namespace_mode, number, refuse_apparmor, refuse_selinux,
-    refuse_user_namespace, refuse_windows, shown,
+    absolute_path, known, name, namespace_mode, number, refuse_user_namespace, refuse_windows,
+    shown,
 };
+use super::labels::{apparmor, selinux};
 use super::resources::noted;
 use crate::Error;
 
@@ -19,6 +20,7 @@ use crate::Error;
 const MAX_HOSTNAME_BYTES: usize = 64;
 /// Most entries of a list in resolv.conf; kubelet's own limit for searches is 32.
 const MAX_DNS_ENTRIES: usize = 64;
+const SELINUX: &str = "config.linux.security_context.selinux_options";
 
 /// Checks a request for a sandbox and translates it.
 pub(crate) fn sandbox_spec(request: &v1::RunPodSandboxRequest) -> Result<SandboxSpec, Error> {
@@ -53,6 +55,7 @@ pub(crate) fn sandbox_spec(request: &v1::RunPodSandboxRequest) -> Result<Sandbox
             overhead: noted("config.linux.overhead", linux.overhead.as_ref())?,
             resources: noted("config.linux.resources", linux.resources.as_ref())?,
         },
+        selinux: selinux(SELINUX, security.selinux_options.as_ref())?,
     })
 }
 
@@ -70,8 +73,7 @@ fn sandbox_name(metadata: Option<&v1::PodSandboxMetadata>) -> Result<SandboxName
 /// root file system concern nobody. What a container would inherit is checked.
 fn check_security(security: &v1::LinuxSandboxSecurityContext) -> Result<(), Error> {
     let field = |name| format!("config.linux.security_context.{name}");
-    refuse_selinux(&field("selinux_options"), security.selinux_options.as_ref())?;
-    refuse_apparmor(&field("apparmor"), security.apparmor.as_ref(), "")?;
+    apparmor(&field("apparmor"), security.apparmor.as_ref(), "")?;
     if security.run_as_group.is_some() && security.run_as_user.is_none() {
         return Err(Error::invalid(field("run_as_group"), "needs run_as_user"));
     }

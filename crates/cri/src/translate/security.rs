@@ -4,10 +4,8 @@ use berth_api::v1::{self, NamespaceMode as Mode};
 use berth_model::container::{Profile, RunAs, Security, SupplementalGroupsPolicy};
 use berth_model::sandbox::NamespaceOptions;
 
-use super::fields::{
-    absolute_path, known, namespace_mode, number, refuse_apparmor, refuse_selinux,
-    refuse_user_namespace, shown,
-};
+use super::fields::{absolute_path, known, namespace_mode, number, refuse_user_namespace, shown};
+use super::labels::{apparmor, selinux};
 use crate::Error;
 
 fn field(name: &str) -> String {
@@ -16,8 +14,6 @@ fn field(name: &str) -> String {
 
 #[expect(deprecated, reason = "older clients name AppArmor profiles there")]
 pub(super) fn security(asked: &v1::LinuxContainerSecurityContext) -> Result<Security, Error> {
-    refuse_selinux(&field("selinux_options"), asked.selinux_options.as_ref())?;
-    refuse_apparmor(&field("apparmor"), asked.apparmor.as_ref(), &asked.apparmor_profile)?;
     let capabilities = asked.capabilities.clone().unwrap_or_default();
     let groups = asked.supplemental_groups.iter();
     Ok(Security {
@@ -42,6 +38,8 @@ pub(super) fn security(asked: &v1::LinuxContainerSecurityContext) -> Result<Secu
         masked_paths: paths("masked_paths", &asked.masked_paths)?,
         readonly_paths: paths("readonly_paths", &asked.readonly_paths)?,
         seccomp: seccomp(asked)?,
+        apparmor: apparmor(&field("apparmor"), asked.apparmor.as_ref(), &asked.apparmor_profile)?,
+        selinux: selinux(&field("selinux_options"), asked.selinux_options.as_ref())?,
     })
 }
 

@@ -85,11 +85,13 @@ impl Plan {
             hostname: &sandbox.hostname,
             files: sandbox_files(sandbox),
             devices: devices(&spec, &edits, &user)?,
+            labels: core.modules.labels((&sandbox.id, &sandbox.spec), security)?,
             device_mounts: mounts::cdi::mounts(&edits),
             localhost_seccomp: profile.as_deref(),
             volumes: volumes::mounts(&core.snapshots, &spec.mounts, &image.volumes)?,
             defaults: &core.defaults,
         };
+        relabel(core, &wanted)?;
         let oci = berth_spec::build(&wanted).map_err(refused)?;
         let record = ContainerRecord {
             limits: None,
@@ -110,6 +112,14 @@ impl Plan {
         };
         Ok(Self { record, oci })
     }
+}
+
+/// What the container is to use of the host gets its SELinux context.
+fn relabel(core: &Core, wanted: &Wanted<'_>) -> Result<(), Error> {
+    let files = &wanted.files;
+    let files = [&files.resolv_conf, &files.hosts, &files.hostname];
+    let files: Vec<_> = files.into_iter().flatten().cloned().collect();
+    core.modules.relabel(&wanted.labels, &wanted.spec.mounts, &files)
 }
 
 /// The nodes that the request names, and those that come with devices by name.

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use berth_sys::mount::{MountAttributes, mount_setattr};
-use rustix::fs::{FileType, OFlags, PROC_SUPER_MAGIC, fstat, fstatfs};
+use rustix::fs::{FileType, OFlags, PROC_SUPER_MAGIC, XattrFlags, fstat, fstatfs};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags};
 
 use crate::error::{AnyErrno, Error};
@@ -159,12 +159,23 @@ fn remount(root: &Root<'_>, mount: &MountPlan) -> Result<(), Error> {
     Ok(())
 }
 
+/// Labels the root of a mount whose file system takes no label as an option.
+fn label(tree: BorrowedFd<'_>, mount: &MountPlan) -> Result<(), Error> {
+    use std::os::fd::AsRawFd as _;
+    let Some(label) = &mount.label else { return Ok(()) };
+    // A detached mount has no path but this one, in the procfs of the host.
+    let path = format!("/proc/self/fd/{}", tree.as_raw_fd());
+    rustix::fs::setxattr(path, "security.selinux", label.as_bytes(), XattrFlags::empty())
+        .map_err(failed(mount))
+}
+
 /// What all kinds have in common: attributes of the whole tree, propagation, the place.
 fn settle(tree: BorrowedFd<'_>, mount: &MountPlan, target: BorrowedFd<'_>) -> Result<(), Error> {
     let magic = fstatfs(target).map_err(|errno| failed(mount)(AnyErrno::from(errno)))?.f_type;
     if magic == PROC_SUPER_MAGIC && !mount.destination.starts_with("/proc") {
         return Err(refusal(mount, "a link leads into procfs"));
     }
+    label(tree, mount)?;
     if !mount.options.recursive.is_empty() {
         mount_setattr(tree, &mount.options.recursive.change(), true).map_err(failed(mount))?;
     }

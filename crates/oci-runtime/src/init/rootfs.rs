@@ -98,6 +98,10 @@ fn long_overlay(mount: &RootMount) -> Result<OwnedFd, Error> {
                 let layer = |layer: &str| ("lowerdir+".to_owned(), Some(layer.to_owned()));
                 data.extend(layers.split(':').map(layer));
             }
+            // No other option comes after it here.
+            ("context", Some(label)) => {
+                data.push((name.clone(), Some(label.trim_matches('"').to_owned())));
+            }
             _ => data.push((name.clone(), value.clone())),
         }
     }

@@ -63,9 +63,6 @@ pub(super) fn refuse_unsupported(spec: &Spec, linux: &Linux) -> Result<(), Error
     if mapped(linux.uid_mappings()) || mapped(linux.gid_mappings()) {
         return Err(Error::unsupported("linux.uidMappings", "user namespaces"));
     }
-    if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
-        return Err(Error::unsupported("linux.mountLabel", "SELinux"));
-    }
     if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
         return Err(Error::unsupported("linux.netDevices", "moving network devices"));
     }

@@ -19,6 +19,8 @@ pub(crate) struct MountPlan {
     /// Whether the source of a bind mount is a path without symbolic links, so that one on
     /// the way has been put there since: refused rather than followed.
     pub(crate) exact: bool,
+    /// SELinux context that its root gets, where the file system takes none as an option.
+    pub(crate) label: Option<String>,
 }
 
 /// Annotation with a JSON list of the destinations of such mounts.
@@ -69,6 +71,21 @@ impl MountPlan {
         }
     }
 
+    /// proc, sysfs and cgroups have the contexts that the policy gives them.
+    fn label_with(&mut self, label: &str) {
+        match &mut self.what {
+            MountWhat::SharedShm => self.label = Some(label.to_owned()),
+            MountWhat::Filesystem { fs_type, .. } if fs_type == "mqueue" => {
+                self.label = Some(label.to_owned());
+            }
+            MountWhat::Filesystem { fs_type, .. } if fs_type != "proc" && fs_type != "sysfs" => {
+                self.options.data.push(("context".to_owned(), Some(label.to_owned())));
+            }
+            MountWhat::Image { layers, .. } => layers.label_with(label),
+            _ => {}
+        }
+    }
+
     /// Whether no part of the destination may be a symbolic link: in the file systems of the
     /// kernel a link is an attack, or soon will be (CVE-2019-19921, CVE-2026-41579).
     pub(crate) fn strict(&self) -> bool {
@@ -79,10 +96,13 @@ impl MountPlan {
     }
 }
 
-/// Reads the mounts of `spec`.
-pub(super) fn plan(spec: &Spec) -> Result<Vec<MountPlan>, Error> {
+/// Reads the mounts of `spec`; file systems made for the container get the context `label`.
+pub(super) fn plan(spec: &Spec, label: Option<&str>) -> Result<Vec<MountPlan>, Error> {
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let mut all = mounts.iter().map(one).collect::<Result<Vec<_>, _>>()?;
+    if let Some(label) = label {
+        all.iter_mut().for_each(|mount| mount.label_with(label));
+    }
     let annotation = spec.annotations().as_ref().and_then(|all| all.get(EXACT_ANNOTATION));
     if let Some(annotation) = annotation {
         let exact: Vec<PathBuf> = serde_json::from_str(annotation).map_err(|error| {
@@ -159,7 +179,7 @@ fn one(mount: &Mount) -> Result<MountPlan, Error> {
     {
         return Err(Error::invalid(FIELD, at("a bind mount needs a source")));
     }
-    Ok(MountPlan { destination, what, options, exact: false })
+    Ok(MountPlan { destination, what, options, exact: false, label: None })
 }
 
 /// The layers of an image and the directory in it; what is left of the options is the
@@ -217,6 +237,29 @@ mod tests {
         ] {
             assert!(matches!(read(json), Err(Error::InvalidSpec { .. })), "{json}");
         }
+    }
+
+    #[test]
+    fn a_label_is_the_file_systems_that_are_made() {
+        let spec: Spec = serde_json::from_str(
+            r#"{"ociVersion":"1.0.2","mounts":[
+            {"destination":"/proc","type":"proc","source":"proc"},
+            {"destination":"/dev","type":"tmpfs","source":"tmpfs"},
+            {"destination":"/dev/mqueue","type":"mqueue","source":"mqueue"},
+            {"destination":"/dev/shm","type":"berth-shared","source":"shm"},
+            {"destination":"/v","type":"berth-image","options":["lowerdir=/a:/b"]},
+            {"destination":"/b","type":"bind","source":"/s"}]}"#,
+        )
+        .unwrap();
+        let all = plan(&spec, Some("u:r:t:s0:c1,c2")).unwrap();
+        let data: Vec<_> = all.iter().map(|mount| mount.options.data_string()).collect();
+        assert_eq!(data, ["", "context=u:r:t:s0:c1,c2", "", "", "", ""]);
+        let labelled: Vec<_> = all.iter().map(|mount| mount.label.is_some()).collect();
+        assert_eq!(labelled, [false, false, true, true, false, false]);
+        let MountWhat::Image { layers, .. } = &all[4].what else { panic!("{all:?}") };
+        let expected = "lowerdir=/a:/b,context=\"u:r:t:s0:c1,c2\"";
+        assert_eq!(layers.options.data_string(), expected);
+        assert!(plan(&spec, None).unwrap().iter().all(|mount| mount.label.is_none()));
     }
 
     #[test]

@@ -34,11 +34,21 @@ pub(crate) struct ProcessPlan {
     pub(crate) no_new_privs: bool,
     pub(crate) oom_score_adj: Option<i32>,
     pub(crate) seccomp: Option<Arc<berth_seccomp::Program>>,
+    pub(crate) labels: Labels,
     /// Whether it gets a terminal.
     pub(crate) terminal: bool,
     pub(crate) window: Option<WindowSize>,
     /// Name of its session keyring.
     pub(crate) keyring: CString,
+}
+
+/// What the security modules of the kernel make of it; `None` is whatever its caller is.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Labels {
+    /// AppArmor profile.
+    pub(crate) apparmor: Option<String>,
+    /// SELinux context.
+    pub(crate) selinux: Option<String>,
 }
 
 /// Who it runs as.
@@ -104,6 +114,10 @@ impl ProcessPlan {
             no_new_privs: process.no_new_privileges() == Some(true),
             oom_score_adj: oom_score_adj(process)?,
             seccomp: super::seccomp(linux.and_then(|linux| linux.seccomp().as_ref()))?,
+            labels: Labels {
+                apparmor: label("process.apparmorProfile", process.apparmor_profile())?,
+                selinux: label("process.selinuxLabel", process.selinux_label())?,
+            },
             terminal: process.terminal() == Some(true),
             window: window(process),
             keyring: c_string("id", format!("_ses.{id}").as_bytes())?,
@@ -112,13 +126,6 @@ impl ProcessPlan {
 }
 
 fn refuse_unsupported(process: &Process) -> Result<(), Error> {
-    let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    if set(process.apparmor_profile()) {
-        return Err(Error::unsupported("process.apparmorProfile", "AppArmor"));
-    }
-    if set(process.selinux_label()) {
-        return Err(Error::unsupported("process.selinuxLabel", "SELinux"));
-    }
     if process.io_priority().is_some() {
         return Err(Error::unsupported("process.ioPriority", "I/O priorities"));
     }
@@ -129,6 +136,18 @@ fn refuse_unsupported(process: &Process) -> Result<(), Error> {
         return Err(Error::unsupported("process.execCPUAffinity", "CPU affinity"));
     }
     Ok(())
+}
+
+/// A label is one line, written to the kernel as it is.
+pub(super) fn label(field: &'static str, text: &Option<String>) -> Result<Option<String>, Error> {
+    // A quote would end an option of mount(2).
+    let sound = |c: char| c.is_ascii_graphic() && c != '"' && c != '\\';
+    match text.as_ref().filter(|text| !text.is_empty()) {
+        Some(text) if !text.chars().all(sound) => {
+            Err(Error::invalid(field, format!("{text:?} is no label")))
+        }
+        text => Ok(text.cloned()),
+    }
 }
 
 fn c_string(field: &'static str, bytes: &[u8]) -> Result<CString, Error> {

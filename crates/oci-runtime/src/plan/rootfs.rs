@@ -30,15 +30,29 @@ pub(crate) struct RootMount {
     pub(crate) options: MountOptions,
 }
 
+impl RootMount {
+    /// Has all of its files show the SELinux context `label`. The value is quoted, since
+    /// commas separate options of mount(2), and categories.
+    pub(super) fn label_with(&mut self, label: &str) {
+        if self.options.bind.is_none() {
+            self.options.data.push(("context".to_owned(), Some(format!("\"{label}\""))));
+        }
+    }
+}
+
 impl RootfsPlan {
     pub(super) fn new(spec: &Spec, linux: &Linux, mounts: &[Mount]) -> Result<Self, Error> {
         let root = spec.root().as_ref().ok_or_else(|| Error::invalid("root", "is missing"))?;
         if root.path().as_os_str().is_empty() {
             return Err(Error::invalid("root.path", "is empty"));
         }
+        let mut mounts = mounts.iter().map(mount).collect::<Result<Vec<_>, _>>()?;
+        if let Some(label) = linux.mount_label().as_ref().filter(|label| !label.is_empty()) {
+            mounts.iter_mut().for_each(|mount| mount.label_with(label));
+        }
         Ok(Self {
             path: root.path().clone(),
-            mounts: mounts.iter().map(mount).collect::<Result<_, _>>()?,
+            mounts,
             readonly: root.readonly() == Some(true),
             propagation: propagation(linux.rootfs_propagation().as_deref().unwrap_or_default())?,
         })

@@ -24,6 +24,7 @@ pub(crate) struct Fixture {
     pub(crate) files: SandboxFiles,
     pub(crate) devices: Vec<crate::HostDevice>,
     pub(crate) device_mounts: Vec<crate::DeviceMount>,
+    pub(crate) labels: crate::Labels,
     pub(crate) defaults: Defaults,
     pub(crate) seccomp: Option<Vec<u8>>,
     pub(crate) volumes: BTreeMap<String, berth_model::mount::Mount>,
@@ -52,6 +53,7 @@ impl Fixture {
             },
             devices: Vec::new(),
             device_mounts: Vec::new(),
+            labels: crate::Labels::default(),
             defaults: Defaults::default(),
             seccomp: None,
             volumes: BTreeMap::new(),
@@ -82,6 +84,7 @@ impl Fixture {
             files: self.files.clone(),
             devices: self.devices.clone(),
             device_mounts: self.device_mounts.clone(),
+            labels: self.labels.clone(),
             localhost_seccomp: self.seccomp.as_deref(),
             volumes: self.volumes.clone(),
             defaults: &self.defaults,
@@ -250,4 +253,24 @@ fn nothing_of_the_types_sample_container_is_left() {
     assert_eq!((linux.devices(), linux.sysctl(), linux.intel_rdt()), (&None, &None, &None));
     let text = serde_json::to_string(&spec).unwrap();
     assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
+}
+
+#[test]
+fn labels_are_the_containers_and_of_what_runs_in_it_later() {
+    let mut fixture = Fixture::new();
+    let spec = fixture.build().unwrap();
+    assert_eq!(spec.linux().as_ref().unwrap().mount_label(), &None);
+    assert_eq!(fixture.process().apparmor_profile(), &None);
+    fixture.labels = crate::Labels {
+        apparmor: Some("profile".to_owned()),
+        selinux: Some("u:r:t:s0".to_owned()),
+        mount: Some("u:object_r:f:s0".to_owned()),
+    };
+    assert_eq!(fixture.linux().mount_label().as_deref(), Some("u:object_r:f:s0"));
+    let first = fixture.process();
+    let later = crate::exec_process(&first, vec!["ls".to_owned()], false).unwrap();
+    for process in [first, later] {
+        assert_eq!(process.apparmor_profile().as_deref(), Some("profile"));
+        assert_eq!(process.selinux_label().as_deref(), Some("u:r:t:s0"));
+    }
 }
