@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::mount::BindMount;
+pub use crate::profile::{Profile, SelinuxOptions};
 use crate::sandbox::NamespaceOptions;
 
 /// The name under which a client knows a container within its sandbox.
@@ -75,26 +76,6 @@ pub enum SupplementalGroupsPolicy {
     Strict,
 }
 
-/// Which security profile applies (CRI `SecurityProfile`).
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-pub enum Profile {
-    /// The runtime's own default.
-    #[default]
-    RuntimeDefault,
-    /// None.
-    Unconfined,
-    /// A file (seccomp) or a loaded profile (AppArmor) of the node.
-    Localhost(String),
-}
-
-impl Profile {
-    /// Whether it is [`Profile::RuntimeDefault`].
-    #[must_use]
-    pub fn is_default(&self) -> bool {
-        *self == Self::RuntimeDefault
-    }
-}
-
 /// The security context of a container (CRI `LinuxContainerSecurityContext`).
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct Security {
@@ -130,19 +111,6 @@ pub struct Security {
     /// Which SELinux context applies; `None` is the sandbox's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux: Option<SelinuxOptions>,
-}
-
-/// Parts of an SELinux context (CRI `SELinuxOption`); an empty one is the node's default.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-pub struct SelinuxOptions {
-    /// SELinux user.
-    pub user: String,
-    /// Role.
-    pub role: String,
-    /// Type, that is the domain of processes.
-    pub kind: String,
-    /// Sensitivity and categories (`s0:c1,c2`).
-    pub level: String,
 }
 
 /// Limits of a container (CRI `LinuxContainerResources`); zero and `None` mean "not set".

@@ -11,6 +11,7 @@ pub mod error;
 pub mod id;
 pub mod image;
 pub mod mount;
+pub mod profile;
 pub mod reference;
 pub mod sandbox;
 pub mod stats;
