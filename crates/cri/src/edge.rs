@@ -2,7 +2,7 @@
 
 use berth_model::ErrorKind;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tracing::{Instrument as _, Span};
 
 use crate::Error;
@@ -48,8 +48,9 @@ pub(crate) async fn answer<Q, A>(
         berth_telemetry::continue_trace(&span, parent, state);
     }
     async move {
-        let answered = work(request.into_inner()).await;
-        answered.map(Response::new).map_err(|error| log(name, &error))
+        let answered = work(request.into_inner()).await.map_err(|error| log(name, &error))?;
+        tracing::trace!(rpc = name, code = ?Code::Ok, "request answered");
+        Ok(Response::new(answered))
     }
     .instrument(span)
     .await

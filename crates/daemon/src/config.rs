@@ -81,6 +81,7 @@ pub(crate) struct Config {
     pub(crate) log: Log,
     pub(crate) image: Image,
     pub(crate) registry: Registry,
+    pub(crate) metrics: Metrics,
     pub(crate) network: Network,
     pub(crate) container: Container,
     pub(crate) runtime: Runtime,
@@ -130,6 +131,14 @@ pub(crate) struct Registry {
     pub(crate) config_path: PathBuf,
 }
 
+/// Numbers for Prometheus.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Metrics {
+    /// Where they are served; empty means nowhere.
+    pub(crate) address: String,
+}
+
 /// Pod networks.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(deny_unknown_fields, default)]
@@ -177,6 +186,7 @@ impl Default for Config {
             log: Log::default(),
             image: Image::default(),
             registry: Registry::default(),
+            metrics: Metrics::default(),
             network: Network::default(),
             container: Container::default(),
             runtime: Runtime::default(),

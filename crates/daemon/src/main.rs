@@ -1,7 +1,8 @@
 //! `berthd`: the daemon.
 //!
 //! ```text
-//! berthd [--config FILE]        serve until SIGTERM or SIGINT; pods keep running
+//! berthd [--config FILE]        serve until SIGTERM or SIGINT; pods keep running; SIGHUP
+//!                               reads FILE again
 //! berthd check                  what this host supports, and what is missing
 //! berthd config default         the default configuration with comments
 //! berthd config check FILE      whether a configuration is valid
@@ -15,7 +16,9 @@ mod config;
 mod directories;
 mod listen;
 mod lock;
+mod metrics;
 mod notify;
+mod reload;
 mod serve;
 mod settings;
 
@@ -77,7 +80,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<ExitCode> {
     let mut out = io::stdout().lock();
     match arguments.command {
-        None => serve::serve(configuration(arguments.config)?)?,
+        None => serve::serve(arguments.config)?,
         Some(Command::Check) => {
             return Ok(if check::check(&mut out)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }

@@ -42,6 +42,17 @@ pub(crate) fn streaming(config: &Config) -> Result<berth_streaming::Config, Addr
     })
 }
 
+/// Proxies that the environment names.
+pub(crate) fn proxies() -> Proxies {
+    Proxies::from_environment(|name| std::env::var(name).ok())
+}
+
+/// Most processes of a container that names no limit itself.
+pub(crate) fn pids_limit(config: &Config) -> Option<i64> {
+    let limit = config.container.pids_limit;
+    (limit > 0).then_some(i64::from(limit))
+}
+
 pub(crate) fn images(config: &Config) -> berth_image::Config {
     berth_image::Config { parallel_layers: config.image.parallel_layers, ..Default::default() }
 }
@@ -54,7 +65,6 @@ pub(crate) fn engine(config: &Config) -> Result<berth_engine::Config> {
         let in_tree = shim.file_name().is_some_and(|name| name == IN_TREE_SHIM);
         runtimes.insert(name.clone(), RuntimeConfig { shim, in_tree });
     }
-    let pids = config.container.pids_limit;
     Ok(berth_engine::Config {
         root: config.root.clone(),
         state: config.state.clone(),
@@ -64,7 +74,7 @@ pub(crate) fn engine(config: &Config) -> Result<berth_engine::Config> {
         cgroup_base: config.container.cgroup_base.clone(),
         shim_cgroup: fs::read_to_string("/proc/self/cgroup").ok().and_then(|own| shim_cgroup(&own)),
         shm_bytes: config.container.shm_size,
-        pids_limit: (pids > 0).then_some(i64::from(pids)),
+        pids_limit: pids_limit(config),
         events_address: String::new(),
         cdi_dirs: config.container.cdi_spec_dirs.clone(),
         seccomp_profiles: config.container.seccomp_profiles.clone(),

@@ -45,7 +45,10 @@ pub(crate) struct Core {
     pub(crate) network_fault: Published<Option<String>>,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) sampler: Arc<Sampler>,
-    pub(crate) defaults: berth_spec::Defaults,
+    /// What containers get that name nothing else; may change while the daemon runs.
+    pub(crate) defaults: Published<Arc<berth_spec::Defaults>>,
+    /// Size of a sandbox's /dev/shm; may change while the daemon runs.
+    pub(crate) shm_bytes: Published<u64>,
     pub(crate) spawner: Spawner,
     pub(crate) disk: Pool,
     pub(crate) links: Pool,

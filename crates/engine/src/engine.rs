@@ -76,6 +76,13 @@ impl Engine {
         }
     }
 
+    /// What sandboxes and containers made from now on get that name nothing else.
+    pub fn set_defaults(&self, pids_limit: Option<i64>, shm_bytes: u64) {
+        let defaults = berth_spec::Defaults { pids_limit, ..(*self.core.defaults.get()).clone() };
+        self.core.defaults.set(Arc::new(defaults));
+        self.core.shm_bytes.set(shm_bytes);
+    }
+
     /// Makes and starts a sandbox. A request with the name of one in the making awaits
     /// that one; with the name of a ready one it returns its id.
     pub async fn run_sandbox(&self, spec: SandboxSpec) -> Result<SandboxId, Error> {

@@ -82,11 +82,12 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         tasks,
         shutdown,
         boot_id: clock::boot_id()?,
+        shm_bytes: Published::new(config.shm_bytes),
         config,
         pods,
         images,
         hierarchy,
-        defaults,
+        defaults: Published::new(Arc::new(defaults)),
     };
     Ok((core, stored))
 }

@@ -1,6 +1,6 @@
 //! The client, and the repository that one pull speaks to.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use berth_model::{Digest, Reference};
 use bytes::Bytes;
@@ -15,9 +15,9 @@ use crate::fallback::{Need, Repositories};
 use crate::transport::Transport;
 use crate::{Auth, Blob, Config, Error, MAX_MANIFEST_BYTES, Manifest, MediaType, Subject};
 
-/// Speaks to any registry. Clones share connections.
+/// Speaks to any registry. Clones share connections and configuration.
 #[derive(Clone, Debug)]
-pub struct Client(Arc<Transport>);
+pub struct Client(Arc<RwLock<Arc<Transport>>>);
 
 impl Client {
     /// Makes a client; nothing is opened yet, and trust is read at the first use of TLS.
@@ -25,13 +25,24 @@ impl Client {
     /// # Errors
     /// [`Error::Proxy`] if a proxy's address is unusable.
     pub fn new(config: Config) -> Result<Self, Error> {
-        Ok(Self(Arc::new(Transport::new(config)?)))
+        Ok(Self(Arc::new(RwLock::new(Arc::new(Transport::new(config)?)))))
+    }
+
+    /// Gives all clones another configuration; pulls under way go on with the one they have.
+    ///
+    /// # Errors
+    /// As [`Client::new`]; the configuration is the old one then.
+    pub fn configure(&self, config: Config) -> Result<(), Error> {
+        let transport = Arc::new(Transport::new(config)?);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = transport;
+        Ok(())
     }
 
     /// The repository of `reference`, with the credentials of one pull.
     #[must_use]
     pub fn repository(&self, reference: &Reference, auth: Option<Auth>) -> Repository {
-        Repository(Arc::new(Repositories::new(Arc::clone(&self.0), reference.clone(), auth)))
+        let transport = Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner));
+        Repository(Arc::new(Repositories::new(transport, reference.clone(), auth)))
     }
 }
 

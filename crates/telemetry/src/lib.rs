@@ -1,5 +1,6 @@
 //! Where logs and spans go: standard error, for people on a terminal and as JSON
-//! otherwise; and a collector of traces, if the environment names one.
+//! otherwise; a collector of traces, if the environment names one; and numbers, if somebody
+//! may ask for them.
 //!
 //! A span that ends is logged with its duration at the span's own level, so a filter of
 //! `info` shows one line for each request that changes something, and `debug` the phases
@@ -7,6 +8,7 @@
 //! takes requests, which [continues](continue_trace) the traces of its clients.
 
 mod export;
+mod metrics;
 mod parent;
 
 use std::fmt;
@@ -23,6 +25,7 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{Registry, reload};
 
 pub use export::{Collector, Exporting};
+pub use metrics::{Metrics, Present};
 pub use parent::continue_trace;
 
 /// How long the last spans may take to their collector.
@@ -151,8 +154,8 @@ impl Telemetry {
     }
 }
 
-/// Sends the logs and spans of this process to standard error, and to `exporting`. Call once,
-/// in `main`.
+/// Sends the logs and spans of this process to standard error, to `exporting`, and into
+/// `metrics`. Call once, in `main`.
 ///
 /// # Errors
 /// [`Error::Init`].
@@ -160,6 +163,7 @@ pub fn init(
     format: Format,
     filter: Filter,
     exporting: Option<Exporting>,
+    metrics: Option<&Metrics>,
 ) -> Result<Telemetry, Error> {
     let terminal = io::stderr().is_terminal();
     let human = match format {
@@ -168,13 +172,15 @@ pub fn init(
         Format::Json => false,
     };
     let (filter, handle) = reload::Layer::new(filter.0);
-    match &exporting {
+    let mut others: Vec<Box<dyn Layer<Registry> + Send + Sync>> = Vec::new();
+    others.extend(exporting.as_ref().map(|exporting| exporting.layer().boxed()));
+    others.extend(metrics.map(|metrics| metrics.layer().boxed()));
+    if others.is_empty() {
         // What is not logged is not even made then.
-        None => Registry::default().with(filter).with(lines(human, terminal)).try_init(),
-        Some(exporting) => {
-            let lines = lines(human, terminal).with_filter(filter);
-            Registry::default().with(lines).with(exporting.layer()).try_init()
-        }
+        Registry::default().with(filter).with(lines(human, terminal)).try_init()
+    } else {
+        others.push(lines(human, terminal).with_filter(filter).boxed());
+        Registry::default().with(others).try_init()
     }
     .map_err(Error::Init)?;
     Ok(Telemetry { filter: handle, exporting })

@@ -33,7 +33,7 @@ const NUMBERS: &[(&str, i128, i128)] = &[
 ];
 
 const TABLES: &[&str] =
-    &["cri", "streaming", "log", "image", "registry", "network", "container", "runtime"];
+    &["cri", "streaming", "log", "image", "registry", "metrics", "network", "container", "runtime"];
 
 /// A value that is wrong.
 #[derive(Debug)]
@@ -101,6 +101,8 @@ pub(super) fn check(config: &Config) -> Result<(), Wrong> {
     }
     absolute("registry.config_path", &config.registry.config_path)?;
     streaming(config)?;
+    crate::metrics::Address::parse(&config.metrics.address)
+        .map_err(|complaint| Wrong::new("metrics.address", complaint))?;
     network(&config.network)?;
     if CgroupPath::new(&config.container.cgroup_base).is_err() {
         let written = &config.container.cgroup_base;

@@ -24,6 +24,7 @@ fn the_commented_file_names_every_key() {
         ("[log]", "x = 1"),
         ("[image]", "x = 1"),
         ("[registry]", "x = 1"),
+        ("[metrics]", "x = 1"),
         ("[network]", "x = 1"),
         ("[container]", "x = 1"),
         ("[runtime]", "x = 1"),
@@ -72,6 +73,10 @@ fn what_no_daemon_could_use_is_refused_before_it_starts() {
         ("log.filter", &["''", "'infoo'", "'warning'", "'info,,'", "'berth_engine'", "'=info'"]),
         ("image.plain_http[0]", &["''", "'http://a.b'", "'a.b/c'", "'*.b'", "'a:x'"]),
         ("image.ca_files[0]", &["'x.pem'", "''"]),
+        (
+            "metrics.address",
+            &["'0.0.0.0:9'", "'10.0.0.1:9'", "'localhost:9'", "'127.0.0.1'", "'unix:x'", "'/x'"],
+        ),
         ("network.bridge", &["'..'", "'lo'", "'all'", "\"a\\tb\"", "''"]),
         ("network.table", &["''", "'a b'", "'a;flush'", "'0a'"]),
         (

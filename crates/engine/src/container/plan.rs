@@ -86,7 +86,7 @@ impl Plan {
             device_mounts: mounts::cdi::mounts(&edits),
             localhost_seccomp: profile.as_deref(),
             volumes: volumes::mounts(&core.snapshots, &spec.mounts, &image.volumes)?,
-            defaults: &core.defaults,
+            defaults: &core.defaults.get(),
         };
         relabel(core, &wanted)?;
         let oci = berth_spec::build(&wanted).map_err(refused)?;

@@ -79,7 +79,7 @@ impl Driver {
         }
         let now = limits_of(&self.record);
         let new = now.changed(change);
-        let wanted = berth_spec::changed_limits(&new, self.core.defaults.swap_accounting);
+        let wanted = berth_spec::changed_limits(&new, self.core.defaults.get().swap_accounting);
         let name = self.record.spec.name.name.clone();
         let wanted = wanted.map_err(|source| Error::Spec { name, source })?;
         let score_changes = new.oom_score_adj != now.oom_score_adj;

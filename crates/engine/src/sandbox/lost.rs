@@ -12,7 +12,7 @@ impl Driver {
     /// Kills what the shim can no longer answer for, and marks the sandbox. Each container
     /// notices by itself. Network and address stay until the sandbox is stopped.
     pub(super) async fn lost(&mut self) -> Result<(), Error> {
-        tracing::warn!("shim is gone");
+        tracing::warn!(counter.shim_deaths = 1, "shim is gone");
         self.sandbox.shim.set(None);
         if self.record.owns_cgroup
             && let Err(error) = self.kill_all().await

@@ -64,7 +64,7 @@ impl Plan {
         let (cgroup, owns_cgroup) = cgroup(core, &spec, &id)?;
         let own_ipc = spec.namespaces.ipc != NamespaceMode::Node;
         let options = SandboxOptions {
-            shm_size: if own_ipc { core.config.shm_bytes } else { 0 },
+            shm_size: if own_ipc { core.shm_bytes.get() } else { 0 },
             share_pid: spec.namespaces.pid == NamespaceMode::Pod,
         };
         Ok(Self {

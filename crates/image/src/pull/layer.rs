@@ -151,7 +151,7 @@ impl Workshop {
     async fn download(&self, job: &Job, to_store: mpsc::Sender<Bytes>) -> Result<(), Error> {
         let failed = |source| Error::Registry { action: "fetch layer", source: Box::new(source) };
         let mut blob = self.repository.blob(&job.digest, job.size).await.map_err(failed)?;
-        let (mut received, mut told) = (0, Instant::now());
+        let (mut received, mut told) = (0_u64, Instant::now());
         while let Some(bytes) = blob.next().await.map_err(failed)? {
             received += u64::try_from(bytes.len()).unwrap_or(0);
             if told.elapsed() >= PROGRESS {
@@ -162,6 +162,7 @@ impl Workshop {
                 break; // storing failed, and says why itself
             }
         }
+        tracing::debug!(counter.pull_bytes = received, "layer received");
         Ok(())
     }
 

@@ -21,6 +21,7 @@ use berth_snapshot::Size;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, debug_span};
 
 pub(crate) use flight::Flights;
 pub(crate) use stream::Exceeded;
@@ -77,18 +78,19 @@ pub(crate) async fn pull(
         Arc::new(blocking("watch the disk", move || images.written()).await??)
     };
     let pull = Pull { images, reference, repository, pin, written };
-    let top = pull.resolve_top().await?;
+    let top = pull.resolve_top().instrument(debug_span!("pull.resolve")).await?;
     if let Some(found) = pull.present(top.digest).await? {
         tracing::debug!(digest = %top.digest, "image is present");
         return Ok(found);
     }
-    let (resolved, config) = pull.documents(top).await?;
+    let documents = pull.documents(top).instrument(debug_span!("pull.documents"));
+    let (resolved, config) = documents.await?;
     let chain = ChainId::chain(&config.diff_ids);
     let plan = Plan { resolved, config, chain };
-    let unpacked = pull.unpack(&plan).await?;
+    let unpacked = pull.unpack(&plan).instrument(debug_span!("pull.unpack")).await?;
     step(Point::PULL_UNPACKED).await?;
     let layers = unpacked.len();
-    let record = pull.record(plan, unpacked).await?;
+    let record = pull.record(plan, unpacked).instrument(debug_span!("pull.record")).await?;
     tracing::info!(
         image.id = %record.id,
         bytes = record.size,
