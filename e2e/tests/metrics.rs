@@ -145,6 +145,8 @@ async fn only_what_runs_is_measured_and_streams_say_the_same() -> Result<()> {
     assert_eq!(ids(first.pod_sandbox_metrics), expected);
     assert!(parts.message().await?.is_none());
 
+    node.kill_and_restart().await?;
+    assert_eq!(ids(metrics(&mut node).await?), expected, "after a restart of the daemon");
     node.cri.stop_container(&running, 0).await?;
     assert_eq!(ids(metrics(&mut node).await?), [(kubelets.id.clone(), vec![])]);
     node.assert_clean().await

@@ -2,14 +2,18 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use rustix::fs::{Mode, OFlags};
 
 use crate::Error;
 
 /// Most that is read of a file with counters or a list, bytes.
 const READ_LIMIT: u64 = 16 << 20;
+/// Most that is read of a file of counters, bytes.
+const MOST: usize = 1 << 20;
 
 /// The directory of a cgroup in one hierarchy.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -87,39 +91,61 @@ impl Directory {
 #[derive(Debug)]
 pub(crate) struct Reader {
     bytes: Vec<u8>,
+    /// The directory that was entered last.
+    entered: Option<(PathBuf, OwnedFd)>,
 }
 
 impl Reader {
     pub(crate) fn new() -> Self {
         // More than any file of counters has, so that one read takes all of it.
-        Self { bytes: vec![0; 8 << 10] }
+        Self { bytes: vec![0; 8 << 10], entered: None }
+    }
+
+    /// Finds the directory once for all of its files that are read next: to find one from the
+    /// root is most of what a small file costs. One that is not there shows at the first file.
+    pub(crate) fn enter(&mut self, directory: &Directory) {
+        if self.entered.as_ref().is_some_and(|(path, _)| path == directory.path()) {
+            return;
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(directory.path(), flags, Mode::empty()).ok();
+        self.entered = opened.map(|opened| (directory.path().to_owned(), opened));
+    }
+
+    fn open(&self, directory: &Directory, name: &str) -> Result<OwnedFd, rustix::io::Errno> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        match &self.entered {
+            Some((path, entered)) if path == directory.path() => {
+                rustix::fs::openat(entered, name, flags, Mode::empty())
+            }
+            _ => rustix::fs::open(directory.file(name), flags, Mode::empty()),
+        }
     }
 
     /// The text of `name` in `directory`.
+    ///
+    /// Not for lists of processes: other files the kernel writes in one piece (`seq_show`), so
+    /// that nothing follows a read that did not fill the memory.
     pub(crate) fn text(&mut self, directory: &Directory, name: &str) -> Result<&str, Error> {
-        let path = directory.file(name);
         let failed = |source: rustix::io::Errno| Error::Read {
             path: directory.file(name),
             source: Errno::from_raw(source.raw_os_error()),
         };
-        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
-        let file = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).map_err(failed)?;
+        let file = self.open(directory, name).map_err(failed)?;
         let mut length = 0;
         loop {
-            if length == self.bytes.len() {
-                self.bytes.resize(length * 2, 0);
-            }
             match rustix::io::read(&file, &mut self.bytes[length..]) {
-                Ok(0) => break,
                 Ok(more) => length += more,
-                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::INTR) => continue,
                 Err(errno) => return Err(failed(errno)),
             }
-            if u64::try_from(length).is_ok_and(|length| length >= READ_LIMIT) {
+            if length < self.bytes.len() || length >= MOST {
                 break;
             }
+            self.bytes.resize(length * 2, 0);
         }
-        str::from_utf8(&self.bytes[..length]).map_err(|_| Error::Malformed { path })
+        let text = str::from_utf8(&self.bytes[..length]);
+        text.map_err(|_| Error::Malformed { path: directory.file(name) })
     }
 
     /// As [`Reader::text`]; `None` when there is no such file or directory.
@@ -207,6 +233,25 @@ mod tests {
         ));
         assert!(std::fs::read_dir(root.path()).unwrap().next().is_none());
         assert_eq!(gone.read_if_there("pids.max").unwrap(), None);
+    }
+
+    #[test]
+    fn a_reader_reads_files_of_any_length_in_any_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let (here, below) =
+            (Directory::new(root.path().to_owned()), Directory::new(root.path().join("below")));
+        std::fs::create_dir(below.path()).unwrap();
+        let mut reader = Reader::new();
+        for length in [0, 1, (8 << 10) - 1, 8 << 10, (8 << 10) + 1, 100_000] {
+            std::fs::write(here.file("f"), "x".repeat(length)).unwrap();
+            std::fs::write(below.file("f"), "y".repeat(length)).unwrap();
+            reader.enter(&here);
+            assert_eq!(reader.text(&here, "f").unwrap(), "x".repeat(length));
+            assert_eq!(reader.text(&below, "f").unwrap(), "y".repeat(length));
+        }
+        reader.enter(&Directory::new(root.path().join("gone")));
+        assert_eq!(reader.text_if_there(&here, "g").unwrap(), None);
+        assert_eq!(reader.text(&below, "f").unwrap().len(), 100_000);
     }
 
     #[test]

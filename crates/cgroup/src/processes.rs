@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -61,8 +62,12 @@ fn collect(top: Directory, all: &mut BTreeSet<u32>) -> Result<(), Error> {
     Ok(())
 }
 
+/// The cgroups in one. Nearly every container's has none, as its count of links says (two, and
+/// one for each directory in it), which is had for a tenth of what reading it costs.
 fn children(directory: PathBuf) -> impl Iterator<Item = PathBuf> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let leaf = std::fs::metadata(&directory).is_ok_and(|metadata| metadata.nlink() == 2);
+    let entries = (!leaf).then(|| std::fs::read_dir(directory)).into_iter().flatten();
+    let entries = entries.flatten().flatten();
     entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path())
 }
 

@@ -49,6 +49,7 @@ fn read(
     }
     // Only v2 tells of pressure, on a hybrid host without a controller too.
     if let Some(unified) = mounts.unified(path) {
+        reader.enter(&unified);
         let mut pressure = |file| pressure(reader, &unified, file);
         if let Some(cpu) = &mut usage.cpu {
             cpu.pressure = pressure("cpu.pressure")?;

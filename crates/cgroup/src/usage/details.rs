@@ -51,6 +51,7 @@ fn memory_v1(
     directory: &Directory,
     details: &mut CgroupDetails,
 ) -> Result<(), Error> {
+    reader.enter(directory);
     details.kernel_bytes = reader.number_if_there(directory, "memory.kmem.usage_in_bytes")?;
     details.peak_bytes = reader.number(directory, "memory.max_usage_in_bytes")?;
     details.limit_hits = reader.number(directory, "memory.failcnt")?;
@@ -84,6 +85,7 @@ fn cpu_limits_v1(
     directory: &Directory,
     limits: &mut CgroupLimits,
 ) -> Result<(), Error> {
+    reader.enter(directory);
     limits.cpu_shares = reader.number(directory, "cpu.shares")?;
     // A kernel without CFS_BANDWIDTH has neither file.
     limits.cpu_period = reader.number_if_there(directory, "cpu.cfs_period_us")?;

@@ -261,8 +261,16 @@ fn v1_says_the_same_in_other_files() {
 
     let limited = "memory.memsw.limit_in_bytes";
     std::fs::write(root.path().join("a").join(limited), "268439552\n").unwrap();
+    let stat = V1.iter().find(|(file, _)| *file == "memory.stat").unwrap().1;
+    let stat = stat.replace("memsw_limit 9223372036854771712", "memsw_limit 268439552");
+    std::fs::write(root.path().join("a/memory.stat"), &stat).unwrap();
     let swap = usage(&mounts, &path).unwrap().memory.unwrap().swap.unwrap();
     assert_eq!(swap.limit_bytes, Some(4096));
+
+    // Nobody up to the root has a limit: what its own file says is not looked at.
+    let stat = stat.replace("_limit 268435456", "_limit 9223372036854771712");
+    std::fs::write(root.path().join("a/memory.stat"), stat).unwrap();
+    assert_eq!(usage(&mounts, &path).unwrap().memory.unwrap().limit_bytes, None);
 }
 
 #[test]

@@ -13,8 +13,8 @@ const UNLIMITED: u64 = 1 << 62;
 const TICK_NS: u64 = 10_000_000;
 
 pub(super) fn memory(reader: &mut Reader, directory: &Directory) -> Result<MemoryUsage, Error> {
+    reader.enter(directory);
     let bytes = reader.number(directory, "memory.usage_in_bytes")?.unwrap_or(0);
-    let limit_bytes = limit(reader, directory, "memory.limit_in_bytes")?;
     let keys = Keys::of(reader.text(directory, "memory.stat")?);
     let [inactive, rss_bytes, cache_bytes, mapped_bytes] =
         ["total_inactive_file", "total_rss", "total_cache", "total_mapped_file"]
@@ -25,18 +25,28 @@ pub(super) fn memory(reader: &mut Reader, directory: &Directory) -> Result<Memor
         rss_bytes,
         cache_bytes,
         mapped_bytes,
-        limit_bytes,
         page_faults: keys.number("total_pgfault"),
         major_page_faults: keys.number("total_pgmajfault"),
         own_page_faults: keys.get("pgfault"),
         own_major_page_faults: keys.get("pgmajfault"),
         ..MemoryUsage::default()
     };
-    // The line is there if swap is accounted. What may be there beside memory is the
-    // difference of the two limits.
-    if let Some(bytes) = keys.get("total_swap") {
-        let both = limit_if_there(reader, directory, "memory.memsw.limit_in_bytes")?;
-        let limit_bytes = both.zip(limit_bytes).map(|(both, memory)| both.saturating_sub(memory));
+    // Where neither the cgroup nor one above it has a limit, its own need not be read.
+    let limited = |key| keys.get(key).is_none_or(|limit| limit < UNLIMITED);
+    let both_limited = limited("hierarchical_memsw_limit");
+    // The line is there if swap is accounted.
+    let swap = keys.get("total_swap");
+    if limited("hierarchical_memory_limit") {
+        memory.limit_bytes = limit(reader, directory, "memory.limit_in_bytes")?;
+    }
+    if let Some(bytes) = swap {
+        // What may be swapped is the difference of the two limits.
+        let both = match both_limited {
+            true => limit_if_there(reader, directory, "memory.memsw.limit_in_bytes")?,
+            false => None,
+        };
+        let limits = both.zip(memory.limit_bytes);
+        let limit_bytes = limits.map(|(both, memory)| both.saturating_sub(memory));
         memory.swap = Some(SwapUsage { bytes, limit_bytes });
     }
     Ok(memory)

@@ -11,6 +11,7 @@ pub(super) fn memory(
     reader: &mut Reader,
     directory: &Directory,
 ) -> Result<Option<MemoryUsage>, Error> {
+    reader.enter(directory);
     let Some(bytes) = reader.number_if_there(directory, "memory.current")? else {
         return Ok(None);
     };
