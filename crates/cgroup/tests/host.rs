@@ -121,6 +121,22 @@ fn a_cgroup_is_made_everywhere_and_removed_with_what_is_below() {
     deep.kill_all().unwrap();
 }
 
+/// teeth: crates/cgroup/src/processes.rs: `metadata.nlink() == 2` → `metadata.nlink() >= 2`
+#[test]
+fn processes_of_the_cgroups_below_are_listed_and_killed_too() {
+    let Some(scratch) = Scratch::new() else { return };
+    let below = scratch.cgroup.path().child("a").unwrap().child("b").unwrap();
+    let deep = scratch.hierarchy.create(&below).unwrap();
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    for directory in deep.paths() {
+        std::fs::write(directory.join("cgroup.procs"), child.id().to_string()).unwrap();
+    }
+    assert_eq!(scratch.cgroup.pids().unwrap(), [child.id()]);
+    scratch.cgroup.kill_all().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(9));
+    scratch.remove();
+}
+
 #[test]
 fn limits_are_what_the_kernel_then_enforces() {
     let Some(scratch) = Scratch::new() else { return };

@@ -40,6 +40,23 @@ impl Netns {
         made.join().unwrap()
     }
 
+    /// One that belongs to a user namespace of its own, as that of a pod with user namespaces.
+    fn of_a_user_namespace() -> Self {
+        // Only a process with a single thread may enter a user namespace that it made.
+        let mut child = std::process::Command::new("unshare")
+            .args(["--user", "--net", "sh", "-c", "echo; read end"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        let netns = std::fs::File::open(format!("/proc/{}/ns/net", child.id())).unwrap();
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        Self(netns.into())
+    }
+
     /// That of the calling thread.
     fn own() -> Self {
         Self(std::fs::File::open("/proc/thread-self/ns/net").unwrap().into())

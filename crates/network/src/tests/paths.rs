@@ -155,3 +155,15 @@ fn every_interface_of_a_namespace_is_counted_and_no_other_namespaces() {
         assert!(eth0(node, &two).rx_bytes - before.rx_bytes < 50_000, "they are another's");
     });
 }
+
+#[test]
+fn a_namespace_of_another_user_namespace_is_counted() {
+    on_default_node(|node| {
+        let netns = Netns::of_a_user_namespace();
+        assert_eq!(node.network.counters(netns.fd()).unwrap(), []);
+        let id = id("users");
+        node.network.attach(&id, netns.fd(), &[]).unwrap();
+        let all = node.network.counters(netns.fd()).unwrap();
+        assert_eq!(all.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
+    });
+}
