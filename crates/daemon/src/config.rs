@@ -84,6 +84,7 @@ pub(crate) struct Config {
     pub(crate) metrics: Metrics,
     pub(crate) network: Network,
     pub(crate) container: Container,
+    pub(crate) nri: Nri,
     pub(crate) runtime: Runtime,
 }
 
@@ -161,6 +162,18 @@ pub(crate) struct Container {
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
 }
 
+/// Plugins of the Node Resource Interface.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Nri {
+    pub(crate) enabled: bool,
+    pub(crate) socket: PathBuf,
+    pub(crate) plugins: PathBuf,
+    pub(crate) plugin_configs: PathBuf,
+    pub(crate) registration_timeout_ms: u64,
+    pub(crate) request_timeout_ms: u64,
+}
+
 /// Runtime handlers.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(deny_unknown_fields, default)]
@@ -189,6 +202,7 @@ impl Default for Config {
             metrics: Metrics::default(),
             network: Network::default(),
             container: Container::default(),
+            nri: Nri::default(),
             runtime: Runtime::default(),
         }
     }
@@ -244,6 +258,19 @@ impl Default for Container {
             shm_size: 64 << 20,
             seccomp_profiles: "/var/lib/kubelet/seccomp".into(),
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+        }
+    }
+}
+
+impl Default for Nri {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            socket: "/var/run/nri/nri.sock".into(),
+            plugins: "/opt/nri/plugins".into(),
+            plugin_configs: "/etc/nri/conf.d".into(),
+            registration_timeout_ms: 5000,
+            request_timeout_ms: 2000,
         }
     }
 }

@@ -79,6 +79,19 @@ pub(crate) fn engine(config: &Config) -> Result<berth_engine::Config> {
         cdi_dirs: config.container.cdi_spec_dirs.clone(),
         seccomp_profiles: config.container.seccomp_profiles.clone(),
         stats_age: STATS_AGE,
+        nri: nri(config),
+    })
+}
+
+fn nri(config: &Config) -> Option<berth_nri::Config> {
+    let nri = &config.nri;
+    nri.enabled.then(|| berth_nri::Config {
+        socket: Some(nri.socket.clone()).filter(|socket| !socket.as_os_str().is_empty()),
+        plugins: nri.plugins.clone(),
+        configurations: nri.plugin_configs.clone(),
+        registration_timeout: Duration::from_millis(nri.registration_timeout_ms),
+        request_timeout: Duration::from_millis(nri.request_timeout_ms),
+        runtime: ("berth".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
     })
 }
 

@@ -48,6 +48,8 @@ pub struct Config {
     pub seccomp_profiles: PathBuf,
     /// How long a reading of a cgroup stays good.
     pub stats_age: Duration,
+    /// Plugins of the Node Resource Interface; `None` means none.
+    pub nri: Option<berth_nri::Config>,
 }
 
 impl Config {

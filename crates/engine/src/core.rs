@@ -11,6 +11,7 @@ use berth_model::sandbox::SandboxName;
 use berth_model::stats::DiskUsage;
 use berth_model::{ContainerId, SandboxId, SandboxSpec};
 use berth_network::Network;
+use berth_nri::Nri;
 use berth_shim_client::Runtime;
 use berth_snapshot::Snapshots;
 use berth_stats::{Readings, Sampler};
@@ -76,6 +77,8 @@ pub(crate) struct Core {
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
     pub(crate) boot_id: String,
+    /// Plugins; `None` if there can be none.
+    pub(crate) nri: Option<Nri>,
 }
 
 impl Core {

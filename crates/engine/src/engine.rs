@@ -24,7 +24,7 @@ use crate::status::{
 };
 use crate::{
     Auth, Config, Error, Events, EventsEnd, FsInfo, ShimInfo, attach, container, exec, forward,
-    open, recovery, sandbox, stats,
+    hooks, open, recovery, sandbox, stats,
 };
 
 /// How long work in flight may hold up a shutdown.
@@ -60,6 +60,11 @@ impl Engine {
         step(Point::RECOVER_IMAGES).await?;
         recovery::recover(&core, stored).instrument(info_span!("recover")).await?;
         berth_failpoint::reached(Point::RECOVER_RECOVERED).await;
+        // Plugins are told what is true, and hear of every request there will be.
+        if let Some(nri) = &core.nri {
+            let host = Arc::new(hooks::Host(Arc::downgrade(&core)));
+            nri.start(host).await.map_err(|source| Error::Nri { source: Box::new(source) })?;
+        }
         Ok(Self { core })
     }
 
@@ -73,6 +78,9 @@ impl Engine {
         if tokio::time::timeout(SHUTDOWN, self.core.tasks.wait()).await.is_err() {
             let left = self.core.tasks.len();
             tracing::warn!(left, "work in flight is left to the next start");
+        }
+        if let Some(nri) = &self.core.nri {
+            nri.shutdown().await;
         }
     }
 
@@ -271,16 +279,22 @@ impl Engine {
     pub async fn update_container(&self, id: &ContainerId, limits: Resources) -> Result<(), Error> {
         let span = debug_span!("update_container", container.id = %id);
         let container = self.core.container(id)?;
+        let limits = hooks::update_container(&self.core, &container, limits).await?;
         let asked = container.ask(|reply| ContainerCommand::Update(Box::new(limits), reply));
         let what = || format!("new limits of container {id}");
         let done = tokio::time::timeout(UPDATE, asked.instrument(span)).await;
-        done.map_err(|_| Error::Deadline { what: what(), limit: UPDATE })?
+        done.map_err(|_| Error::Deadline { what: what(), limit: UPDATE })??;
+        hooks::post_update_container(&self.core, &container).await;
+        Ok(())
     }
 
     /// Takes note of what a whole pod may use. Its client has limited the pod's cgroup.
     pub async fn update_sandbox(&self, id: &SandboxId, limits: PodLimits) -> Result<(), Error> {
         let sandbox = self.core.sandbox(id)?;
-        sandbox.ask(|reply| SandboxCommand::Update(Box::new(limits), reply)).await
+        hooks::update_sandbox(&self.core, &sandbox, &limits).await?;
+        sandbox.ask(|reply| SandboxCommand::Update(Box::new(limits), reply)).await?;
+        hooks::post_update_sandbox(&self.core, &sandbox).await;
+        Ok(())
     }
 
     /// Begins to listen to what happens: from now on, or after the event at `after`, if all

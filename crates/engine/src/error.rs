@@ -211,6 +211,20 @@ pub enum Error {
         /// Why it failed.
         source: berth_network::Error,
     },
+    /// Plugins refused it, or contradicted each other.
+    #[error("plugins of this node did not agree to {id}")]
+    Plugins {
+        /// The sandbox or container.
+        id: String,
+        /// Who, and why.
+        source: Box<berth_nri::Error>,
+    },
+    /// The interface to plugins could not be made.
+    #[error("open the interface to plugins")]
+    Nri {
+        /// Why it failed.
+        source: Box<berth_nri::Error>,
+    },
     /// A cgroup.
     #[error("{action} {path}")]
     Cgroup {
@@ -305,6 +319,7 @@ impl Error {
             Self::Io { source, .. } | Self::Namespaces { source, .. } => ErrorKind::of_io(source),
             Self::Metadata { source, .. } => source.kind(),
             Self::Network { source, .. } | Self::NetworkBase { source } => network_kind(source),
+            Self::Plugins { source, .. } | Self::Nri { source } => source.kind(),
             Self::Cgroup { source, .. } => source.kind(),
             Self::Snapshot { source, .. } => source.kind(),
             Self::Image { source, .. } => source.kind(),

@@ -30,6 +30,7 @@ mod events;
 mod exec;
 mod files;
 mod forward;
+mod hooks;
 mod leases;
 mod lsm;
 mod names;

@@ -7,6 +7,7 @@ use berth_cgroup::Hierarchy;
 use berth_image::Images;
 use berth_metadata::{Copies, PodStore, Pods};
 use berth_network::Network;
+use berth_nri::Nri;
 use berth_stats::{Readings, Sampler};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -83,6 +84,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         shutdown,
         boot_id: clock::boot_id()?,
         shm_bytes: Published::new(config.shm_bytes),
+        nri: config.nri.clone().map(Nri::new),
         config,
         pods,
         images,

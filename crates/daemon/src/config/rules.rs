@@ -30,10 +30,22 @@ const NUMBERS: &[(&str, i128, i128)] = &[
     ("network.mtu", 1280, 65_535),
     ("container.pids_limit", 0, 1 << 22),
     ("container.shm_size", 4096, 1 << 40),
+    ("nri.registration_timeout_ms", 100, 60_000),
+    ("nri.request_timeout_ms", 100, 60_000),
 ];
 
-const TABLES: &[&str] =
-    &["cri", "streaming", "log", "image", "registry", "metrics", "network", "container", "runtime"];
+const TABLES: &[&str] = &[
+    "cri",
+    "streaming",
+    "log",
+    "image",
+    "registry",
+    "metrics",
+    "network",
+    "container",
+    "nri",
+    "runtime",
+];
 
 /// A value that is wrong.
 #[derive(Debug)]
@@ -115,6 +127,7 @@ pub(super) fn check(config: &Config) -> Result<(), Wrong> {
     for (index, directory) in config.container.cdi_spec_dirs.iter().enumerate() {
         absolute(Key::from("container.cdi_spec_dirs").entry(index), directory)?;
     }
+    nri(config)?;
     runtime(&config.runtime)
 }
 
@@ -155,21 +168,36 @@ fn directories(config: &Config) -> Result<(), Wrong> {
     }
     absolute("cri.socket", &socket)?;
     no_longer("cri.socket", &socket, MAX_SOCKET_BYTES)?;
-    apart(root, state, &socket)
+    apart("cri.socket", root, state, &socket)
 }
 
 /// The socket is no directory of berthd's, nor where its records and shims are.
-fn apart(root: &Path, state: &Path, socket: &Path) -> Result<(), Wrong> {
+fn apart(key: &str, root: &Path, state: &Path, socket: &Path) -> Result<(), Wrong> {
     let over = |dir: &Path| dir.starts_with(socket);
     let own = ["s", "sandboxes", "containers", "exec", "berthd.lock"];
     if over(root) || over(state) || socket.starts_with(root) {
         let complaint = "must lie neither in root nor above root or state";
-        return Err(Wrong::new("cri.socket", complaint));
+        return Err(Wrong::new(key, complaint));
     }
     if own.iter().any(|name| socket.starts_with(state.join(name))) {
-        return Err(Wrong::new("cri.socket", "is a name that berthd uses itself below state"));
+        return Err(Wrong::new(key, "is a name that berthd uses itself below state"));
     }
     Ok(())
+}
+
+fn nri(config: &Config) -> Result<(), Wrong> {
+    let nri = &config.nri;
+    absolute("nri.plugins", &nri.plugins)?;
+    absolute("nri.plugin_configs", &nri.plugin_configs)?;
+    if nri.socket.as_os_str().is_empty() {
+        return Ok(());
+    }
+    absolute("nri.socket", &nri.socket)?;
+    no_longer("nri.socket", &nri.socket, MAX_SOCKET_BYTES)?;
+    if nri.socket == config.socket() {
+        return Err(Wrong::new("nri.socket", "must not be the socket of the CRI"));
+    }
+    apart("nri.socket", &config.root, &config.state, &nri.socket)
 }
 
 fn network(network: &Network) -> Result<(), Wrong> {

@@ -27,6 +27,7 @@ fn the_commented_file_names_every_key() {
         ("[metrics]", "x = 1"),
         ("[network]", "x = 1"),
         ("[container]", "x = 1"),
+        ("[nri]", "x = 1"),
         ("[runtime]", "x = 1"),
         ("[runtime.handlers.berth]", "shim = 'a'\nx = 1"),
     ] {
@@ -86,6 +87,9 @@ fn what_no_daemon_could_use_is_refused_before_it_starts() {
         ("container.cgroup_base", &["''", "'/'", "'a'", "'/a/../b'"]),
         ("container.seccomp_profiles", &["''", "'a'", "'/a/../b'"]),
         ("container.cdi_spec_dirs[0]", &["''", "'a'", "'/a/../b'"]),
+        ("nri.socket", &["'a'", "'/run/berth/berth.sock'", "'/run/berth/s/x'", "'/var/lib'"]),
+        ("nri.plugins", &["''", "'a'"]),
+        ("nri.plugin_configs", &["''", "'a/b'"]),
         ("runtime.handlers.x.shim", &["'a/b'", "'../b'", "'/a/../b'", "''", "'/'"]),
     ] {
         for value in values {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use berth_failpoint::Point;
 use berth_image::Hold;
 use berth_model::{ContainerId, ContainerSpec, SandboxId};
+use berth_nri::Passage;
 use berth_snapshot::{Durability, SnapshotKey};
 use oci_spec::image::ImageConfiguration;
 use tracing::{Instrument as _, debug_span};
@@ -18,7 +19,7 @@ use crate::names::Claim;
 use crate::pending::Object;
 use crate::sandbox::{Sandbox, remove_dir};
 use crate::undo::Undo;
-use crate::{Error, clock, files};
+use crate::{Error, clock, files, hooks};
 
 /// Prepares a container, or joins the work of a request with the same name.
 pub(crate) async fn create(
@@ -78,15 +79,17 @@ async fn make(
     let undo = Undo::new(&core.pending, Object::new("container", &id));
     tracing::Span::current().record("container.id", id.as_str());
     let built = async {
-        let plan = build(core, &sandbox, id.clone(), spec, &undo).await?;
+        let (plan, passage) = build(core, &sandbox, id.clone(), spec, &undo).await?;
         let made = Container::new(core, Arc::clone(&sandbox), &plan.record)?;
-        Ok((plan, made))
+        Ok((plan, made, passage))
     };
     match built.await {
-        Ok((plan, (container, commands))) => {
+        Ok((plan, (container, commands), passage)) => {
             undo.disarm();
             let new = Adoption { new: true, ..Adoption::default() };
-            driver::spawn(core, container, plan.record, commands, new);
+            driver::spawn(core, Arc::clone(&container), plan.record, commands, new);
+            hooks::post_create_container(core, &container).await;
+            drop(passage);
             berth_failpoint::reached(Point::CREATE_PUBLISHED).await;
             Ok(id)
         }
@@ -105,7 +108,7 @@ async fn build(
     id: ContainerId,
     spec: ContainerSpec,
     undo: &Undo,
-) -> Result<Plan, Error> {
+) -> Result<(Plan, Option<Passage>), Error> {
     step(Point::CREATE_CLAIMED).await?;
     // The images stay whole until a record names their layers.
     let hold = hold(core, &spec.image).instrument(debug_span!("image")).await?;
@@ -117,7 +120,7 @@ async fn build(
         record: hold.image.clone(),
         volumes: volumes::found(&volumes),
     };
-    let plan = {
+    let mut plan = {
         let (core, sandbox) = (Arc::clone(core), Arc::clone(sandbox));
         let disk = core.disk.clone();
         let id = id.clone();
@@ -125,6 +128,8 @@ async fn build(
         disk.run(work).instrument(debug_span!("spec")).await??
     };
     step(Point::CREATE_PLANNED).await?;
+    let passage = hooks::pass(core, &id).await?;
+    hooks::create_container(core, sandbox, &mut plan.record, &mut plan.oci, undo).await?;
     let bundle = core.config.containers().join(&id);
     undo.push("remove bundle", {
         let (core, bundle) = (Arc::clone(core), bundle.clone());
@@ -160,7 +165,7 @@ async fn build(
     });
     core.save_container(&plan.record).instrument(debug_span!("store")).await?;
     step(Point::CREATE_STORED).await?;
-    Ok(plan)
+    Ok((plan, passage))
 }
 
 async fn hold(core: &Core, name: &str) -> Result<Hold, Error> {

@@ -49,6 +49,8 @@ pub(super) struct Driver {
     pub(super) updating: Option<Updating>,
     /// Changes of limits that wait, oldest first.
     pub(super) updates: VecDeque<(Resources, Reply)>,
+    /// Whether plugins know that it goes, however often that is tried.
+    pub(super) told_gone: bool,
     /// What could not be done and is tried again.
     pub(super) unfinished: Unfinished,
 }
@@ -104,6 +106,7 @@ pub(crate) fn spawn(
         stopping: None,
         updating: None,
         updates: VecDeque::new(),
+        told_gone: false,
         unfinished,
     };
     tasks.spawn(driver.run().instrument(span));

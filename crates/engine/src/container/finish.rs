@@ -10,10 +10,10 @@ use berth_model::ContainerState;
 use berth_model::container::{ContainerEvent, Exit};
 
 use super::driver::Driver;
-use crate::Error;
 use crate::again::Again;
 use crate::core::step;
 use crate::error::SharedError;
+use crate::{Error, hooks};
 
 /// What is to be tried again.
 #[derive(Debug)]
@@ -78,7 +78,9 @@ impl Driver {
 
     async fn store_end(&mut self, exit: Exit) -> Result<(), Error> {
         step(Point::STOP_ENDED).await?;
-        self.enter(ContainerEvent::Exited(exit)).await
+        self.enter(ContainerEvent::Exited(exit)).await?;
+        hooks::stop_container(&self.core, &self.container).await;
+        Ok(())
     }
 
     /// Stores what is published: the store may have taken what it said it did not.

@@ -14,7 +14,7 @@ use crate::events::EventKind;
 use crate::pending::Object;
 use crate::sandbox::{Reply, answer, remove_cgroup};
 use crate::undo::Step;
-use crate::{Error, files};
+use crate::{Error, files, hooks};
 
 impl Driver {
     /// Removes the container; all who want it get the same outcome. What fails is tried
@@ -42,6 +42,10 @@ impl Driver {
         cgroup.instrument(debug_span!("cgroup")).await?;
         step(Point::REMOVE_CONTAINER_CGROUP).await?;
         let id = self.container.id.clone();
+        let passage = hooks::pass(&self.core, &id).await?;
+        if !std::mem::replace(&mut self.told_gone, true) {
+            hooks::remove_container(&self.core, &self.container).await;
+        }
         match self.core.forget_container(&id).instrument(debug_span!("store")).await {
             Err(error) if error.kind() == ErrorKind::ResourceExhausted => {
                 warn_failure("forget container; its files go first", &error);
@@ -53,6 +57,7 @@ impl Driver {
         }
         step(Point::REMOVE_CONTAINER_FORGOTTEN).await?;
         self.core.containers.remove(&id);
+        drop(passage);
         self.container.removed.store(true, Ordering::Release);
         self.core.forget_usage(&id, &self.container.cgroup);
         self.container.sandbox.members.release(&self.record.spec.name);

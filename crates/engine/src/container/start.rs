@@ -19,6 +19,7 @@ use berth_failpoint::Point;
 use berth_model::container::{ContainerEvent, Timestamp};
 use berth_model::mount::Mount;
 use berth_model::{ContainerId, ContainerState, ErrorKind, SandboxId};
+use berth_nri::Passage;
 use berth_shim_client::{CreateRequest, Input, Output, Shim};
 use berth_snapshot::{Durability, SnapshotKey};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -31,7 +32,7 @@ use super::stop::Waiter;
 use super::{Command, Container, exit};
 use crate::core::{Core, step, warn_failure};
 use crate::sandbox::{Reply, answer};
-use crate::{Error, clock};
+use crate::{Error, clock, hooks};
 
 /// Longest that a start may take: mounts of network file systems may be slow.
 const START: Duration = Duration::from_secs(115);
@@ -44,13 +45,13 @@ const STALE: Duration = Duration::from_secs(5);
 
 /// What is known once the program was executed: the pid, and a time before which nothing
 /// ran, since a short program has ended before the answer is here.
-type Executed = (Shim, u32, Timestamp);
+type Executed = (Shim, u32, Timestamp, Option<Passage>);
 
 /// Why a start did not come to its end.
 pub(super) enum Failure {
     /// The shim was not asked.
     Before(Error),
-    /// The shim refused, or gave no sign of life.
+    /// The shim refused, or gave no sign of life; or a plugin refused.
     Shim(Error),
     /// It was given up.
     Late,
@@ -174,7 +175,8 @@ impl Driver {
         false
     }
 
-    async fn started(&mut self, (shim, pid, at): Executed) -> Result<(), Error> {
+    async fn started(&mut self, executed: Executed) -> Result<(), Error> {
+        let (shim, pid, at, passage) = executed;
         if let Err(error) = self.enter(ContainerEvent::Started { pid, at }).await {
             // A container that no record says is running must not run.
             self.kill_all().await;
@@ -189,6 +191,8 @@ impl Driver {
             return Err(error);
         }
         self.ending = Some(exit::watch(shim, self.container.id.clone()));
+        hooks::post_start_container(&self.core, &self.container).await;
+        drop(passage);
         berth_failpoint::reached(Point::START_PUBLISHED).await;
         Ok(())
     }
@@ -249,11 +253,13 @@ impl Work {
     /// Answers after execve(2).
     async fn run(mut self, shim: Shim) -> Result<Executed, Failure> {
         self.prepare(&shim).await.map_err(Failure::Before)?;
+        let passage = hooks::pass(&self.core, &self.container.id).await.map_err(Failure::Before)?;
+        hooks::start_container(&self.core, &self.container).await.map_err(Failure::Shim)?;
         let silent = |failure| not_executed(&self.container.id, failure);
         let execute = self.execute(&shim);
         let executed = unless_silent(&shim, &self.container.sandbox.id, silent, execute).await;
         let (pid, at) = executed.map_err(Failure::Shim)?;
-        Ok((shim, pid, at))
+        Ok((shim, pid, at, passage))
     }
 
     async fn prepare(&mut self, shim: &Shim) -> Result<(), Error> {

@@ -20,9 +20,18 @@ pub(super) struct Driver {
     pub(super) sandbox: Arc<Sandbox>,
     pub(super) record: SandboxRecord,
     commands: mpsc::Receiver<Asked>,
+    /// Whether plugins know that it was stopped, and that it goes.
+    pub(super) told: Told,
     /// What could not be done and is tried again.
     unfinished: Option<Unfinished>,
     again: Again,
+}
+
+/// What plugins are told once, however often it is tried.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    pub(super) stopped: bool,
+    pub(super) gone: bool,
 }
 
 /// What is tried again until it is done, whether somebody asks for it or not. The greater
@@ -62,8 +71,12 @@ pub(crate) fn spawn(
         core.tell(EventKind::Started, sandbox.id.as_str(), &sandbox);
     }
     let again = Again::new(&core.pending, Object::new("sandbox", &sandbox.id));
+    // A restart finds nothing left of one that was stopped.
+    let stopped =
+        record.phase == SandboxPhase::NotReady && record.shim.is_none() && record.network.is_none();
+    let told = Told { stopped, gone: false };
     let driver =
-        Driver { core: Arc::clone(core), sandbox, record, commands, unfinished: None, again };
+        Driver { core: Arc::clone(core), sandbox, record, commands, told, unfinished: None, again };
     core.tasks.spawn(driver.run().instrument(span));
 }
 

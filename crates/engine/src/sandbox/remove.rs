@@ -8,10 +8,10 @@ use tracing::{Instrument as _, debug_span};
 
 use super::driver::Driver;
 use super::teardown;
-use crate::Error;
 use crate::container::Command;
 use crate::core::step;
 use crate::events::EventKind;
+use crate::{Error, hooks};
 
 impl Driver {
     /// Stops what is not stopped, then forgets the containers and the sandbox.
@@ -26,12 +26,17 @@ impl Driver {
             return Err(failure);
         }
         step(Point::REMOVE_CONTAINERS).await?;
+        let passage = hooks::pass(&self.core, &self.sandbox.id).await?;
+        if !std::mem::replace(&mut self.told.gone, true) {
+            hooks::remove_sandbox(&self.core, &self.sandbox).await;
+        }
         let directory = teardown::remove_dir(&self.core, self.sandbox.dir.clone());
         directory.instrument(debug_span!("directory")).await?;
         step(Point::REMOVE_SANDBOX_DIRECTORY).await?;
         self.core.forget_sandbox(&self.sandbox.id).instrument(debug_span!("store")).await?;
         step(Point::REMOVE_SANDBOX_FORGOTTEN).await?;
         self.core.sandboxes.remove(&self.sandbox.id);
+        drop(passage);
         self.core.names.release(&self.sandbox.spec.name);
         self.core.tell(EventKind::Deleted, self.sandbox.id.as_str(), &self.sandbox);
         self.sandbox.removed.store(true, Ordering::Release);

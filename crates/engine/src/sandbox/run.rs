@@ -19,7 +19,7 @@ use crate::names::Claim;
 use crate::pending::Object;
 use crate::spawner::{IPC_FD, NET_FD, Namespaces, UTS_FD, Wanted};
 use crate::undo::Undo;
-use crate::{Error, files};
+use crate::{Error, files, hooks};
 
 /// How long a shim may take until it answers.
 const SHIM_START: Duration = Duration::from_secs(30);
@@ -83,15 +83,18 @@ async fn make(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
         step(Point::RUN_STORED).await?;
         let shim = build(core, &mut plan, &undo).await?;
         step(Point::RUN_MADE).await?;
+        let passage = hooks::pass(core, &id).await?;
+        hooks::run_sandbox(core, &plan.record, &undo).await?;
         plan.record.phase = SandboxPhase::Ready;
         core.save_sandbox(&plan.record).instrument(debug_span!("store")).await?;
         step(Point::RUN_READY_STORED).await?;
-        Sandbox::new(core, &plan.record, Some(shim))
+        Ok((Sandbox::new(core, &plan.record, Some(shim))?, passage))
     };
     match made.await {
-        Ok((sandbox, commands)) => {
+        Ok(((sandbox, commands), passage)) => {
             undo.disarm();
             driver::spawn(core, sandbox, plan.record, commands, true);
+            drop(passage);
             berth_failpoint::reached(Point::RUN_PUBLISHED).await;
             Ok(id)
         }

@@ -10,9 +10,9 @@ use tracing::{Instrument as _, debug_span};
 
 use super::driver::Driver;
 use super::teardown;
-use crate::Error;
 use crate::container::Command;
 use crate::core::step;
+use crate::{Error, hooks};
 
 /// How long containers in the making may hold up a stop.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -38,6 +38,10 @@ impl Driver {
         if let Some(failure) = failures.into_iter().next() {
             // Somebody lives, or how it ended is with the shim alone.
             return Err(failure);
+        }
+
+        if !std::mem::replace(&mut self.told.stopped, true) {
+            hooks::stop_sandbox(&self.core, &self.sandbox).await;
         }
 
         // Everybody is dead: the shim goes, and with it the last descriptors of the

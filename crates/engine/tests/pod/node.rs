@@ -277,6 +277,7 @@ async fn open(dir: &Path, base: &str) -> Result<Engine, Error> {
         cdi_dirs: vec![dir.join("cdi")],
         seccomp_profiles: dir.join("seccomp"),
         stats_age: Duration::from_secs(1),
+        nri: None,
     };
     Engine::open(config, images).await
 }

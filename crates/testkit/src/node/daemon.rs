@@ -305,13 +305,23 @@ fn configuration(dir: &Path, cgroup_base: &str, options: &NodeOptions) -> Result
         filter => filter,
     };
     let format = if options.log_format.is_empty() { "human" } else { &options.log_format };
+    // The release before this tree has no plugins.
+    let nri = match options.binaries {
+        None => format!(
+            "[nri]\nsocket = '{dir}/nri/nri.sock'\nplugins = '{dir}/nri/plugins'\n\
+             plugin_configs = '{dir}/nri/conf.d'\n{more}\n\n",
+            dir = dir.display(),
+            more = options.nri,
+        ),
+        Some(_) => String::new(),
+    };
     let shim = options.folder()?.join("containerd-shim-berth-v1");
     Ok(format!(
         "root = '{dir}/root'\nstate = '{dir}/run'\n\n\
          [cri]\nsocket = '{dir}/run/berth.sock'\n\n\
          [log]\nformat = '{format}'\nfilter = '{filter}'\n\n\
          [container]\ncgroup_base = '{cgroup_base}'\n{container}\n\n\
-         [runtime.handlers.berth]\nshim = '{shim}'\n\n{more}",
+         {nri}[runtime.handlers.berth]\nshim = '{shim}'\n\n{more}",
         more = options.config,
         container = options.container,
         dir = dir.display(),

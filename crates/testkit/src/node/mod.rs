@@ -34,6 +34,8 @@ pub struct NodeOptions {
     pub config: String,
     /// Lines added to its table `[container]`.
     pub container: String,
+    /// Lines added to its table `[nri]`.
+    pub nri: String,
     /// The daemon's `log.format`; empty means `human`.
     pub log_format: String,
     /// The daemon's `log.filter`; empty means that `quiet` says it.
