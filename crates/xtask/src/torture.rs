@@ -17,8 +17,8 @@ use crate::{binaries, host, run};
 pub(crate) const USAGE: &str = "usage: cargo xtask torture [OPTION VALUE]...
 
   --seed NUMBER     choices to repeat; without it, new ones
-  --only NAME       failpoints, kills, store, pages, power, shim, floods, requests,
-                    patterns, private, or the start of a failpoint's name
+  --only NAME       failpoints, kills, store, pages, power, shim, clients, floods,
+                    requests, patterns, private, or the start of a failpoint's name
   --rounds NUMBER   kills at each failpoint, and every other count
   --ways NUMBER     kills on each way to each failpoint, in place of one that is drawn
   --minutes NUMBER  longest for the failpoints, and for the random kills
@@ -41,7 +41,7 @@ struct Step {
     seed: &'static str,
 }
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     Step {
         name: "store",
         does: "each system call of both stores fails in turn (EIO, ENOSPC), or is the last one",
@@ -73,6 +73,13 @@ const STEPS: [Step; 8] = [
             ("BERTH_TEST_LOG_MIB", "100"),
             ("BERTH_TEST_CLIENTS", "10000"),
         ],
+        seed: "BERTH_SEED",
+    },
+    Step {
+        name: "clients",
+        does: "the engine's own tests, with clients of commands and containers that vanish",
+        test: "pod",
+        counts: &[("BERTH_TEST_CLIENTS", "10000")],
         seed: "BERTH_SEED",
     },
     Step {
