@@ -73,6 +73,7 @@ impl Fixture {
                 (LinuxNamespaceType::Pid, None),
             ],
             cgroup: "/kubepods/burstable/pod5f7f4f5e/c",
+            ids: None,
             hostname: "web-6d4cf56db6-x2x7q",
             files: self.files.clone(),
             devices: Vec::new(),

@@ -18,6 +18,8 @@ use crate::{CgroupPath, Error};
 pub struct JoinHandles {
     tasks: Vec<OwnedFd>,
     unified: Option<OwnedFd>,
+    /// `cgroup.procs` of the v2 directory, once it was opened in advance.
+    procs: Option<OwnedFd>,
 }
 
 impl JoinHandles {
@@ -36,7 +38,7 @@ impl JoinHandles {
             .as_ref()
             .map(|unified| open(path.below(&unified.mount), OFlags::PATH | OFlags::DIRECTORY))
             .transpose()?;
-        Ok(Self { tasks, unified })
+        Ok(Self { tasks, unified, procs: None })
     }
 
     /// The v2 directory, for `CLONE_INTO_CGROUP`.
@@ -59,11 +61,32 @@ impl JoinHandles {
     /// # Errors
     /// That of open or write.
     pub fn join_unified_self(&self) -> Result<(), Errno> {
-        let Some(unified) = &self.unified else { return Ok(()) };
+        let opened = self.open_procs()?;
+        match self.procs.as_ref().or(opened.as_ref()) {
+            Some(procs) => write_self(procs.as_fd()),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens what [`JoinHandles::join_unified_self`] writes to, for a process that will have
+    /// entered a user namespace by then. The kernel asks whether he who opened the file may
+    /// write it, as it does for v1 (cgroups(7); since Linux 5.16 and CVE-2021-4197).
+    ///
+    /// # Errors
+    /// That of open.
+    pub fn for_user_namespace(&mut self) -> Result<(), Errno> {
+        self.procs = self.open_procs()?;
+        Ok(())
+    }
+
+    fn open_procs(&self) -> Result<Option<OwnedFd>, Errno> {
+        let Some(unified) = self.unified.as_ref().filter(|_| self.procs.is_none()) else {
+            return Ok(None);
+        };
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let processes = rustix::fs::openat(unified, c"cgroup.procs", flags, Mode::empty())
-            .map_err(converted)?;
-        write_self(processes.as_fd())
+        rustix::fs::openat(unified, c"cgroup.procs", flags, Mode::empty())
+            .map(Some)
+            .map_err(converted)
     }
 }
 

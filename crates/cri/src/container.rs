@@ -1,5 +1,6 @@
 //! Create, start, stop, remove and describe containers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::v1::*;
@@ -18,7 +19,10 @@ pub(crate) async fn create(
 ) -> Result<CreateContainerResponse, Error> {
     let sandbox = ids::sandbox(engine, "pod_sandbox_id", &request.pod_sandbox_id)?;
     let mut spec = container_spec(&request)?;
-    within(&spec.security.namespaces, &engine.sandbox(&sandbox)?.spec.namespaces)?;
+    let has = Arc::clone(&engine.sandbox(&sandbox)?.spec);
+    within(&spec.security.namespaces, &has.namespaces)?;
+    same_users(&request, &spec.security.namespaces, &has.namespaces)?;
+    spec.security.namespaces.user.clone_from(&has.namespaces.user);
     Span::current().record("image.ref", &spec.image);
     if let NamespaceMode::Target(target) = &mut spec.security.namespaces.pid {
         let field = "config.linux.security_context.namespace_options.target_id";
@@ -47,6 +51,23 @@ fn within(asked: &NamespaceOptions, sandbox: &NamespaceOptions) -> Result<(), Er
             let field = format!("config.linux.security_context.namespace_options.{kind}");
             return Err(Error::invalid(field, "is NODE, and the sandbox has its own"));
         }
+    }
+    Ok(())
+}
+
+/// Users are the sandbox's: what a container says of them has to be the same.
+fn same_users(
+    request: &CreateContainerRequest,
+    asked: &NamespaceOptions,
+    sandbox: &NamespaceOptions,
+) -> Result<(), Error> {
+    let config = request.config.as_ref().and_then(|config| config.linux.as_ref());
+    let security = config.and_then(|linux| linux.security_context.as_ref());
+    let options = security.and_then(|security| security.namespace_options.as_ref());
+    let said = options.is_some_and(|options| options.userns_options.is_some());
+    if said && asked.user != sandbox.user {
+        let field = "config.linux.security_context.namespace_options.userns_options";
+        return Err(Error::invalid(field, "is not that of the sandbox"));
     }
     Ok(())
 }
@@ -157,6 +178,7 @@ mod tests {
             network: NamespaceMode::Node,
             pid: NamespaceMode::Node,
             ipc: NamespaceMode::Node,
+            user: None,
         };
         within(&own, &own).unwrap();
         within(&own, &node).unwrap();

@@ -29,6 +29,7 @@ pub(crate) async fn status(
 ) -> Result<StatusResponse, Error> {
     let status = engine.status().await;
     let handlers = engine.handlers();
+    let user_namespaces = engine.user_namespaces().await;
     let info = request.verbose.then(|| {
         info(&json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -47,10 +48,10 @@ pub(crate) async fn status(
             ],
         }),
         info: info.unwrap_or_default(),
-        runtime_handlers: runtime_handlers(handlers),
+        runtime_handlers: runtime_handlers(handlers, user_namespaces),
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
+            user_namespaces_host_network: user_namespaces,
             mount_options: true,
         }),
     })
@@ -76,9 +77,8 @@ fn undo(status: &UndoStatus) -> Value {
 }
 
 /// kubelet looks the default handler up under the empty name.
-fn runtime_handlers(names: Vec<String>) -> Vec<RuntimeHandler> {
-    let features =
-        RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+fn runtime_handlers(names: Vec<String>, user_namespaces: bool) -> Vec<RuntimeHandler> {
+    let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
     let handler = |name| RuntimeHandler { name, features: Some(features) };
     std::iter::once(String::new()).chain(names).map(handler).collect()
 }
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_default_handler_is_listed_under_the_empty_name_too() {
-        let handlers = runtime_handlers(vec!["berth".to_owned(), "kata".to_owned()]);
+        let handlers = runtime_handlers(vec!["berth".to_owned(), "kata".to_owned()], false);
         let names: Vec<_> = handlers.iter().map(|handler| handler.name.as_str()).collect();
         assert_eq!(names, ["", "berth", "kata"]);
         assert!(handlers.iter().all(|handler| !handler.features.unwrap().user_namespaces));

@@ -51,6 +51,8 @@ pub(crate) struct Core {
     /// Size of a sandbox's /dev/shm; may change while the daemon runs.
     pub(crate) shm_bytes: Published<u64>,
     pub(crate) spawner: Spawner,
+    /// Whether pods can have users of their own, once that was asked.
+    pub(crate) users: tokio::sync::OnceCell<Result<(), String>>,
     pub(crate) disk: Pool,
     pub(crate) links: Pool,
     /// For statistics: they wait for nobody's disk, and nobody waits for them.

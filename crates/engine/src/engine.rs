@@ -91,6 +91,11 @@ impl Engine {
         self.core.shm_bytes.set(shm_bytes);
     }
 
+    /// Whether pods can have users of their own on this node.
+    pub async fn user_namespaces(&self) -> bool {
+        crate::users::probe(&self.core).await.is_ok()
+    }
+
     /// Makes and starts a sandbox. A request with the name of one in the making awaits
     /// that one; with the name of a ready one it returns its id.
     pub async fn run_sandbox(&self, spec: SandboxSpec) -> Result<SandboxId, Error> {

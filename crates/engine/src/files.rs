@@ -35,6 +35,16 @@ impl SandboxFiles {
     }
 }
 
+/// Gives the files of a sandbox to a user and group of the node.
+pub(crate) fn give(dir: &Path, (uid, gid): (u32, u32)) -> Result<(), Error> {
+    for name in ["hostname", "hosts", "resolv.conf"] {
+        let path = dir.join(name);
+        std::os::unix::fs::lchown(&path, Some(uid), Some(gid))
+            .map_err(Error::io("change owner of", path))?;
+    }
+    Ok(())
+}
+
 /// `/etc/hosts` of a sandbox with its own network.
 pub(crate) fn hosts(hostname: &str, address: Option<IpAddr>) -> Vec<u8> {
     let mut text = String::from(

@@ -42,6 +42,7 @@ mod spawner;
 mod stats;
 mod status;
 mod undo;
+mod users;
 mod worker;
 
 pub use berth_image::{Auth, FsInfo};

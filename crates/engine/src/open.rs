@@ -66,6 +66,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         network: Arc::new(network),
         network_fault: Published::new(network_fault),
         spawner: Spawner::default(),
+        users: tokio::sync::OnceCell::new(),
         disk: Pool::new("the disk pool", DISK_THREADS),
         links: Pool::new("the network pool", LINK_THREADS),
         readers: Pool::new("the statistics pool", stats::THREADS),

@@ -11,9 +11,10 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use berth_model::SandboxId;
 use berth_model::sandbox::{NamespaceMode, NamespaceOptions};
+use berth_model::{IdMappings, SandboxId};
 use berth_network::Inside;
+use berth_shim_client::{Error as ShimError, NamespacesRequest, Runtime};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::Error;
@@ -27,6 +28,8 @@ pub(crate) const IPC_FD: i32 = 11;
 pub(crate) const UTS_FD: i32 = 12;
 /// The shared process namespace, which the shim makes itself.
 pub(crate) const PID_FD: i32 = 13;
+/// The user namespace that owns the others, for a pod with users of its own.
+pub(crate) const USER_FD: i32 = 14;
 
 /// The namespaces a sandbox has for itself; `None` is the node's.
 #[derive(Debug, Default)]
@@ -34,6 +37,7 @@ pub(crate) struct Namespaces {
     pub(crate) net: Option<OwnedFd>,
     pub(crate) ipc: Option<OwnedFd>,
     pub(crate) uts: Option<OwnedFd>,
+    pub(crate) user: Option<OwnedFd>,
     /// A socket in the network namespace, for whoever attaches it.
     pub(crate) inside: Option<Inside>,
 }
@@ -45,15 +49,20 @@ pub(crate) struct Wanted {
     pub(crate) net: bool,
     pub(crate) ipc: bool,
     pub(crate) uts: bool,
+    /// Where the ids of its own users lie on the node.
+    pub(crate) user: Option<IdMappings>,
     pub(crate) hostname: String,
     /// By dotted name; checked by `berth_spec::sysctl::check` before.
     pub(crate) sysctls: BTreeMap<String, String>,
 }
 
+/// Where kernel parameters are.
+const SYSCTLS: &str = "/proc/sys";
+
 /// sysctl(8): dots separate, and a slash stands for a dot within a name.
 fn sysctl_path(name: &str) -> PathBuf {
     let parts = name.split('.').map(|part| part.replace('/', "."));
-    parts.fold(PathBuf::from("/proc/sys"), |path, part| path.join(part))
+    parts.fold(PathBuf::from(SYSCTLS), |path, part| path.join(part))
 }
 
 impl Wanted {
@@ -66,7 +75,7 @@ impl Wanted {
         let net = options.network != NamespaceMode::Node;
         let ipc = options.ipc != NamespaceMode::Node;
         // With the node's network goes the node's name (CRI has no UTS mode).
-        Self { sandbox, net, ipc, uts: net, hostname, sysctls }
+        Self { sandbox, net, ipc, uts: net, user: options.user.clone(), hostname, sysctls }
     }
 }
 
@@ -77,13 +86,73 @@ pub(crate) struct Spawner {
 }
 
 impl Spawner {
-    /// Makes the namespaces of one sandbox.
-    pub(crate) async fn make(&self, wanted: Wanted) -> Result<Namespaces, Error> {
+    /// Makes the namespaces of one sandbox; `runtime` is whose program makes those of a pod
+    /// with users of its own.
+    pub(crate) async fn make(
+        &self,
+        wanted: Wanted,
+        runtime: &Runtime,
+    ) -> Result<Namespaces, Error> {
+        if wanted.user.is_some() {
+            return self.make_with_users(wanted, runtime).await;
+        }
         if !(wanted.net || wanted.ipc || wanted.uts) {
             return Ok(Namespaces::default());
         }
-        let worker = self.worker()?;
-        let (made, home) = worker.run(move || make(&wanted)).await?;
+        self.away(move || make(&wanted)).await
+    }
+
+    /// The thread enters the network namespace only, to open a socket there: a process with
+    /// threads cannot enter a user namespace (setns(2)).
+    async fn make_with_users(
+        &self,
+        wanted: Wanted,
+        runtime: &Runtime,
+    ) -> Result<Namespaces, Error> {
+        let id = wanted.sandbox.to_string();
+        let path = |(name, value): (&String, &String)| {
+            let path = sysctl_path(name);
+            let below = path.strip_prefix(SYSCTLS).unwrap_or(&path);
+            (below.to_string_lossy().into_owned(), value.clone())
+        };
+        let request = NamespacesRequest {
+            ids: wanted.user.clone().unwrap_or_default(),
+            net: wanted.net,
+            ipc: wanted.ipc,
+            uts: wanted.uts,
+            hostname: wanted.hostname.clone(),
+            sysctls: wanted.sysctls.iter().map(path).collect(),
+        };
+        let made = berth_shim_client::namespaces(runtime, &id, &request).await;
+        let made = made.map_err(|source| match source {
+            ShimError::Sysctl { name, source } => {
+                Error::invalid("sysctl", format!("{}: {source}", name.replace('/', ".")))
+            }
+            source => Error::Shim { action: "make namespaces of sandbox", id, source },
+        })?;
+        let inside = match &made.net {
+            Some(net) => {
+                let failed = Error::io("duplicate namespace of", wanted.sandbox.as_str());
+                let net = net.try_clone().map_err(failed)?;
+                Some(self.away(move || visit(wanted.sandbox, &net)).await?)
+            }
+            None => None,
+        };
+        Ok(Namespaces {
+            net: made.net,
+            ipc: made.ipc,
+            uts: made.uts,
+            user: Some(made.user),
+            inside,
+        })
+    }
+
+    /// Runs `work` on the thread; its second result is about the way back.
+    async fn away<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> (Result<T, Error>, Result<(), Error>) + Send + 'static,
+    ) -> Result<T, Error> {
+        let (made, home) = self.worker()?.run(work).await?;
         if let Err(error) = home {
             // The thread is in the wrong namespaces for good: nothing more may run there.
             tracing::error!(error = &error as &dyn std::error::Error, "leave namespaces");
@@ -127,6 +196,28 @@ impl Home {
         }
         Ok(())
     }
+}
+
+/// Opens a socket in a network namespace, on the spawner's thread.
+fn visit(sandbox: SandboxId, net: &OwnedFd) -> (Result<Inside, Error>, Result<(), Error>) {
+    let failed = |step: &str| {
+        let (sandbox, step) = (sandbox.clone(), step.to_owned());
+        move |source: io::Error| Error::Namespaces { sandbox, step, source }
+    };
+    let home = match Home::open().map_err(failed("open the node's namespaces")) {
+        Ok(home) => home,
+        Err(error) => return (Err(error), Ok(())),
+    };
+    if let Err(errno) = setns(net, CloneFlags::CLONE_NEWNET) {
+        return (Err(failed("enter the network namespace")(errno.into())), Ok(()));
+    }
+    let back = failed("return to the node's namespaces");
+    let inside = Inside::here().map_err(|source| Error::Network {
+        action: "prepare network",
+        sandbox: sandbox.clone(),
+        source,
+    });
+    (inside, home.enter(CloneFlags::CLONE_NEWNET).map_err(back))
 }
 
 /// Runs on the spawner's thread. The second result is about the way back.
@@ -189,6 +280,7 @@ fn set_up(wanted: &Wanted) -> Result<Namespaces, Error> {
         net: open(wanted.net, "net")?,
         ipc: open(wanted.ipc, "ipc")?,
         uts: open(wanted.uts, "uts")?,
+        user: None,
         inside,
     })
 }
@@ -223,6 +315,11 @@ mod tests {
         thread::spawn(look).join().unwrap()
     }
 
+    /// Of no use to a pod on the node's users.
+    fn runtime() -> Runtime {
+        Runtime { path: "/nonexistent".into(), namespace: String::new(), params: false }
+    }
+
     fn wanted(sysctls: &[(&str, &str)]) -> Wanted {
         let sysctls = sysctls.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
         let options = NamespaceOptions::default();
@@ -238,7 +335,7 @@ mod tests {
         let spawner = Spawner::default();
         let sysctls =
             [("net.ipv4.ip_unprivileged_port_start", "80"), ("kernel.shm_rmid_forced", "1")];
-        let made = spawner.make(wanted(&sysctls)).await.unwrap();
+        let made = spawner.make(wanted(&sysctls), &runtime()).await.unwrap();
 
         let name = inside(made.uts.unwrap(), || nix::unistd::gethostname().unwrap());
         assert_eq!(name, "web-1");
@@ -258,13 +355,16 @@ mod tests {
         }
         let spawner = Spawner::default();
         let here = inode(File::open("/proc/thread-self/ns/net").unwrap());
-        let error = spawner.make(wanted(&[("net.nonexistent.parameter", "1")])).await.unwrap_err();
+        let error = spawner
+            .make(wanted(&[("net.nonexistent.parameter", "1")]), &runtime())
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), berth_model::ErrorKind::InvalidArgument, "{error}");
         let there = || inode(File::open("/proc/thread-self/ns/net").unwrap());
         assert_eq!(spawner.worker().unwrap().run(there).await.unwrap(), here);
 
-        let one = spawner.make(wanted(&[])).await.unwrap();
-        let two = spawner.make(wanted(&[])).await.unwrap();
+        let one = spawner.make(wanted(&[]), &runtime()).await.unwrap();
+        let two = spawner.make(wanted(&[]), &runtime()).await.unwrap();
         assert_ne!(inode(one.net.unwrap()), inode(two.net.unwrap()));
     }
 
@@ -283,7 +383,7 @@ mod tests {
         };
         let id = SandboxId::new("s").unwrap();
         let wanted = Wanted::new(id, &options, "x".into(), BTreeMap::new());
-        let made = Spawner::default().make(wanted).await.unwrap();
+        let made = Spawner::default().make(wanted, &runtime()).await.unwrap();
         assert!(made.net.is_none() && made.ipc.is_none() && made.uts.is_none());
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ChainId, Digest};
+use crate::{ChainId, Digest, IdMappings};
 
 /// A mount as mount(8) and containerd's `types.Mount` describe it.
 ///
@@ -103,4 +103,7 @@ pub struct BindMount {
     /// What the mount forbids beyond writing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<MountOption>,
+    /// How the owners of its files are shown; `None` shows them as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ids: Option<IdMappings>,
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::IdMappings;
 use crate::container::{Resources, SelinuxOptions};
 
 /// The name under which a client knows a sandbox; unique among those that exist.
@@ -44,6 +45,9 @@ pub struct NamespaceOptions {
     pub pid: NamespaceMode,
     /// System V IPC and POSIX queues: `Pod` or `Node`.
     pub ipc: NamespaceMode,
+    /// Users: the pod's own, in which ids lie so on the node; `None` is the node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<IdMappings>,
 }
 
 /// Name resolution inside a sandbox (resolv.conf(5)).

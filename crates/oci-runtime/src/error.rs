@@ -73,6 +73,15 @@ pub enum Error {
         #[serde(with = "errno")]
         source: Errno,
     },
+    /// A mount cannot show ids as a user namespace maps them.
+    #[error("map the ids of {}, which its file system must allow", path.display())]
+    UnmappedMount {
+        /// What is mounted.
+        path: PathBuf,
+        /// Why not.
+        #[serde(with = "errno")]
+        source: Errno,
+    },
     /// The root file system cannot be mounted.
     #[error("mount the root file system: {step}")]
     Rootfs {
@@ -208,7 +217,8 @@ impl Error {
             | Self::Label { .. }
             | Self::Namespace { .. }
             | Self::Gone { .. }
-            | Self::Cwd { .. } => ErrorKind::FailedPrecondition,
+            | Self::Cwd { .. }
+            | Self::UnmappedMount { .. } => ErrorKind::FailedPrecondition,
             Self::Path { source: Errno::ELOOP | Errno::EXDEV | Errno::ENOTDIR, .. } => {
                 ErrorKind::InvalidArgument
             }

@@ -16,12 +16,14 @@ use crate::error::{AnyErrno, Error};
 use crate::init::root::{Links, Root, refused};
 use crate::init::{filesystem, pivot, rootfs};
 use crate::plan::{MountPlan, MountWhat};
+use crate::user::Users;
 
 /// Fills the `sources` of image volumes. Leaves the host's mount namespace when there are
 /// any, so it comes after whatever needs it.
 pub(crate) fn open(
     mounts: &[MountPlan],
     bundle: &Path,
+    users: Option<&Users<'_>>,
     sources: &mut [Option<OwnedFd>],
 ) -> Result<(), Error> {
     if !mounts.iter().any(|mount| matches!(mount.what, MountWhat::Image { .. })) {
@@ -31,10 +33,13 @@ pub(crate) fn open(
     pivot::detach_from_host()?;
     for (mount, source) in mounts.iter().zip(sources) {
         if let MountWhat::Image { layers, sub_path } = &mount.what {
-            rootfs::mount_one(layers, bundle).map_err(|error| at(mount, error))?;
+            rootfs::mount_one(layers, bundle, users).map_err(|error| at(mount, error))?;
             *source = Some(part(bundle, sub_path)?);
-            unmount(bundle, UnmountFlags::DETACH)
-                .map_err(Error::setup("unmount the image behind a volume"))?;
+            // Mapped layers lie on a mount of their own below it.
+            for _ in 0..if layers.ids.is_some() && layers.fs_type == "overlay" { 2 } else { 1 } {
+                unmount(bundle, UnmountFlags::DETACH)
+                    .map_err(Error::setup("unmount the image behind a volume"))?;
+            }
         }
     }
     Ok(())

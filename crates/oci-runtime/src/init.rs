@@ -7,13 +7,13 @@
 mod cgroup_mounts;
 mod console;
 mod credentials;
-mod devices;
+pub(crate) mod devices;
 pub(crate) mod filesystem;
 mod finish;
 mod masks;
-mod mounts;
+pub(crate) mod mounts;
 pub(crate) mod pivot;
-mod procfs;
+pub(crate) mod procfs;
 pub(crate) mod root;
 pub(crate) mod rootfs;
 pub(crate) mod stdio;
@@ -47,6 +47,8 @@ pub(crate) struct Inherited<'a> {
     pub(crate) bundle: &'a Path,
     /// An existing cgroup namespace to join.
     pub(crate) cgroup_namespace: Option<BorrowedFd<'a>>,
+    /// The root file system, mounted by the worker; it has entered a user namespace since.
+    pub(crate) root: Option<BorrowedFd<'a>>,
 }
 
 /// Runs the init of a new container; returns only when that failed, with its exit code.
@@ -113,11 +115,24 @@ fn build_root(
     procfs: &Procfs,
 ) -> Result<Option<console::Console>, Error> {
     let null = devices::host_null()?;
-    let mount = rootfs::mount(&plan.rootfs, from.bundle)?;
-    let root = Root::new(mount.as_fd());
+    let mounted = match from.root {
+        Some(_) => None,
+        None => Some(rootfs::mount(&plan.rootfs, from.bundle, None)?),
+    };
+    let mount = match (&mounted, from.root) {
+        (Some(mounted), _) => mounted.as_fd(),
+        (None, Some(mount)) => {
+            rootfs::adopt(mount)?;
+            mount
+        }
+        (None, None) => return Err(Error::Protocol("a root file system".into())),
+    };
+    let root = Root::new(mount);
     let later = mounts::perform(&root, plan, from.sources, procfs)?;
     if plan.fill_dev {
-        devices::fill(&root, &plan.devices)?;
+        // A root of a user namespace cannot make nodes; the worker has.
+        let nodes = if from.root.is_some() { &[] } else { plan.devices.as_slice() };
+        devices::fill(&root, nodes)?;
     }
     let console = if plan.process.terminal {
         let console = console::Console::open(&root, plan.process.window)?;
@@ -130,9 +145,9 @@ fn build_root(
     masks::hide(&root, &plan.masked_paths, null.as_fd())?;
     masks::protect(&root, &plan.readonly_paths)?;
     later.apply()?;
-    rootfs::protect(&plan.rootfs, mount.as_fd())?;
-    pivot::pivot_into(mount.as_fd())?;
-    rootfs::propagate(&plan.rootfs, mount.as_fd())?;
+    rootfs::protect(&plan.rootfs, mount)?;
+    pivot::pivot_into(mount)?;
+    rootfs::propagate(&plan.rootfs, mount)?;
     Ok(console)
 }
 
@@ -143,12 +158,19 @@ fn set_up_process(
     from: &Inherited<'_>,
 ) -> Result<(), Error> {
     arrive(child, plan, from, &[init])?;
-    let namespaces = CloneFlags::CLONE_NEWNS
+    let mut namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
+    // One's own user namespace cannot be joined (setns(2)).
+    namespaces.set(CloneFlags::CLONE_NEWUSER, plan.ids.is_some());
     setns(init, namespaces).map_err(Error::setup("join the container's namespaces"))?;
+    if plan.ids.is_some() {
+        crate::user::become_root()?;
+        // Another user is another death signal, and may be dumpable again (prctl(2)).
+        crate::worker::hide_and_die_with_parent()?;
+    }
     let console = if plan.terminal {
         let root = Root::own()?;
         Some(console::Console::open(&root, plan.window)?)
@@ -173,10 +195,15 @@ fn arrive(
     wire::send_hello(from.socket).map_err(Error::setup("report to the caller"))?;
     if let Some(cgroup) = from.cgroup {
         cgroup.join_self().map_err(Error::setup("join the cgroup"))?;
+        if from.root.is_some() {
+            // It could not be cloned into it from a user namespace.
+            cgroup.join_unified_self().map_err(Error::setup("join the cgroup"))?;
+        }
     }
     let mut keep = vec![from.socket];
     keep.extend(also_keep);
     keep.extend(from.cgroup_namespace);
+    keep.extend(from.root);
     keep.extend(from.sources.iter().flatten().map(AsFd::as_fd));
     if let Stdio::Fds { stdin, stdout, stderr } = from.stdio {
         keep.extend([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);

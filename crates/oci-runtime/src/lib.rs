@@ -40,16 +40,21 @@
 //! - Dropping a [`Creating`] kills and reaps whatever it forked and removes the cgroup; after
 //!   [`Created`] the process is the caller's child, to reap by `pidfd`.
 //!
-//! Not here: pods, logs, events, reaping of running containers, hooks and user namespaces
-//! (both refused with [`Error::Unsupported`]).
+//! In a user namespace the worker also mounts the root file system and `/dev`, with the host's
+//! privileges ([`mod@outside`]), enters the namespace, and clones an init that has none of them.
+//!
+//! Not here: pods, logs, events, reaping of running containers, hooks (refused with
+//! [`Error::Unsupported`]).
 
 mod creating;
 mod error;
 mod image_volumes;
 mod init;
+mod outside;
 mod plan;
 mod request;
 mod shared;
+mod user;
 mod wire;
 mod worker;
 
@@ -63,8 +68,10 @@ use oci_spec::runtime::{LinuxResources, Spec};
 
 pub use creating::{Created, Creating, Leftover, StartHandle, Starting, Timing, start};
 pub use error::{Error, Reported};
+pub use outside::probe;
 pub use request::{CreateRequest, ExecRequest, Stdio};
 pub use shared::{MakingMounts, SharedMounts};
+pub use user::Holder;
 
 use plan::{ContainerPlan, ProcessPlan};
 

@@ -4,6 +4,7 @@
 //! cannot be done is refused before it costs a process.
 
 mod capability;
+mod ids;
 mod limits;
 mod linux;
 mod mount_options;
@@ -26,7 +27,7 @@ pub(crate) use capability::CapabilitySets;
 pub(crate) use linux::{DeviceNode, NodeKind};
 pub(crate) use mount_options::Attributes;
 pub(crate) use mounts::{MountPlan, MountWhat};
-pub(crate) use namespaces::{Namespace, Namespaces};
+pub(crate) use namespaces::{Namespace, Namespaces, UserNamespace};
 pub(crate) use process::{Labels, ProcessPlan, ResourceLimit, UserPlan, WindowSize};
 pub(crate) use rootfs::{RootMount, RootfsPlan};
 

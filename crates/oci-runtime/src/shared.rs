@@ -32,16 +32,16 @@ impl SharedMounts {
         Self::default()
     }
 
-    /// Begins to make the namespace, with a tmpfs of at most `shm_size` bytes, in a forked
-    /// helper.
+    /// Begins to make the namespace, with a tmpfs of at most `shm_size` bytes that belongs to
+    /// `owner`, a user and a group of the host, in a forked helper.
     ///
     /// # Errors
     /// [`Error::Threads`], [`Error::Fork`], [`Error::Setup`].
-    pub fn make(shm_size: u64) -> Result<MakingMounts, Error> {
+    pub fn make(shm_size: u64, owner: (u32, u32)) -> Result<MakingMounts, Error> {
         let (ours, theirs) = wire::pair().map_err(Error::setup("make a socket pair"))?;
         let namespaces = Some(CloneFlags::CLONE_NEWNS);
         let options = ForkOptions { namespaces, quiet: true, ..ForkOptions::default() };
-        let child = fork(&options, |_| match make(shm_size) {
+        let child = fork(&options, |_| match make(shm_size, owner) {
             Ok(namespace) => {
                 u8::from(wire::send_ready(theirs.as_fd(), Some(namespace.as_fd())).is_err())
             }
@@ -124,13 +124,16 @@ impl MakingMounts {
 }
 
 /// Turns the calling process's mount namespace into one that has only a tmpfs.
-fn make(size: u64) -> Result<OwnedFd, Error> {
+fn make(size: u64, (uid, gid): (u32, u32)) -> Result<OwnedFd, Error> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let namespace = rustix::fs::open(c"/proc/self/ns/mnt", flags, Mode::empty())
         .map_err(Error::setup("open the namespace of shared mounts"))?;
     pivot::detach_from_host()?;
-    let data =
-        [("size".to_owned(), Some(size.to_string())), ("mode".to_owned(), Some("1777".to_owned()))];
+    let option = |name: &str, value: String| (name.to_owned(), Some(value));
+    let mut data = vec![option("size", size.to_string()), option("mode", "1777".to_owned())];
+    if (uid, gid) != (0, 0) {
+        data.extend([option("uid", uid.to_string()), option("gid", gid.to_string())]);
+    }
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;

@@ -23,7 +23,8 @@ use crate::init::{self, Inherited, root, stdio};
 use crate::plan::{ContainerPlan, MountWhat, Namespace, ProcessPlan};
 use crate::request::Stdio;
 use crate::shared::SharedMounts;
-use crate::wire;
+use crate::user::{self, Users};
+use crate::{outside, wire};
 
 /// What [`create`] works on beside its plan.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ pub(crate) fn create(
     around: &Surroundings<'_>,
     caller: Pid,
 ) -> u8 {
-    let made = become_worker(caller).and_then(|()| make_container(child, plan, around));
+    let made = become_worker(caller).and_then(|()| make_container(child, plan, around, caller));
     finish(around.socket, made)
 }
 
@@ -75,17 +76,33 @@ fn make_container(
     child: &InChild,
     plan: &ContainerPlan,
     around: &Surroundings<'_>,
+    caller: Pid,
 ) -> Result<(), Error> {
     // Before the others go: a namespace may be named by its descriptor.
     let namespaces = open_namespaces(&plan.namespaces.join)?;
+    let users = plan.namespaces.user.as_ref();
+    let users = users.map(|user| Users::of(user, open_namespace)).transpose()?;
     let mut keep: Vec<BorrowedFd<'_>> = namespaces.iter().map(|(_, fd)| fd.as_fd()).collect();
+    keep.extend(users.as_ref().map(Users::fd));
     keep.push(around.socket);
     keep.extend(around.shared.namespace());
     let_go(child, keep, around.stdio)?;
-    let handles = make_cgroup(plan, around)?;
-    let sources = open_sources(plan, around)?;
+    let mut handles = make_cgroup(plan, around)?;
+    let mut sources = open_sources(plan, around, users.as_ref())?;
     let stdio = stdio::guard(around.stdio)?;
+    let mut root = None;
+    if let Some(users) = &users {
+        outside::file_systems(plan, users, &mut sources)?;
+        root = Some(outside::root(plan, around.bundle, users)?);
+        user::prepare(&plan.process, &stdio, users.ids)?;
+        handles.for_user_namespace().map_err(Error::setup("open the cgroup"))?;
+    }
     let cgroup_namespace = join_namespaces(namespaces)?;
+    if let Some(users) = &users {
+        users.enter()?;
+        // Another user is another death signal, and may be dumpable again (prctl(2)).
+        become_worker(caller)?;
+    }
     let inherited = Inherited {
         socket: around.socket,
         stdio: &stdio,
@@ -93,12 +110,13 @@ fn make_container(
         sources: &sources,
         bundle: around.bundle,
         cgroup_namespace: cgroup_namespace.as_ref().map(AsFd::as_fd),
+        root: root.as_ref().map(AsFd::as_fd),
     };
     // The cgroup namespace's root is the cgroup it is made in: init makes it after joining.
     let options = ForkOptions {
         namespaces: Some(plan.namespaces.new - CloneFlags::CLONE_NEWCGROUP),
         sibling: true,
-        cgroup: handles.unified(),
+        cgroup: handles.unified().filter(|_| users.is_none()),
         ..ForkOptions::default()
     };
     fork(&options, |child| init::container(child, plan, &inherited))
@@ -114,6 +132,9 @@ fn make_process(child: &InChild, plan: &ProcessPlan, around: &Joined<'_>) -> Res
         None => None,
     };
     let stdio = stdio::guard(around.stdio)?;
+    if let Some(ids) = &plan.ids {
+        user::prepare(plan, &stdio, ids)?;
+    }
     // Only the children of a process enter the pid namespace it joins.
     setns(init, CloneFlags::CLONE_NEWPID)
         .map_err(Error::setup("join the container's pid namespace"))?;
@@ -124,6 +145,7 @@ fn make_process(child: &InChild, plan: &ProcessPlan, around: &Joined<'_>) -> Res
         sources: &[],
         bundle: Path::new("/"),
         cgroup_namespace: None,
+        root: None,
     };
     let options = ForkOptions {
         sibling: true,
@@ -141,15 +163,13 @@ fn make_process(child: &InChild, plan: &ProcessPlan, around: &Joined<'_>) -> Res
 /// host until `execve` (CVE-2016-9962). The caller's signal handlers and mask go: they are not
 /// meant for this process, and a program would inherit what is ignored or blocked. A worker dies
 /// with its caller: nobody would know of what it makes.
-fn become_worker(caller: Pid) -> Result<(), Error> {
-    die_with_parent()?;
+pub(crate) fn become_worker(caller: Pid) -> Result<(), Error> {
+    hide_and_die_with_parent()?;
     // It may have died before: this process then has another parent already.
     if rustix::process::getppid() != Some(caller) {
         let outcome = "before its worker began".to_owned();
         return Err(Error::Gone { what: "the caller".into(), outcome });
     }
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(Error::setup("make the worker not dumpable"))?;
     berth_sys::signal::reset_to_default().map_err(Error::setup("reset signals"))
 }
 
@@ -165,6 +185,13 @@ fn let_go<'a>(
         keep.extend([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
     }
     close_all_but(child, &keep).map_err(Error::setup("close the caller's descriptors"))
+}
+
+/// See [`become_worker`].
+pub(crate) fn hide_and_die_with_parent() -> Result<(), Error> {
+    die_with_parent()?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(Error::setup("make the worker not dumpable"))
 }
 
 /// Has the kernel kill this process when its parent, the caller, dies.
@@ -193,13 +220,18 @@ fn make_cgroup(plan: &ContainerPlan, around: &Surroundings<'_>) -> Result<JoinHa
 fn open_sources(
     plan: &ContainerPlan,
     around: &Surroundings<'_>,
+    users: Option<&Users<'_>>,
 ) -> Result<Vec<Option<OwnedFd>>, Error> {
     let mut sources = Vec::with_capacity(plan.mounts.len());
     for mount in &plan.mounts {
         sources.push(match &mount.what {
             MountWhat::Bind { source, recursive } => {
-                let source = around.bundle.join(source);
-                Some(clone_source(&source, *recursive, mount.exact)?)
+                let path = around.bundle.join(source);
+                let tree = clone_source(&path, *recursive, mount.exact)?;
+                if let Some(ids) = &mount.ids {
+                    user::map_mount(tree.as_fd(), &path, ids, users)?;
+                }
+                Some(tree)
             }
             MountWhat::SharedShm => {
                 let home = rustix::fs::open(
@@ -213,7 +245,7 @@ fn open_sources(
             _ => None,
         });
     }
-    image_volumes::open(&plan.mounts, around.bundle, &mut sources)?;
+    image_volumes::open(&plan.mounts, around.bundle, users, &mut sources)?;
     Ok(sources)
 }
 
@@ -238,12 +270,15 @@ fn clone_source(source: &Path, recursive: bool, exact: bool) -> Result<OwnedFd, 
 fn open_namespaces(namespaces: &[Namespace]) -> Result<Vec<(&Namespace, OwnedFd)>, Error> {
     let mut opened = Vec::with_capacity(namespaces.len());
     for namespace in namespaces {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(&namespace.path, flags, Mode::empty())
-            .map_err(|errno| unjoined(namespace, AnyErrno::from(errno).0))?;
-        opened.push((namespace, fd));
+        opened.push((namespace, open_namespace(namespace)?));
     }
     Ok(opened)
+}
+
+fn open_namespace(namespace: &Namespace) -> Result<OwnedFd, Error> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open(&namespace.path, flags, Mode::empty())
+        .map_err(|errno| unjoined(namespace, AnyErrno::from(errno).0))
 }
 
 /// Joins them; that of cgroups is returned, for init to join it after it has joined its cgroup.

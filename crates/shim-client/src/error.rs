@@ -41,6 +41,14 @@ pub enum Error {
         /// What it printed, bounded.
         output: String,
     },
+    /// The kernel does not have a parameter, or not that value for it.
+    #[error("set kernel parameter {name}")]
+    Sysctl {
+        /// Its path below `/proc/sys`.
+        name: String,
+        /// What the kernel said.
+        source: Errno,
+    },
     /// The shim's `start` command did not end in time.
     #[error("shim {id} did not {action} within {deadline:?}")]
     Unanswered {
@@ -159,6 +167,7 @@ impl Error {
             Self::Connect { .. } | Self::Lost { .. } => ErrorKind::Unavailable,
             Self::Peer { .. } => ErrorKind::PermissionDenied,
             Self::Protocol { .. } | Self::Unsupported { .. } => ErrorKind::Unimplemented,
+            Self::Sysctl { .. } => ErrorKind::InvalidArgument,
             Self::Process { source: Errno::ESRCH, .. } => ErrorKind::NotFound,
             Self::Rpc { code, .. } => kind_of(*code),
             Self::Spawn { .. }

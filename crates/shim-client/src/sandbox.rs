@@ -24,6 +24,20 @@ pub struct SandboxOptions {
     pub shm_size: u64,
     /// Whether the containers share one pid namespace.
     pub share_pid: bool,
+    /// Its user namespace, descriptor 14; `None` is the node's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<SandboxUser>,
+}
+
+/// The users of a sandbox, for what its shim makes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct SandboxUser {
+    /// Who its root is on the node.
+    pub uid: u32,
+    /// Its root's group on the node.
+    pub gid: u32,
+    /// How many ids it has.
+    pub ids: u32,
 }
 
 /// What a shim says of its sandbox.
@@ -52,7 +66,7 @@ impl Shim {
         message.bundle_path = bundle.to_string_lossy().into_owned();
         let mut any = Any::new();
         any.type_url = "berth.shim.v1.SandboxOptions".to_owned();
-        any.value = serde_json::to_vec(&options).expect("two numbers always have a JSON form");
+        any.value = serde_json::to_vec(&options).expect("numbers always have a JSON form");
         message.options = Some(any).into();
         let method = "CreateSandbox";
         self.call::<_, api::CreateSandboxResponse>(SERVICE, method, &message, Some(SLOW)).await?;

@@ -102,7 +102,7 @@ pub async fn delete(runtime: &Runtime, request: StartRequest) -> Result<Exited, 
 }
 
 /// What the command printed; an error unless it exits with 0 in time.
-async fn run(
+pub(crate) async fn run(
     runtime: &Runtime,
     request: StartRequest,
     action: &'static str,

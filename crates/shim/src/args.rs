@@ -11,6 +11,10 @@ pub(crate) enum Action {
     Start,
     /// Clean up after a shim that died.
     Delete,
+    /// Make the namespaces of a pod with users of its own, and hand them over.
+    Namespaces,
+    /// Say whether this kernel can do that.
+    Probe,
     /// `-v`.
     Version,
     /// `-info`.
@@ -77,6 +81,8 @@ impl Args {
         parsed.action = match action.as_deref() {
             Some("start") => Action::Start,
             Some("delete") => Action::Delete,
+            Some("namespaces") => Action::Namespaces,
+            Some("probe") => Action::Probe,
             other => {
                 return Err(Error::invalid("arguments", format!("no start or delete: {other:?}")));
             }

@@ -14,7 +14,7 @@ use berth_sys::process::{ForkOptions, InChild, fork};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::CloneFlags;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::stat::Mode;
@@ -27,6 +27,7 @@ use tokio::time::timeout;
 use crate::error::Error;
 use crate::io::watch;
 use crate::reaper::{Child, Reaper};
+use crate::sandbox::{USER_NAMESPACE_FD, User};
 
 /// nobody.
 const NOBODY: u32 = 65534;
@@ -43,16 +44,24 @@ pub(crate) struct PidNamespace {
 
 impl PidNamespace {
     /// Makes one; its descriptor is close-on-exec.
-    pub(crate) async fn new(reaper: &Arc<Reaper>) -> Result<(Self, OwnedFd), Error> {
+    ///
+    /// With users of its own they own it: only then can their containers mount procfs.
+    pub(crate) async fn new(
+        reaper: &Arc<Reaper>,
+        user: Option<User>,
+    ) -> Result<(Self, OwnedFd), Error> {
         let flags = OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let (ready, report) =
             nix::unistd::pipe2(flags).map_err(|errno| Error::Syscall("make pipe", errno))?;
-        let namespaces = Some(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS);
-        let options = ForkOptions { namespaces, quiet: true, ..ForkOptions::default() };
-        let forked = fork(&options, |child| run(child, &report))?;
+        let (pid, pidfd) = match user {
+            None => {
+                let forked = fork(&options(false), |child| run(child, &report, NOBODY))?;
+                (forked.pid.as_raw().unsigned_abs(), forked.pidfd)
+            }
+            Some(user) => fork_in(user, &report, reaper)?,
+        };
         drop(report);
-        let pid = forked.pid.as_raw().unsigned_abs();
-        let this = Self { pid, init: reaper.know(pid, forked.pidfd) };
+        let this = Self { pid, init: reaper.know(pid, pidfd) };
         match prepared(ready).await.and_then(|()| this.open()) {
             Ok(namespace) => Ok((this, namespace)),
             Err(error) => {
@@ -81,6 +90,58 @@ impl PidNamespace {
     }
 }
 
+fn options(sibling: bool) -> ForkOptions<'static> {
+    let namespaces = Some(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS);
+    ForkOptions { namespaces, quiet: !sibling, sibling, ..ForkOptions::default() }
+}
+
+/// Has the init cloned by a child that has entered the user namespace; its pid and pidfd. It
+/// is a child of ours all the same.
+fn fork_in(user: User, report: &OwnedFd, reaper: &Arc<Reaper>) -> Result<(u32, OwnedFd), Error> {
+    let failed = |what| move |errno: Errno| Error::Syscall(what, errno);
+    let (told, tell) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(failed("make pipe"))?;
+    let quiet = ForkOptions { quiet: true, ..ForkOptions::default() };
+    let middle = fork(&quiet, |_| {
+        let forked = enter().and_then(|()| {
+            // The last id, where there are too few for nobody.
+            let nobody = NOBODY.min(user.ids.saturating_sub(1));
+            fork(&options(true), |child| run(child, report, nobody)).map_err(|error| error.errno())
+        });
+        let pid = forked.map(|forked| forked.pid.as_raw()).unwrap_or_else(|errno| -(errno as i32));
+        u8::from(nix::unistd::write(&tell, &pid.to_ne_bytes()) != Ok(4))
+    })?;
+    drop(tell);
+    let mut pid = [0; 4];
+    let read = nix::unistd::read(&told, &mut pid);
+    reaper.bury(middle.pid.as_raw().unsigned_abs(), middle.pidfd);
+    let pid = match read.map_err(failed("read from the pod's init"))? {
+        4 => i32::from_ne_bytes(pid),
+        _ => -(Errno::ECHILD as i32),
+    };
+    let Ok(known) = u32::try_from(pid) else {
+        return Err(failed("make a pid namespace in the user namespace")(Errno::from_raw(-pid)));
+    };
+    // It is not reaped yet, so its pid is its own.
+    let pid = rustix::process::Pid::from_raw(pid)
+        .ok_or(Error::Syscall("name the pod's init", Errno::ESRCH))?;
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+        .map_err(|errno| Error::Io("open the pod's init", errno.into()))?;
+    Ok((known, pidfd))
+}
+
+/// Enters the pod's user namespace, as its root.
+fn enter() -> Result<(), Errno> {
+    prctl::set_dumpable(false)?;
+    let path = format!("/proc/self/fd/{USER_NAMESPACE_FD}");
+    let namespace = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    setns(namespace, CloneFlags::CLONE_NEWUSER)?;
+    setgroups(&[])?;
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    prctl::set_dumpable(false)
+}
+
 /// Waits for the one byte that the child writes when it is ready. Its end closes the pipe.
 async fn prepared(ready: OwnedFd) -> Result<(), Error> {
     let failed = |source| Error::Io("read from the pod's init", source);
@@ -97,8 +158,8 @@ async fn prepared(ready: OwnedFd) -> Result<(), Error> {
 }
 
 /// The child: prepares itself, tells so, and reaps until it is killed.
-fn run(child: &InChild, report: &OwnedFd) -> u8 {
-    let answer = match prepare(child, report) {
+fn run(child: &InChild, report: &OwnedFd, nobody: u32) -> u8 {
+    let answer = match prepare(child, report, nobody) {
         Ok(()) => 0,
         Err(errno) => u8::try_from(errno as i32).unwrap_or(u8::MAX),
     };
@@ -116,7 +177,7 @@ fn run(child: &InChild, report: &OwnedFd) -> u8 {
     reap()
 }
 
-fn prepare(child: &InChild, report: &OwnedFd) -> Result<(), Errno> {
+fn prepare(child: &InChild, report: &OwnedFd, nobody: u32) -> Result<(), Errno> {
     close_all_but(child, &[report.as_fd()])?;
     empty_root()?;
     let mut all = SigSet::all();
@@ -125,10 +186,11 @@ fn prepare(child: &InChild, report: &OwnedFd) -> Result<(), Errno> {
     prctl::set_name(c"berth-init")?;
     prctl::set_no_new_privs()?;
     setgroups(&[])?;
-    setresgid(Gid::from_raw(NOBODY), Gid::from_raw(NOBODY), Gid::from_raw(NOBODY))?;
+    let (uid, gid) = (Uid::from_raw(nobody), Gid::from_raw(nobody));
+    setresgid(gid, gid, gid)?;
     // From root to another user: the kernel clears every capability (capabilities(7)), and
     // the signal at the parent's death, which is therefore set last.
-    setresuid(Uid::from_raw(NOBODY), Uid::from_raw(NOBODY), Uid::from_raw(NOBODY))?;
+    setresuid(uid, uid, uid)?;
     prctl::set_dumpable(false)?;
     prctl::set_pdeathsig(Signal::SIGKILL)
 }

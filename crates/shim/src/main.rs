@@ -28,6 +28,7 @@ mod events;
 mod init;
 mod io;
 mod log;
+mod namespaces;
 mod process;
 mod reaper;
 mod sandbox;
@@ -59,6 +60,8 @@ fn run(args: &Args) -> Result<(), Error> {
     let words = match args.action {
         Action::Start => return start::run(args),
         Action::Delete => return delete::run(args),
+        Action::Namespaces => return namespaces::run(),
+        Action::Probe => return namespaces::probe(),
         Action::Version => {
             let protocol = berth_api::shim::PROTOCOL;
             format!("containerd-shim-berth-v1:\n  Version:  {version}\n  Protocol: {protocol}\n")

@@ -26,6 +26,8 @@ use crate::reaper::{Exit, Reaper};
 /// Where berthd puts the network, IPC and UTS namespaces; those it does not give are the
 /// node's.
 pub(crate) const NAMESPACE_FDS: [RawFd; 3] = [10, 11, 12];
+/// Where berthd puts the user namespace that owns them, if there is one.
+pub(crate) const USER_NAMESPACE_FD: RawFd = 14;
 /// Where a shared pid namespace is put, for specs to name as `/proc/self/fd/13`.
 pub(crate) const PID_NAMESPACE_FD: RawFd = 13;
 
@@ -42,6 +44,20 @@ pub(crate) struct Options {
     pub(crate) shm_size: u64,
     /// Whether the containers share one pid namespace.
     pub(crate) share_pid: bool,
+    /// Its user namespace, [`USER_NAMESPACE_FD`]; `None` is the node's.
+    pub(crate) user: Option<User>,
+}
+
+/// The users of a pod.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct User {
+    /// Who its root is on the node.
+    pub(crate) uid: u32,
+    /// Its root's group on the node.
+    pub(crate) gid: u32,
+    /// How many ids it has.
+    pub(crate) ids: u32,
 }
 
 /// The one sandbox of a shim; none when the Sandbox API is not used.
@@ -62,6 +78,8 @@ struct Inner {
     pids: Option<PidNamespace>,
     /// Holds [`PID_NAMESPACE_FD`], so that nothing else gets that number.
     reserved: Option<OwnedFd>,
+    /// Whether [`USER_NAMESPACE_FD`] is its user namespace.
+    own_users: bool,
 }
 
 /// What `SandboxStatus` tells.
@@ -123,12 +141,14 @@ impl Sandbox {
     }
 
     async fn make(&self, options: Options, reaper: &Arc<Reaper>) -> Result<(), Error> {
+        self.inner().own_users = options.user.is_some();
         if options.shm_size > 0 {
-            let shared = shared_mounts(options.shm_size, reaper).await?;
+            let owner = options.user.map_or((0, 0), |user| (user.uid, user.gid));
+            let shared = shared_mounts(options.shm_size, owner, reaper).await?;
             self.inner().shared = Arc::new(shared);
         }
         if options.share_pid {
-            let (pids, namespace) = PidNamespace::new(reaper).await?;
+            let (pids, namespace) = PidNamespace::new(reaper, options.user).await?;
             let mut inner = self.inner();
             // Kept first: whatever happens, it ends with the sandbox.
             inner.pids = Some(pids);
@@ -209,12 +229,12 @@ impl Sandbox {
 
     /// Drops what was shared, once its containers have ended; twice is success.
     pub(crate) async fn stop(&self, reaper: &Arc<Reaper>) -> Result<(), Error> {
-        let pids = {
+        let (pids, own_users) = {
             let mut inner = self.inner();
             inner.shared = Arc::default();
             // The last descriptor of the namespace goes with its number.
             inner.reserved = None;
-            inner.pids.take()
+            (inner.pids.take(), std::mem::take(&mut inner.own_users))
         };
         if let Some(pids) = pids {
             let late =
@@ -224,7 +244,8 @@ impl Sandbox {
             let ended = tokio::spawn(async move { pids.end(&reaper).await });
             timeout(GONE, ended).await.map_err(late)?.ok();
         }
-        for number in NAMESPACE_FDS.into_iter().filter(|number| is_namespace(*number)) {
+        let numbers = NAMESPACE_FDS.into_iter().chain(own_users.then_some(USER_NAMESPACE_FD));
+        for number in numbers.filter(|number| is_namespace(*number)) {
             // Closed is what it shall be: an error changes nothing.
             nix::unistd::close(number).ok();
         }
@@ -238,9 +259,13 @@ impl Sandbox {
 }
 
 /// Has the shared mounts made, without stopping the shim.
-async fn shared_mounts(size: u64, reaper: &Arc<Reaper>) -> Result<SharedMounts, Error> {
+async fn shared_mounts(
+    size: u64,
+    owner: (u32, u32),
+    reaper: &Arc<Reaper>,
+) -> Result<SharedMounts, Error> {
     let failed = |source| Error::Io("make shared mounts", source);
-    let mut fd = watch(SharedMounts::make(size)?, Interest::READABLE).map_err(failed)?;
+    let mut fd = watch(SharedMounts::make(size, owner)?, Interest::READABLE).map_err(failed)?;
     let made = timeout(SHARED, async {
         loop {
             let mut ready = fd.readable_mut().await.map_err(failed)?;
@@ -261,7 +286,8 @@ async fn shared_mounts(size: u64, reaper: &Arc<Reaper>) -> Result<SharedMounts, 
 fn is_namespace(number: RawFd) -> bool {
     let link = std::fs::read_link(format!("/proc/self/fd/{number}"));
     let link = link.ok().and_then(|link| link.into_os_string().into_string().ok());
-    link.is_some_and(|link| ["net:[", "ipc:[", "uts:["].iter().any(|kind| link.starts_with(kind)))
+    let kinds = ["net:[", "ipc:[", "uts:[", "user:["];
+    link.is_some_and(|link| kinds.iter().any(|kind| link.starts_with(kind)))
 }
 
 #[cfg(test)]
@@ -273,7 +299,9 @@ mod tests {
         let parse = |json: &str| serde_json::from_str::<Options>(json);
         assert_eq!(parse("{}").unwrap(), Options::default());
         let options = parse(r#"{"shm_size":67108864,"share_pid":true}"#).unwrap();
-        assert_eq!(options, Options { shm_size: 64 << 20, share_pid: true });
+        assert_eq!(options, Options { shm_size: 64 << 20, share_pid: true, user: None });
+        let options = parse(r#"{"shm_size":0,"user":{"uid":7,"gid":8,"ids":9}}"#).unwrap();
+        assert_eq!(options.user, Some(User { uid: 7, gid: 8, ids: 9 }));
         assert!(parse(r#"{"shm":1}"#).is_err());
     }
 

@@ -5,7 +5,7 @@ use oci_spec::runtime::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::{Error, Wanted, annotations, capabilities, mounts, process, resources, security};
+use crate::{Error, Wanted, annotations, capabilities, ids, mounts, process, resources, security};
 
 /// Builds the specification of one container; the same input gives the same output.
 ///
@@ -30,6 +30,7 @@ pub fn build(wanted: &Wanted<'_>) -> Result<Spec, Error> {
         .set_masked_paths(Some(security::masked_paths(wanted)))
         .set_readonly_paths(Some(security::readonly_paths(wanted)));
 
+    ids::map_namespace(&mut linux, wanted.ids);
     linux.set_mount_label(wanted.labels.mount.clone());
     let mut process = process::process(wanted, &env, capabilities)?;
     process
@@ -58,14 +59,16 @@ fn empty<T: DeserializeOwned>() -> T {
 }
 
 /// Those of the sandbox and the host as given; mounts are always the container's own,
-/// and so is the view of cgroups, but a privileged container sees the host's.
+/// and so is the view of cgroups, but a privileged container sees the host's. With users of
+/// its own it cannot: only who owns that view may mount it.
 fn namespaces(wanted: &Wanted<'_>) -> Vec<LinuxNamespace> {
     let own = |kind| namespace(kind, None);
     let mut all: Vec<_> =
         wanted.namespaces.iter().map(|(kind, path)| namespace(*kind, path.clone())).collect();
-    for (kind, unless) in
-        [(LinuxNamespaceType::Mount, false), (LinuxNamespaceType::Cgroup, wanted.privileged())]
-    {
+    for (kind, unless) in [
+        (LinuxNamespaceType::Mount, false),
+        (LinuxNamespaceType::Cgroup, wanted.privileged() && wanted.ids.is_none()),
+    ] {
         if !unless && all.iter().all(|known| known.typ() != kind) {
             all.push(own(kind));
         }

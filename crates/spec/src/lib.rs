@@ -18,6 +18,7 @@ mod annotations;
 mod build;
 pub mod capabilities;
 mod error;
+mod ids;
 mod mounts;
 mod process;
 mod resources;

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use berth_model::mount::{BindMount, ImageMount, Propagation};
 use oci_spec::runtime::{Mount, MountBuilder};
 
+use crate::ids::map_mount;
 use crate::wanted::is_container_path;
 use crate::{Error, Shm, Wanted};
 
@@ -82,10 +83,12 @@ fn defaults<'a>(wanted: &'a Wanted<'_>) -> impl Iterator<Item = Mount> + 'a {
     let writable_sys = wanted.privileged();
     let kernel = DEFAULTS.into_iter().map(move |(destination, kind, source, options)| {
         let option = |&option: &&str| match option {
-            "ro" if writable_sys => "rw".to_owned(),
-            other => other.to_owned(),
+            "ro" if writable_sys => Some("rw".to_owned()),
+            // tty, which the users of a very small range do not have (pts(4)).
+            "gid=5" if wanted.ids.is_some_and(|ids| ids.host_gid(5).is_none()) => None,
+            other => Some(other.to_owned()),
         };
-        mount(destination, kind, source, options.iter().map(option).collect())
+        mount(destination, kind, source, options.iter().filter_map(option).collect())
     });
     kernel.chain(sandbox_files(wanted))
 }
@@ -152,10 +155,14 @@ fn asked(wanted: &Wanted<'_>, asked: &BindMount) -> Result<Mount, Error> {
         // for a container that looks into it.
         let fixed = ["ro", "nosuid", "nodev", propagation].into_iter();
         let options = fixed.chain(forbidden).map(str::to_owned).collect();
-        return image_mount(wanted, image, destination, options);
+        // Whose the files of an image are, its users know.
+        let ids = asked.ids.as_ref().or(wanted.ids);
+        let mounted = image_mount(wanted, image, destination, options)?;
+        return Ok(map_mount(mounted, ids));
     }
     let options = ["rbind", propagation, access].into_iter().chain(forbidden);
-    Ok(mount(destination, "bind", &asked.host_path, options.map(str::to_owned).collect()))
+    let bind = mount(destination, "bind", &asked.host_path, options.map(str::to_owned).collect());
+    Ok(map_mount(bind, asked.ids.as_ref()))
 }
 
 fn image_mount(

@@ -21,7 +21,8 @@ pub(crate) fn lowest(spec: &Spec) -> &'static str {
             || profile.listener_path().is_some()
             || profile.syscalls().iter().flatten().any(|rule| rule.errno_ret().is_some())
     });
-    if unified || seccomp || recursive.into_iter().any(|option| option == "rro") {
+    let mapped = spec.mounts().iter().flatten().any(|mount| mount.uid_mappings().is_some());
+    if unified || mapped || seccomp || recursive.into_iter().any(|option| option == "rro") {
         return SECOND;
     }
     OLDEST

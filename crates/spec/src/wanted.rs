@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use berth_model::mount::Mount;
 use berth_model::sandbox::SandboxName;
-use berth_model::{ContainerId, ContainerSpec, SandboxId};
+use berth_model::{ContainerId, ContainerSpec, IdMappings, SandboxId};
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{Capabilities, LinuxDeviceType, LinuxNamespaceType};
 
@@ -31,6 +31,8 @@ pub struct Wanted<'a> {
     /// Network, IPC, UTS and PID namespaces: to join (a path) or to make (`None`).
     /// A kind that is absent is the host's. Mount and cgroup namespaces are added here.
     pub namespaces: Vec<(LinuxNamespaceType, Option<PathBuf>)>,
+    /// Where the ids of its user namespace, one of `namespaces`, lie on the node.
+    pub ids: Option<&'a IdMappings>,
     /// Absolute cgroupfs path of its cgroup.
     pub cgroup: &'a str,
     /// Host name in its UTS namespace; empty sets no `HOSTNAME`.

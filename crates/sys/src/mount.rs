@@ -4,6 +4,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 
+/// `MOUNT_ATTR_IDMAP` (linux/mount.h).
+const IDMAP: u64 = 0x0010_0000;
+
 /// A change of the attributes of one mount, or of it and all below.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct MountAttributes {
@@ -31,6 +34,23 @@ pub fn mount_setattr(
         propagation: attributes.propagation,
         userns_fd: 0,
     };
+    set(mount, &attr, recursive)
+}
+
+/// Has the mount whose root `mount` refers to show ids as the user namespace `user` maps them:
+/// a file of its id 0 belongs to whom the namespace's id 0 is. The mount must be detached and
+/// not mapped yet; its file system has to allow it (`FS_ALLOW_IDMAP`).
+///
+/// # Errors
+/// `EINVAL` if the file system, or the kernel (before 5.12), cannot; `EPERM` without
+/// `CAP_SYS_ADMIN` over the file system or if `user` is the namespace that it belongs to.
+pub fn mount_set_ids(mount: BorrowedFd<'_>, user: BorrowedFd<'_>) -> Result<(), Errno> {
+    let userns_fd = u64::try_from(user.as_raw_fd()).map_err(|_| Errno::EBADF)?;
+    let attr = libc::mount_attr { attr_set: IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    set(mount, &attr, false)
+}
+
+fn set(mount: BorrowedFd<'_>, attr: &libc::mount_attr, recursive: bool) -> Result<(), Errno> {
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {
         flags |= libc::AT_RECURSIVE;
@@ -43,7 +63,7 @@ pub fn mount_setattr(
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            std::ptr::from_ref(&attr),
+            std::ptr::from_ref(attr),
             size_of::<libc::mount_attr>(),
         )
     };

@@ -2,6 +2,7 @@
 
 use berth_api::v1;
 use berth_engine::{ContainerStatus, SandboxStatus};
+use berth_model::IdRange;
 use berth_model::container::ContainerState;
 use berth_model::image::ImageRecord;
 use berth_model::mount::{BindMount, ImageMount, Propagation};
@@ -74,8 +75,21 @@ fn namespace_options(options: &NamespaceOptions) -> v1::NamespaceOption {
             NamespaceMode::Target(id) => id.clone(),
             _ => String::new(),
         },
-        userns_options: None,
+        userns_options: options.user.as_ref().map(|ids| v1::UserNamespace {
+            mode: v1::NamespaceMode::Pod.into(),
+            uids: id_mappings(&ids.uids),
+            gids: id_mappings(&ids.gids),
+        }),
     }
+}
+
+fn id_mappings(ranges: &[IdRange]) -> Vec<v1::IdMapping> {
+    let mapping = |range: &IdRange| v1::IdMapping {
+        host_id: range.host,
+        container_id: range.container,
+        length: range.length,
+    };
+    ranges.iter().map(mapping).collect()
 }
 
 pub(crate) fn container_state(status: &ContainerStatus) -> v1::ContainerState {
@@ -177,8 +191,9 @@ fn mount(mount: &BindMount, status: &ContainerStatus) -> v1::Mount {
         recursive_read_only: mount.recursive_readonly,
         image: mount.image.as_ref().map(|image| volume_image(image, status)),
         image_sub_path: sub_path.unwrap_or_default(),
+        uid_mappings: mount.ids.as_ref().map(|ids| id_mappings(&ids.uids)).unwrap_or_default(),
+        gid_mappings: mount.ids.as_ref().map(|ids| id_mappings(&ids.gids)).unwrap_or_default(),
         mount_options: mount.options.iter().map(|option| option.as_str().to_owned()).collect(),
-        ..Default::default()
     }
 }
 

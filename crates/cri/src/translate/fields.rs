@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use berth_api::v1;
 use berth_model::sandbox::NamespaceMode;
+use berth_model::{IdMappings, IdRange};
 
 use crate::Error;
 
@@ -78,22 +79,78 @@ pub(crate) fn refuse_windows<T>(field: &str, given: Option<&T>) -> Result<(), Er
     }
 }
 
-/// Namespaces of a user other than the node's are refused. The default of the message's
-/// `mode` is POD, so a present but empty message asks for one.
-pub(super) fn refuse_user_namespace(
+/// The users of a pod: its own, with exactly one range of each kind that begins with id 0, or
+/// the node's (KEP-127). The default of the message's `mode` is POD, so a present but empty
+/// message asks for users without saying where they lie.
+pub(super) fn user_namespace(
     field: &str,
     options: Option<&v1::UserNamespace>,
-) -> Result<(), Error> {
-    let Some(options) = options else { return Ok(()) };
-    match known(field, options.mode)? {
-        v1::NamespaceMode::Node if options.uids.is_empty() && options.gids.is_empty() => Ok(()),
+) -> Result<Option<IdMappings>, Error> {
+    let Some(options) = options else { return Ok(None) };
+    match known(format!("{field}.mode"), options.mode)? {
+        v1::NamespaceMode::Node if options.uids.is_empty() && options.gids.is_empty() => Ok(None),
         v1::NamespaceMode::Node => {
             Err(Error::invalid(field, "has mappings, and mode NODE has none"))
         }
-        v1::NamespaceMode::Pod | v1::NamespaceMode::Container | v1::NamespaceMode::Target => {
-            Err(Error::unsupported(field, "a user namespace is"))
+        mode @ (v1::NamespaceMode::Container | v1::NamespaceMode::Target) => {
+            let problem = format!("cannot be {}", mode.as_str_name());
+            Err(Error::invalid(format!("{field}.mode"), problem))
+        }
+        v1::NamespaceMode::Pod => {
+            let one = |kind: &str, mappings: &[v1::IdMapping]| match mappings {
+                [only] => whole_range(&format!("{field}.{kind}[0]"), only),
+                _ => {
+                    let problem = format!("has {} mappings, and must have one", mappings.len());
+                    Err(Error::invalid(format!("{field}.{kind}"), problem))
+                }
+            };
+            let (uids, gids) = (one("uids", &options.uids)?, one("gids", &options.gids)?);
+            if uids.length != gids.length {
+                let problem = format!("{} is not that of uids, {}", gids.length, uids.length);
+                return Err(Error::invalid(format!("{field}.gids[0].length"), problem));
+            }
+            Ok(Some(IdMappings { uids: vec![uids], gids: vec![gids] }))
         }
     }
+}
+
+/// A range that begins with id 0 and does not hold the node's root.
+fn whole_range(field: &str, asked: &v1::IdMapping) -> Result<IdRange, Error> {
+    let range = id_range(asked);
+    if range.container != 0 {
+        return Err(Error::invalid(format!("{field}.container_id"), "is not 0"));
+    }
+    if range.host == 0 {
+        return Err(Error::invalid(format!("{field}.host_id"), "is 0, the node's root"));
+    }
+    let ids = IdMappings { uids: vec![range], gids: vec![range] };
+    ids.check().map_err(|_| {
+        let problem = format!("{} does not fit", range.length);
+        Error::invalid(format!("{field}.length"), problem)
+    })?;
+    Ok(range)
+}
+
+fn id_range(asked: &v1::IdMapping) -> IdRange {
+    IdRange { container: asked.container_id, host: asked.host_id, length: asked.length }
+}
+
+/// How the owners of a mount's files are shown; `None` if nothing is said.
+pub(super) fn mount_ids(
+    field: &impl Fn(&str) -> String,
+    asked: &v1::Mount,
+) -> Result<Option<IdMappings>, Error> {
+    let (uids, gids) = (&asked.uid_mappings, &asked.gid_mappings);
+    if uids.is_empty() && gids.is_empty() {
+        return Ok(None);
+    }
+    let all = |mappings: &[v1::IdMapping]| mappings.iter().map(id_range).collect();
+    let ids = IdMappings { uids: all(uids), gids: all(gids) };
+    ids.check().map_err(|bad| {
+        let name = if bad.is_of_groups() { "gidMappings" } else { "uidMappings" };
+        Error::invalid(field(name), bad.to_string())
+    })?;
+    Ok(Some(ids))
 }
 
 /// A namespace mode out of those that make sense for its kind.
@@ -139,8 +196,8 @@ mod tests {
     #[test]
     fn kubelets_ordinary_defaults_pass() {
         let node = v1::UserNamespace { mode: v1::NamespaceMode::Node.into(), ..Default::default() };
-        refuse_user_namespace("f", Some(&node)).unwrap();
-        refuse_user_namespace("f", None).unwrap();
+        assert_eq!(user_namespace("f", Some(&node)).unwrap(), None);
+        assert_eq!(user_namespace("f", None).unwrap(), None);
     }
 
     #[test]
@@ -148,8 +205,68 @@ mod tests {
         let named = |error: Error| {
             assert!(matches!(&error, Error::Unsupported { field, .. } if field == "f"), "{error}");
         };
-        named(refuse_user_namespace("f", Some(&v1::UserNamespace::default())).unwrap_err());
         named(refuse_windows("f", Some(&())).unwrap_err());
+    }
+
+    fn mapping(container_id: u32, host_id: u32, length: u32) -> v1::IdMapping {
+        v1::IdMapping { container_id, host_id, length }
+    }
+
+    #[test]
+    fn users_of_a_pods_own_have_one_range_that_begins_with_root() {
+        let asked = |mode: i32, uids: &[v1::IdMapping], gids: &[v1::IdMapping]| {
+            let asked = v1::UserNamespace { mode, uids: uids.to_vec(), gids: gids.to_vec() };
+            user_namespace("f", Some(&asked))
+        };
+        let good = mapping(0, 1000, 100_000);
+        let ids = asked(0, &[good], &[mapping(0, 5000, 100_000)]).unwrap().unwrap();
+        assert_eq!((ids.host_uid(0), ids.host_gid(99_999)), (Some(1000), Some(104_999)));
+        let two = [good, mapping(0, 2000, 100_000)];
+        let refused = |field: &str, answer: Result<_, Error>| {
+            let error = answer.unwrap_err();
+            assert!(
+                matches!(&error, Error::Invalid { field: named, .. } if named == field),
+                "{error}"
+            );
+        };
+        refused("f.uids", asked(0, &[], &[]));
+        refused("f.uids", asked(0, &two, &two));
+        refused("f.gids", asked(0, &[good], &two));
+        refused("f.gids", asked(0, &[good], &[]));
+        refused("f.uids[0].container_id", asked(0, &[mapping(1, 1000, 9)], &[good]));
+        refused("f.gids[0].container_id", asked(0, &[good], &[mapping(1, 1000, 9)]));
+        refused("f.uids[0].host_id", asked(0, &[mapping(0, 0, 9)], &[good]));
+        refused("f.uids[0].length", asked(0, &[mapping(0, 1000, 0)], &[good]));
+        refused("f.uids[0].length", asked(0, &[mapping(0, u32::MAX, 9)], &[good]));
+        refused("f.gids[0].length", asked(0, &[good], &[mapping(0, 1000, 9)]));
+        refused("f.mode", asked(1, &[good], &[good]));
+        refused("f.mode", asked(3, &[good], &[good]));
+        refused("f.mode", asked(9, &[good], &[good]));
+        refused("f", asked(2, &[good], &[good]));
+    }
+
+    #[test]
+    fn owners_of_a_mount_are_mapped_by_users_and_groups_or_not_at_all() {
+        let asked = |uids: &[v1::IdMapping], gids: &[v1::IdMapping]| {
+            let (uid_mappings, gid_mappings) = (uids.to_vec(), gids.to_vec());
+            let asked = v1::Mount { uid_mappings, gid_mappings, ..Default::default() };
+            mount_ids(&|name: &str| format!("m.{name}"), &asked)
+        };
+        let good = mapping(0, 1000, 9);
+        assert_eq!(asked(&[], &[]).unwrap(), None);
+        assert_eq!(asked(&[good], &[good]).unwrap().unwrap().host_uid(8), Some(1008));
+        for (field, uids, gids) in [
+            ("m.uidMappings", vec![], vec![good]),
+            ("m.gidMappings", vec![good], vec![]),
+            ("m.uidMappings", vec![good, good], vec![good]),
+            ("m.gidMappings", vec![good], vec![mapping(0, 1, 0)]),
+        ] {
+            let error = asked(&uids, &gids).unwrap_err();
+            assert!(
+                matches!(&error, Error::Invalid { field: named, .. } if named == field),
+                "{error}"
+            );
+        }
     }
 
     #[test]

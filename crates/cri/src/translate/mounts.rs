@@ -5,15 +5,12 @@ use std::path::{Path, PathBuf};
 use berth_api::v1;
 use berth_model::mount::{BindMount, ImageMount, MountOption, Propagation};
 
-use super::fields::{absolute_path, is_plain, known, shown};
+use super::fields::{absolute_path, is_plain, known, mount_ids, shown};
 use crate::Error;
 
 /// Checks the mount with this index and translates it.
 pub(super) fn mount((index, asked): (usize, &v1::Mount)) -> Result<BindMount, Error> {
     let field = |name: &str| format!("config.mounts[{index}].{name}");
-    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
-        return Err(Error::unsupported(field("uidMappings"), "an id-mapped mount is"));
-    }
     let container_path = PathBuf::from(&asked.container_path);
     if !container_path.is_absolute() || asked.container_path.contains('\0') {
         let problem = format!("{} must be an absolute path", shown(&asked.container_path));
@@ -42,6 +39,7 @@ pub(super) fn mount((index, asked): (usize, &v1::Mount)) -> Result<BindMount, Er
         propagation,
         image,
         options: options(&field, &asked.mount_options)?,
+        ids: mount_ids(&field, asked)?,
     };
     check_readonly(&field, &mount)?;
     Ok(mount)

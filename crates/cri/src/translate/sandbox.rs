@@ -9,8 +9,7 @@ use berth_model::sandbox::{
 };
 
 use super::fields::{
-    absolute_path, known, name, namespace_mode, number, refuse_user_namespace, refuse_windows,
-    shown,
+    absolute_path, known, name, namespace_mode, number, refuse_windows, shown, user_namespace,
 };
 use super::labels::{apparmor, selinux};
 use super::resources::noted;
@@ -77,9 +76,7 @@ fn check_security(security: &v1::LinuxSandboxSecurityContext) -> Result<(), Erro
     if security.run_as_group.is_some() && security.run_as_user.is_none() {
         return Err(Error::invalid(field("run_as_group"), "needs run_as_user"));
     }
-    let options = security.namespace_options.as_ref();
-    let user = options.and_then(|options| options.userns_options.as_ref());
-    refuse_user_namespace(&field("namespace_options.userns_options"), user)
+    Ok(())
 }
 
 fn namespaces(options: Option<&v1::NamespaceOption>) -> Result<NamespaceOptions, Error> {
@@ -88,10 +85,23 @@ fn namespaces(options: Option<&v1::NamespaceOption>) -> Result<NamespaceOptions,
         let field = format!("config.linux.security_context.namespace_options.{kind}");
         namespace_mode(field, value, None, allowed)
     };
+    let within = "config.linux.security_context.namespace_options";
+    let field = format!("{within}.userns_options");
+    let user = user_namespace(&field, options.userns_options.as_ref())?;
+    if user.is_some() {
+        // Only who owns a namespace of processes or IPC can mount what shows it.
+        for (kind, value) in [("pid", options.pid), ("ipc", options.ipc)] {
+            if value == i32::from(Mode::Node) {
+                let problem = "cannot be NODE with users of the pod's own";
+                return Err(Error::invalid(format!("{within}.{kind}"), problem));
+            }
+        }
+    }
     Ok(NamespaceOptions {
         network: mode("network", options.network, &[Mode::Pod, Mode::Node])?,
         pid: mode("pid", options.pid, &[Mode::Pod, Mode::Container, Mode::Node])?,
         ipc: mode("ipc", options.ipc, &[Mode::Pod, Mode::Node])?,
+        user,
     })
 }
 

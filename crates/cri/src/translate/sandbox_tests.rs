@@ -115,6 +115,7 @@ fn namespaces_are_translated_or_refused() {
             network: NamespaceMode::Node,
             pid: NamespaceMode::Container,
             ipc: NamespaceMode::Node,
+            user: None,
         }
     );
     for (field, bad) in [

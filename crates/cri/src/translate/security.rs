@@ -4,7 +4,7 @@ use berth_api::v1::{self, NamespaceMode as Mode};
 use berth_model::container::{Profile, RunAs, Security, SupplementalGroupsPolicy};
 use berth_model::sandbox::NamespaceOptions;
 
-use super::fields::{absolute_path, known, namespace_mode, number, refuse_user_namespace, shown};
+use super::fields::{absolute_path, known, namespace_mode, number, shown, user_namespace};
 use super::labels::{apparmor, selinux};
 use crate::Error;
 
@@ -54,7 +54,6 @@ fn paths(name: &str, asked: &[String]) -> Result<Option<Vec<String>>, Error> {
 fn namespaces(options: Option<&v1::NamespaceOption>) -> Result<NamespaceOptions, Error> {
     let options = options.cloned().unwrap_or_default();
     let within = |kind: &str| field(&format!("namespace_options.{kind}"));
-    refuse_user_namespace(&within("userns_options"), options.userns_options.as_ref())?;
     let mode = |kind, value, allowed: &[Mode]| {
         namespace_mode(within(kind), value, Some(&options.target_id), allowed)
     };
@@ -63,6 +62,7 @@ fn namespaces(options: Option<&v1::NamespaceOption>) -> Result<NamespaceOptions,
         network: mode("network", options.network, &[Mode::Pod, Mode::Node])?,
         pid: mode("pid", options.pid, &any)?,
         ipc: mode("ipc", options.ipc, &[Mode::Pod, Mode::Node])?,
+        user: user_namespace(&within("userns_options"), options.userns_options.as_ref())?,
     })
 }
 

@@ -19,8 +19,8 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use super::{mounts, volumes};
 use crate::core::{Core, cgroup_error};
 use crate::sandbox::Sandbox;
-use crate::spawner::{IPC_FD, NET_FD, PID_FD, UTS_FD};
-use crate::{Error, clock, files};
+use crate::spawner::{IPC_FD, NET_FD, PID_FD, USER_FD, UTS_FD};
+use crate::{Error, clock, files, users};
 
 /// Largest `/etc/passwd` and `/etc/group` of an image, bytes.
 const MAX_USER_FILE: u64 = 4 << 20;
@@ -55,8 +55,7 @@ impl Plan {
             move |source| Error::Spec { name, source }
         };
         let edits = mounts::cdi::edits(&core.cdi, &spec)?;
-        let mut user = user(core, &spec, image)?;
-        add_groups(&mut user, &edits.groups);
+        let user = runs_as(core, sandbox, &spec, image, &edits)?;
         let stop_signal = stop_signal(&spec, image).map_err(refused.clone())?;
         let log_path =
             files::log_path(sandbox.spec.log_directory.as_deref(), spec.log_path.as_deref())?;
@@ -78,6 +77,7 @@ impl Plan {
             image_name,
             user: &user,
             namespaces: namespaces(core, sandbox, &security.namespaces.pid)?,
+            ids: sandbox.spec.namespaces.user.as_ref(),
             cgroup: cgroup.as_str(),
             hostname: &sandbox.hostname,
             files: sandbox_files(sandbox),
@@ -125,6 +125,22 @@ fn relabel(core: &Core, wanted: &Wanted<'_>) -> Result<(), Error> {
     let files = [&files.resolv_conf, &files.hosts, &files.hostname];
     let files: Vec<_> = files.into_iter().flatten().cloned().collect();
     core.modules.relabel(&wanted.labels, &wanted.spec.mounts, &files)
+}
+
+/// Who runs it, with the groups that come with devices; one of the pod's own users.
+fn runs_as(
+    core: &Core,
+    sandbox: &Sandbox,
+    spec: &ContainerSpec,
+    image: &Image,
+    edits: &Edits,
+) -> Result<ResolvedUser, Error> {
+    let mut user = user(core, spec, image)?;
+    add_groups(&mut user, &edits.groups);
+    match &sandbox.spec.namespaces.user {
+        Some(ids) => users::check_container(spec, &user, ids).map(|()| user),
+        None => Ok(user),
+    }
 }
 
 /// The nodes that the request names, and those that come with devices by name.
@@ -214,6 +230,9 @@ fn namespaces(
     }
     if options.ipc != NamespaceMode::Node {
         all.push((LinuxNamespaceType::Ipc, held(IPC_FD)));
+    }
+    if options.user.is_some() {
+        all.push((LinuxNamespaceType::User, held(USER_FD)));
     }
     match pid {
         NamespaceMode::Node => {}

@@ -18,7 +18,7 @@ use std::time::Duration;
 use berth_failpoint::Point;
 use berth_model::container::{ContainerEvent, Timestamp};
 use berth_model::mount::Mount;
-use berth_model::{ContainerId, ContainerState, ErrorKind, SandboxId};
+use berth_model::{ContainerId, ContainerState, ErrorKind, IdMappings, IdRange, SandboxId};
 use berth_nri::Passage;
 use berth_shim_client::{CreateRequest, Input, Output, Shim};
 use berth_snapshot::{Durability, SnapshotKey};
@@ -305,12 +305,30 @@ impl Work {
     async fn rootfs(&self) -> Result<Vec<Mount>, Error> {
         let key = SnapshotKey::from(&self.container.id);
         let (snapshots, chain) = (self.core.snapshots.clone(), self.chain.clone());
-        let mount = move || snapshots.mounts_unused(&key, &chain, Durability::Volatile);
+        let ids = self.container.sandbox.spec.namespaces.user.clone();
+        let mount = move || {
+            let mut mounts = snapshots.mounts_unused(&key, &chain, Durability::Volatile)?;
+            if let Some(ids) = ids {
+                snapshots.map_root(&key, &chain, &ids)?;
+                mounts.iter_mut().for_each(|mount| map(mount, &ids));
+            }
+            Ok(mounts)
+        };
         self.core.disk.run(mount).await?.map_err(|source| Error::Snapshot {
             action: "mount snapshot",
             key: self.container.id.to_string(),
             source,
         })
+    }
+}
+
+/// Has the layers of an overlay show their ids as the pod's users (containerd's names).
+fn map(mount: &mut Mount, ids: &IdMappings) {
+    for (name, ranges) in [("uidmap", &ids.uids), ("gidmap", &ids.gids)] {
+        let range =
+            |range: &IdRange| format!("{}:{}:{}", range.container, range.host, range.length);
+        let ranges: Vec<_> = ranges.iter().map(range).collect();
+        mount.options.push(format!("{name}={}", ranges.join(",")));
     }
 }
 

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use berth_metadata::{SandboxPhase, SandboxRecord};
 use berth_model::container::Timestamp;
-use berth_model::sandbox::{NamespaceMode, SandboxName};
-use berth_model::{SandboxId, SandboxSpec};
-use berth_shim_client::SandboxOptions;
+use berth_model::sandbox::{NamespaceMode, NamespaceOptions, SandboxName};
+use berth_model::{IdMappings, IdRange, SandboxId, SandboxSpec};
+use berth_shim_client::{SandboxOptions, SandboxUser};
 
 use crate::config::RuntimeConfig;
 use crate::core::{Core, cgroup_path};
@@ -66,6 +66,7 @@ impl Plan {
         let options = SandboxOptions {
             shm_size: if own_ipc { core.shm_bytes.get() } else { 0 },
             share_pid: spec.namespaces.pid == NamespaceMode::Pod,
+            user: spec.namespaces.user.as_ref().and_then(sandbox_user),
         };
         Ok(Self {
             runtime: runtime.clone(),
@@ -103,9 +104,40 @@ impl Plan {
         })
     }
 
+    /// Who its root is on the node, if it has users of its own.
+    pub(super) fn root(&self) -> Option<(u32, u32)> {
+        self.options.user.map(|user| (user.uid, user.gid))
+    }
+
     pub(super) fn own_net(&self) -> bool {
         self.record.spec.namespaces.network != NamespaceMode::Node
     }
+}
+
+fn sandbox_user(ids: &IdMappings) -> Option<SandboxUser> {
+    let length = |ranges: &[IdRange]| ranges.first().map_or(0, |range| range.length);
+    Some(SandboxUser {
+        uid: ids.host_uid(0)?,
+        gid: ids.host_gid(0)?,
+        ids: length(&ids.uids).min(length(&ids.gids)),
+    })
+}
+
+/// A user namespace owns all that shows processes and IPC, and has a root of its own.
+fn check_users(ids: &IdMappings, options: &NamespaceOptions) -> Result<(), Error> {
+    let refused = |problem: &str| Err(Error::invalid("user namespace", problem));
+    if let Err(bad) = ids.check() {
+        return refused(&bad.to_string());
+    }
+    match (ids.host_uid(0), ids.host_gid(0)) {
+        (None, _) | (_, None) => return refused("does not map id 0"),
+        (Some(0), _) | (_, Some(0)) => return refused("maps its root to the node's"),
+        _ => {}
+    }
+    if [&options.pid, &options.ipc].contains(&&NamespaceMode::Node) {
+        return refused("excludes the node's process and ipc namespaces");
+    }
+    Ok(())
 }
 
 fn check(spec: &SandboxSpec) -> Result<(), Error> {
@@ -118,6 +150,9 @@ fn check(spec: &SandboxSpec) -> Result<(), Error> {
     }
     if matches!(options.pid, NamespaceMode::Target(_)) {
         return Err(Error::invalid("pid namespace", "a sandbox cannot use that of a container"));
+    }
+    if let Some(ids) = &options.user {
+        check_users(ids, options)?;
     }
     berth_spec::sysctl::check(&spec.sysctls, options)
         .map_err(|source| Error::Spec { name: spec.name.name.clone(), source })

@@ -17,9 +17,9 @@ use crate::container::unless_silent;
 use crate::core::{Core, cgroup_error, cgroup_path, step, step_blocking, warn_failure};
 use crate::names::Claim;
 use crate::pending::Object;
-use crate::spawner::{IPC_FD, NET_FD, Namespaces, UTS_FD, Wanted};
+use crate::spawner::{IPC_FD, NET_FD, Namespaces, USER_FD, UTS_FD, Wanted};
 use crate::undo::Undo;
-use crate::{Error, files, hooks};
+use crate::{Error, files, hooks, users};
 
 /// How long a shim may take until it answers.
 const SHIM_START: Duration = Duration::from_secs(30);
@@ -59,6 +59,9 @@ fn shown(spec: &SandboxSpec) -> String {
 }
 
 async fn make(core: &Arc<Core>, spec: SandboxSpec) -> Result<SandboxId, Error> {
+    if spec.namespaces.user.is_some() {
+        users::check(core).await?;
+    }
     let mut plan = core
         .disk
         .run({
@@ -114,8 +117,10 @@ async fn build(core: &Arc<Core>, plan: &mut Plan, undo: &Undo) -> Result<Shim, E
         plan.hostname.clone(),
         plan.record.spec.sysctls.clone(),
     );
+    let runtime = core.runtime(&plan.runtime);
     let namespaces = async {
-        let made = core.spawner.make(wanted).instrument(debug_span!("namespaces")).await?;
+        let made =
+            core.spawner.make(wanted, &runtime).instrument(debug_span!("namespaces")).await?;
         step(Point::RUN_NAMESPACES).await.map(|()| made)
     };
     // Both are awaited to their end: nothing may still be in the making when undo runs.
@@ -185,7 +190,11 @@ async fn connect(
     };
     let address = attached.as_ref().map(|attached| attached.address.into());
     let plan = plan.clone();
-    let files = core.disk.run(move || plan.files(address)?.write(&plan.dir));
+    let files = core.disk.run(move || {
+        plan.files(address)?.write(&plan.dir)?;
+        // The pod's root may write them, as in any pod.
+        plan.root().map_or(Ok(()), |root| files::give(&plan.dir, root))
+    });
     files.instrument(debug_span!("files")).await??;
     step(Point::RUN_FILES_WRITTEN).await?;
     Ok(attached)
@@ -274,6 +283,7 @@ fn request(core: &Core, plan: &Plan, namespaces: Namespaces, cgroup: Vec<OwnedFd
         (namespaces.net, "net", NET_FD),
         (namespaces.ipc, "ipc", IPC_FD),
         (namespaces.uts, "uts", UTS_FD),
+        (namespaces.user, "user", USER_FD),
     ] {
         if let Some(fd) = fd {
             fds.push((fd, number));

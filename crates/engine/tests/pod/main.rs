@@ -308,6 +308,7 @@ fn a_sandbox_on_the_nodes_namespaces_has_none_of_its_own() {
             network: NamespaceMode::Node,
             pid: NamespaceMode::Node,
             ipc: NamespaceMode::Node,
+            user: None,
         };
         spec.hostname = String::new();
         let sandbox = node.engine.run_sandbox(spec).await.unwrap();

@@ -77,7 +77,8 @@ pub(crate) fn fill(root: &Root<'_>, nodes: &[DeviceNode]) -> Result<(), Error> {
     Ok(())
 }
 
-fn make(parent: BorrowedFd<'_>, name: &Path, node: &DeviceNode) -> Result<(), Error> {
+/// Makes one node.
+pub(crate) fn make(parent: BorrowedFd<'_>, name: &Path, node: &DeviceNode) -> Result<(), Error> {
     let (file_type, device) = match node.kind {
         NodeKind::Char { major, minor } => (FileType::CharacterDevice, makedev(major, minor)),
         NodeKind::Block { major, minor } => (FileType::BlockDevice, makedev(major, minor)),

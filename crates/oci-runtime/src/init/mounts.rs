@@ -57,7 +57,12 @@ pub(crate) fn perform(
     let mut later = Later::default();
     for (mount, source) in plan.mounts.iter().zip(sources) {
         match (&mount.what, source) {
-            (MountWhat::Filesystem { fs_type, source }, _) => {
+            (MountWhat::Filesystem { fs_type, .. }, Some(made)) => {
+                if let Some(made) = adopt(root, mount, fs_type, made)? {
+                    later.0.push((mount.clone(), made));
+                }
+            }
+            (MountWhat::Filesystem { fs_type, source }, None) => {
                 check_proc(mount, None)?;
                 if let Some(made) = new_filesystem(root, mount, fs_type, source)? {
                     later.0.push((mount.clone(), made));
@@ -127,6 +132,24 @@ fn new_filesystem(
         .map_err(|failure| failure.at(fs_type, &mount.destination))?;
     settle(made.as_fd(), mount, target.as_fd())?;
     Ok(later.then_some(made))
+}
+
+/// Attaches what the worker has mounted, since a user namespace's root could not; returned if
+/// it is to become read-only later.
+fn adopt(
+    root: &Root<'_>,
+    mount: &MountPlan,
+    fs_type: &str,
+    made: &OwnedFd,
+) -> Result<Option<OwnedFd>, Error> {
+    let target = root.ensure_directory(&mount.destination, links(mount))?;
+    let later = mount.options.attributes.readonly() && fs_type == "tmpfs";
+    let attributes =
+        if later { mount.options.attributes.writable() } else { mount.options.attributes };
+    mount_setattr(made.as_fd(), &attributes.change(), false).map_err(failed(mount))?;
+    set_propagation(made.as_fd(), mount, u64::from(MountPropagationFlags::PRIVATE.bits()), true)?;
+    settle(made.as_fd(), mount, target.as_fd())?;
+    later.then(|| made.try_clone().map_err(failed(mount))).transpose()
 }
 
 fn bind(root: &Root<'_>, mount: &MountPlan, source: BorrowedFd<'_>) -> Result<(), Error> {

@@ -11,12 +11,22 @@ use rustix::mount::{MountAttrFlags, MountPropagationFlags, OpenTreeFlags, open_t
 use crate::error::{AnyErrno, Error};
 use crate::init::{filesystem, pivot};
 use crate::plan::{Attributes, RootMount, RootfsPlan};
+use crate::user::Users;
+
+mod layers;
+
+pub(crate) use layers::probe as probe_overlay;
 
 /// Longest option string that mount(2) takes: a page with its NUL.
 const LONGEST_DATA: usize = 4095;
 
-/// Mounts the root file system and returns its mount, writable if it can be.
-pub(crate) fn mount(plan: &RootfsPlan, bundle: &Path) -> Result<OwnedFd, Error> {
+/// Mounts the root file system and returns its mount, writable if it can be. `users` is the
+/// user namespace as which the plan's layers show their ids.
+pub(crate) fn mount(
+    plan: &RootfsPlan,
+    bundle: &Path,
+    users: Option<&Users<'_>>,
+) -> Result<OwnedFd, Error> {
     pivot::detach_from_host()?;
     let path = bundle.join(&plan.path);
     if plan.mounts.is_empty() {
@@ -30,11 +40,20 @@ pub(crate) fn mount(plan: &RootfsPlan, bundle: &Path) -> Result<OwnedFd, Error> 
     // covered in this namespace. A bundle need not have one for it.
     let target = if path.is_dir() { path } else { bundle.to_owned() };
     for mount in &plan.mounts {
-        mount_one(mount, &target)?;
+        mount_one(mount, &target, users)?;
     }
     let mount = open_directory(&target).map_err(failed("open its directory"))?;
     make_private(mount.as_fd())?;
     Ok(mount)
+}
+
+/// Attaches the root file system that the worker has mounted, over the root of this namespace:
+/// nothing else is certain to be within reach of a user namespace's root.
+pub(crate) fn adopt(mount: BorrowedFd<'_>) -> Result<(), Error> {
+    pivot::detach_from_host()?;
+    let target = open_directory(Path::new("/")).map_err(failed("open the root directory"))?;
+    filesystem::attach(mount, target.as_fd()).map_err(failed("attach it"))?;
+    make_private(mount)
 }
 
 /// Makes the root mount read-only if it is to be, when everything in it is made.
@@ -57,13 +76,28 @@ pub(crate) fn propagate(plan: &RootfsPlan, mount: BorrowedFd<'_>) -> Result<(), 
 }
 
 /// Mounts one mount of a root file system, or of an image, on the directory `target`.
-pub(crate) fn mount_one(mount: &RootMount, target: &Path) -> Result<(), Error> {
+pub(crate) fn mount_one(
+    mount: &RootMount,
+    target: &Path,
+    users: Option<&Users<'_>>,
+) -> Result<(), Error> {
     let options = &mount.options;
+    let users = match (&mount.ids, users) {
+        (None, _) => None,
+        (Some(ids), Some(users)) if users.ids == ids => Some(users),
+        _ => return Err(Error::invalid("rootfs", "maps other ids than the user namespace")),
+    };
     if let Some(recursive) = options.bind {
         let tree = clone_tree(Path::new(&mount.source), recursive)?;
+        if let Some(users) = users {
+            set_ids(tree.as_fd(), users.fd(), Path::new(&mount.source))?;
+        }
         set_attributes(tree.as_fd(), mount)?;
         let target = open_directory(target).map_err(failed("open its directory"))?;
         return filesystem::attach(tree.as_fd(), target.as_fd()).map_err(failed("attach it"));
+    }
+    if let Some(users) = users {
+        return layers::mount(mount, target, users.fd());
     }
     if mount.fs_type == "overlay" && options.data_string().len() > LONGEST_DATA {
         let tree = long_overlay(mount)?;
@@ -109,6 +143,12 @@ fn long_overlay(mount: &RootMount) -> Result<OwnedFd, Error> {
         .map_err(|_| failed("read its options")(nix::errno::Errno::EINVAL))?;
     filesystem::create(&mount.fs_type, &mount.source, &data, MountAttrFlags::from_bits_retain(bits))
         .map_err(|failure| failure.at(&mount.fs_type, Path::new("/")))
+}
+
+/// Shows the ids of a mount as the user namespace `users` maps them.
+fn set_ids(mount: BorrowedFd<'_>, users: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
+    berth_sys::mount::mount_set_ids(mount, users)
+        .map_err(|source| Error::UnmappedMount { path: path.to_owned(), source })
 }
 
 fn set_attributes(tree: BorrowedFd<'_>, mount: &RootMount) -> Result<(), Error> {

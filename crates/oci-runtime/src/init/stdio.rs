@@ -45,7 +45,8 @@ pub(crate) fn install(
     match (stdio, console) {
         (Stdio::Fds { stdin, stdout, stderr }, None) => {
             let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-            for stream in streams {
+            // In a user namespace the worker has given them already.
+            for stream in streams.into_iter().filter(|_| plan.ids.is_none()) {
                 give(stream, plan.user.uid)?;
             }
             put(streams)
@@ -61,9 +62,9 @@ pub(crate) fn install(
     }
 }
 
-/// Gives a pipe to the user of the process, who could not open `/dev/stdout` otherwise. Nothing
+/// Gives a pipe to the user of the process, by its number on the host; he could not open `/dev/stdout` otherwise. Nothing
 /// else changes its owner: a file of the host is not ours to give away (CVE-2026-88265).
-fn give(stream: BorrowedFd<'_>, uid: u32) -> Result<(), Error> {
+pub(crate) fn give(stream: BorrowedFd<'_>, uid: u32) -> Result<(), Error> {
     let step = "give a standard stream to the user";
     let stat = fstat(stream).map_err(Error::setup(step))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo || stat.st_uid == uid {

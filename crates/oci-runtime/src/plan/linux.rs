@@ -59,10 +59,6 @@ pub(super) fn refuse_unsupported(spec: &Spec, linux: &Linux) -> Result<(), Error
     if hooks.is_some_and(|hooks| *hooks != Default::default()) {
         return Err(Error::unsupported("hooks", "hooks"));
     }
-    let mapped = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|map| !map.is_empty());
-    if mapped(linux.uid_mappings()) || mapped(linux.gid_mappings()) {
-        return Err(Error::unsupported("linux.uidMappings", "user namespaces"));
-    }
     if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
         return Err(Error::unsupported("linux.netDevices", "moving network devices"));
     }

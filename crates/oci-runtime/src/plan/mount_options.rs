@@ -86,6 +86,12 @@ impl MountOptions {
         self.data.iter().map(text).collect::<Vec<_>>().join(",")
     }
 
+    /// Takes an option out of the file system's own: its value.
+    pub(crate) fn take(&mut self, name: &str) -> Option<String> {
+        let index = self.data.iter().position(|(known, _)| known == name)?;
+        self.data.remove(index).1
+    }
+
     fn add(&mut self, option: &str) {
         match option {
             "" | "defaults" | "norelatime" | "silent" | "loud" => {}

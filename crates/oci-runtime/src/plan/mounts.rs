@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use berth_model::IdMappings;
 use oci_spec::runtime::{Mount, Spec};
 
 use super::clean_absolute;
+use super::ids;
 use super::mount_options::MountOptions;
 use super::rootfs::RootMount;
 use crate::error::Error;
@@ -21,6 +23,8 @@ pub(crate) struct MountPlan {
     pub(crate) exact: bool,
     /// SELinux context that its root gets, where the file system takes none as an option.
     pub(crate) label: Option<String>,
+    /// How the owners of its files are shown; `None` as they are.
+    pub(crate) ids: Option<IdMappings>,
 }
 
 /// Annotation with a JSON list of the destinations of such mounts.
@@ -132,11 +136,13 @@ fn one(mount: &Mount) -> Result<MountPlan, Error> {
             Error::invalid(FIELD, format!("destination {}", mount.destination().display()))
         })?;
     let at = |reason: &str| format!("{}: {reason}", destination.display());
-    let mapped = |map: &Option<Vec<_>>| map.as_ref().is_some_and(|map| !map.is_empty());
-    if mapped(mount.uid_mappings()) || mapped(mount.gid_mappings()) {
-        return Err(Error::unsupported(FIELD, at("an idmapped mount")));
-    }
+    let (uids, gids) = (mount.uid_mappings().as_ref(), mount.gid_mappings().as_ref());
+    let ids = ids::read("mounts.uidMappings", uids, gids)?;
     let mut options = MountOptions::parse(mount.options().as_deref().unwrap_or_default());
+    if ids.is_some() {
+        // Says what the mappings say already (config-linux.md, "Mounts").
+        options.data.retain(|(name, value)| name != "idmap" || value.is_some());
+    }
     if let Some((name, _)) = options.data.iter().find(|(name, _)| {
         matches!(name.as_str(), "idmap" | "ridmap" | "tmpcopyup" | "copy" | "loop")
     }) {
@@ -150,9 +156,8 @@ fn one(mount: &Mount) -> Result<MountPlan, Error> {
         "berth-shared" => {
             return Err(Error::invalid(FIELD, at("nothing is shared by that name")));
         }
-        "berth-image" => {
-            image(&mut options, &source).map_err(|reason| Error::invalid(FIELD, at(reason)))?
-        }
+        "berth-image" => image(&mut options, &source, ids.clone())
+            .map_err(|reason| Error::invalid(FIELD, at(reason)))?,
         "bind" | "rbind" | "none" | "" if options.bind.is_some() || fs_type.ends_with("bind") => {
             let recursive = fs_type == "rbind" || options.bind == Some(true);
             MountWhat::Bind { source, recursive }
@@ -179,12 +184,19 @@ fn one(mount: &Mount) -> Result<MountPlan, Error> {
     {
         return Err(Error::invalid(FIELD, at("a bind mount needs a source")));
     }
-    Ok(MountPlan { destination, what, options, exact: false, label: None })
+    if ids.is_some() && !matches!(what, MountWhat::Bind { .. } | MountWhat::Image { .. }) {
+        return Err(Error::invalid(FIELD, at("only a bind mount can map ids")));
+    }
+    Ok(MountPlan { destination, what, options, ids, exact: false, label: None })
 }
 
 /// The layers of an image and the directory in it; what is left of the options is the
 /// mount's own.
-fn image(options: &mut MountOptions, source: &Path) -> Result<MountWhat, &'static str> {
+fn image(
+    options: &mut MountOptions,
+    source: &Path,
+    ids: Option<IdMappings>,
+) -> Result<MountWhat, &'static str> {
     let mut data = std::mem::take(&mut options.data);
     let place = data.iter().position(|(name, _)| name == "subpath");
     let sub_path = place.and_then(|place| data.remove(place).1).unwrap_or_default();
@@ -196,7 +208,7 @@ fn image(options: &mut MountOptions, source: &Path) -> Result<MountWhat, &'stati
     let fs_type = if bind.is_some() { "bind" } else { "overlay" }.to_owned();
     let own = MountOptions { bind, data, ..MountOptions::default() };
     let sub_path = clean_absolute(&Path::new("/").join(sub_path)).ok_or("subpath")?;
-    Ok(MountWhat::Image { layers: RootMount { fs_type, source, options: own }, sub_path })
+    Ok(MountWhat::Image { layers: RootMount { fs_type, source, options: own, ids }, sub_path })
 }
 
 #[cfg(test)]

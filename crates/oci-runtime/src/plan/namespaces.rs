@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use berth_model::IdMappings;
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{Linux, LinuxNamespaceType};
 
+use super::ids;
 use crate::error::Error;
 
 /// An existing namespace to join.
@@ -22,8 +24,19 @@ pub(crate) struct Namespace {
 pub(crate) struct Namespaces {
     /// To be made, the mount namespace always among them.
     pub(crate) new: CloneFlags,
-    /// To be joined.
+    /// To be joined, but for that of users.
     pub(crate) join: Vec<Namespace>,
+    /// That of users, if it is not the caller's. It owns those that are new.
+    pub(crate) user: Option<UserNamespace>,
+}
+
+/// The user namespace of a container.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct UserNamespace {
+    /// An existing one; `None` makes one.
+    pub(crate) join: Option<Namespace>,
+    /// Where its ids lie on the host.
+    pub(crate) ids: IdMappings,
 }
 
 impl Namespaces {
@@ -51,12 +64,37 @@ impl Namespaces {
         if !new.contains(CloneFlags::CLONE_NEWNS) {
             return Err(Error::unsupported(FIELD, "a mount namespace that is not new"));
         }
-        Ok(Self { new, join })
+        let user = user(linux, &mut new, &mut join)?;
+        Ok(Self { new, join, user })
     }
 
     /// Whether the container's is another than the caller's.
     pub(crate) fn is_private(&self, flag: CloneFlags) -> bool {
         self.new.contains(flag) || self.join.iter().any(|namespace| namespace.flag == flag)
+    }
+}
+
+/// Takes the user namespace out of the others: it is made, or entered, on its own.
+fn user(
+    linux: &Linux,
+    new: &mut CloneFlags,
+    join: &mut Vec<Namespace>,
+) -> Result<Option<UserNamespace>, Error> {
+    const FIELD: &str = "linux.uidMappings";
+    let existing = join.iter().position(|namespace| namespace.flag == CloneFlags::CLONE_NEWUSER);
+    let wanted = existing.is_some() || new.contains(CloneFlags::CLONE_NEWUSER);
+    new.remove(CloneFlags::CLONE_NEWUSER);
+    match (wanted, ids::of_namespace(linux)?) {
+        (false, None) => Ok(None),
+        (false, Some(_)) => Err(Error::invalid(FIELD, "needs a user namespace")),
+        (true, None) => Err(Error::invalid(FIELD, "a user namespace needs mappings")),
+        (true, Some(ids)) => {
+            if ids.host_uid(0).is_none() || ids.host_gid(0).is_none() {
+                return Err(Error::invalid(FIELD, "id 0 is not mapped"));
+            }
+            let join = existing.map(|index| join.remove(index));
+            Ok(Some(UserNamespace { join, ids }))
+        }
     }
 }
 
@@ -68,7 +106,8 @@ fn kind(typ: LinuxNamespaceType) -> Option<(&'static str, CloneFlags)> {
         LinuxNamespaceType::Ipc => Some(("ipc", CloneFlags::CLONE_NEWIPC)),
         LinuxNamespaceType::Pid => Some(("pid", CloneFlags::CLONE_NEWPID)),
         LinuxNamespaceType::Network => Some(("network", CloneFlags::CLONE_NEWNET)),
-        LinuxNamespaceType::User | LinuxNamespaceType::Time => None,
+        LinuxNamespaceType::User => Some(("user", CloneFlags::CLONE_NEWUSER)),
+        LinuxNamespaceType::Time => None,
     }
 }
 
@@ -93,11 +132,30 @@ mod tests {
     }
 
     #[test]
+    fn a_user_namespace_is_neither_new_nor_joined_with_the_others() {
+        let mapping = r#"[{"containerID":0,"hostID":1000,"size":9}]"#;
+        let read_user = |user: &str, uids: &str| {
+            let maps = format!(r#""uidMappings":{uids},"gidMappings":{mapping}"#);
+            read(&format!(r#"[{{"type":"mount"}},{{"type":"user"{user}}}],{maps}"#))
+        };
+        let joined = read_user(r#","path":"/proc/self/fd/14""#, mapping).unwrap();
+        assert!(joined.join.is_empty());
+        let user = joined.user.unwrap();
+        assert_eq!(user.join.unwrap().path, PathBuf::from("/proc/self/fd/14"));
+        assert_eq!(user.ids.host_uid(8), Some(1008));
+        let made = read_user("", mapping).unwrap();
+        assert_eq!(made.new, CloneFlags::CLONE_NEWNS);
+        assert!(made.user.unwrap().join.is_none());
+        for bad in ["[]", r#"[{"containerID":1,"hostID":1000,"size":9}]"#] {
+            assert!(matches!(read_user("", bad), Err(Error::InvalidSpec { .. })), "{bad}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_done_is_refused() {
         for bad in [
             "[]",
             r#"[{"type":"mount","path":"/proc/1/ns/mnt"}]"#,
-            r#"[{"type":"mount"},{"type":"user"}]"#,
             r#"[{"type":"mount"},{"type":"time"}]"#,
         ] {
             assert!(matches!(read(bad), Err(Error::Unsupported { .. })), "{bad}");
@@ -105,6 +163,8 @@ mod tests {
         for bad in [
             r#"[{"type":"mount"},{"type":"mount"}]"#,
             r#"[{"type":"mount"},{"type":"ipc","path":"ns/ipc"}]"#,
+            r#"[{"type":"mount"},{"type":"user"}]"#,
+            r#"[{"type":"mount"}],"uidMappings":[{"containerID":0,"hostID":9,"size":9}]"#,
         ] {
             assert!(matches!(read(bad), Err(Error::InvalidSpec { .. })), "{bad}");
         }

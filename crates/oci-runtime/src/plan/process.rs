@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use berth_model::IdMappings;
 use oci_spec::runtime::{Linux, PosixRlimitType, Process, Spec};
 
-use super::CapabilitySets;
+use super::{CapabilitySets, ids};
 use crate::error::Error;
+use crate::user::unmapped;
 
 pub(crate) use rustix::process::Resource;
 
@@ -38,6 +40,8 @@ pub(crate) struct ProcessPlan {
     /// Whether it gets a terminal.
     pub(crate) terminal: bool,
     pub(crate) window: Option<WindowSize>,
+    /// Where its ids lie on the host, in a user namespace.
+    pub(crate) ids: Option<IdMappings>,
     /// Name of its session keyring.
     pub(crate) keyring: CString,
 }
@@ -99,6 +103,7 @@ impl ProcessPlan {
         let cwd = super::clean_absolute(process.cwd()).ok_or_else(|| {
             Error::invalid("process.cwd", format!("{} is not absolute", process.cwd().display()))
         })?;
+        let ids = linux.map(ids::of_namespace).transpose()?.flatten();
         Ok(Self {
             candidates: candidates(program, &environment)?,
             program: program.clone(),
@@ -108,7 +113,8 @@ impl ProcessPlan {
                 .collect::<Result<_, _>>()?,
             environment,
             cwd,
-            user: user(process)?,
+            user: user(process, ids.as_ref())?,
+            ids,
             capabilities: CapabilitySets::new(process.capabilities().as_ref()),
             limits: limits(process)?,
             no_new_privs: process.no_new_privileges() == Some(true),
@@ -221,13 +227,22 @@ fn candidates(program: &str, environment: &[CString]) -> Result<Vec<CString>, Er
         .collect()
 }
 
-fn user(process: &Process) -> Result<UserPlan, Error> {
+fn user(process: &Process, ids: Option<&IdMappings>) -> Result<UserPlan, Error> {
     const FIELD: &str = "process.user";
     let user = process.user();
     let groups = user.additional_gids().clone().unwrap_or_default();
     // The kernel reads the highest number as "leave it as it is": the process would stay root.
     if [user.uid(), user.gid()].contains(&u32::MAX) || groups.contains(&u32::MAX) {
         return Err(Error::invalid(FIELD, "4294967295 is not an id"));
+    }
+    if let Some(ids) = ids {
+        let mut all = groups.iter().copied().chain([user.gid()]);
+        if ids.host_uid(user.uid()).is_none() {
+            return Err(unmapped("user", user.uid()));
+        }
+        if let Some(group) = all.find(|group| ids.host_gid(*group).is_none()) {
+            return Err(unmapped("group", group));
+        }
     }
     if user.username().as_ref().is_some_and(|name| !name.is_empty()) {
         return Err(Error::unsupported("process.user.username", "users by name"));

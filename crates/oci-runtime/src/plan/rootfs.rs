@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use berth_model::IdMappings;
 use berth_model::mount::Mount;
 use oci_spec::runtime::{Linux, Spec};
 use rustix::mount::MountPropagationFlags;
 
+use super::ids;
 use super::mount_options::MountOptions;
 use crate::error::Error;
 
@@ -28,6 +30,8 @@ pub(crate) struct RootMount {
     pub(crate) fs_type: String,
     pub(crate) source: String,
     pub(crate) options: MountOptions,
+    /// How the owners of the files of an overlay's lower layers, or of a bind mount, are shown.
+    pub(crate) ids: Option<IdMappings>,
 }
 
 impl RootMount {
@@ -61,7 +65,7 @@ impl RootfsPlan {
 
 fn mount(mount: &Mount) -> Result<RootMount, Error> {
     const FIELD: &str = "rootfs";
-    let options = MountOptions::parse(&mount.options);
+    let mut options = MountOptions::parse(&mount.options);
     if options.data.iter().any(|(name, _)| name == "loop") {
         return Err(Error::unsupported(FIELD, "loop devices"));
     }
@@ -69,7 +73,16 @@ fn mount(mount: &Mount) -> Result<RootMount, Error> {
     if fs_type.is_empty() || mount.source.contains('\0') {
         return Err(Error::invalid(FIELD, "a mount without a type"));
     }
-    Ok(RootMount { fs_type: fs_type.to_owned(), source: mount.source.clone(), options })
+    let ids = match (options.take("uidmap"), options.take("gidmap")) {
+        (None, None) => None,
+        (uids, gids) => {
+            Some(ids::of_options(&uids.unwrap_or_default(), &gids.unwrap_or_default())?)
+        }
+    };
+    if ids.is_some() && !matches!(fs_type, "bind" | "overlay") {
+        return Err(Error::unsupported(FIELD, format!("mapped ids of {fs_type}")));
+    }
+    Ok(RootMount { fs_type: fs_type.to_owned(), source: mount.source.clone(), options, ids })
 }
 
 fn propagation(name: &str) -> Result<u64, Error> {

@@ -253,7 +253,7 @@ pub(crate) fn await_readable(fd: std::os::fd::BorrowedFd<'_>) {
 
 /// Makes a tmpfs of that size for containers to share.
 pub(crate) fn shared_mounts(size: u64) -> SharedMounts {
-    let making = SharedMounts::make(size).unwrap();
+    let making = SharedMounts::make(size, (0, 0)).unwrap();
     let made = loop {
         await_readable(making.as_fd());
         if let Some(made) = making.advance().unwrap() {

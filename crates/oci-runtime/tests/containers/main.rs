@@ -17,6 +17,7 @@ mod files;
 mod identity;
 mod mounts;
 mod processes;
+mod users;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         mounts::TESTS,
         console::TESTS,
         failures::TESTS,
+        users::TESTS,
         timing::TESTS,
     ];
     let (mut passed, mut failed) = (0, Vec::new());

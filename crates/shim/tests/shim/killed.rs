@@ -65,7 +65,7 @@ async fn a_shim_killed_at_any_moment_leaves_nothing_outside_of_its_containers_cg
     let rounds = count("BERTH_TEST_KILLS", 24);
     for round in 0..rounds {
         let pod = Pod::start().await;
-        let options = SandboxOptions { shm_size: 1 << 20, share_pid: true };
+        let options = SandboxOptions { shm_size: 1 << 20, share_pid: true, user: None };
         pod.shim.sandbox_create(&pod.id, pod.dir.path(), options).await.unwrap();
         let bundle = pod.bundle("a", &["/bin/sleep", "1000"], |spec| {
             set_namespace(spec, "pid", Some("/proc/self/fd/13"));

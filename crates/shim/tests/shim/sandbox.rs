@@ -17,7 +17,7 @@ async fn containers_share_dev_shm_and_it_has_a_size() {
         return;
     }
     let pod = Pod::start().await;
-    let options = SandboxOptions { shm_size: 1 << 20, share_pid: false };
+    let options = SandboxOptions { shm_size: 1 << 20, share_pid: false, user: None };
     pod.shim.sandbox_create(&pod.id, pod.dir.path(), options).await.unwrap();
     assert_eq!(pod.shim.sandbox_start(&pod.id).await.unwrap(), 0);
     let shm = |spec: &mut serde_json::Value| {
@@ -64,7 +64,7 @@ async fn containers_share_a_pid_namespace_whose_init_has_nothing() {
         return;
     }
     let pod = Pod::start().await;
-    let options = SandboxOptions { shm_size: 0, share_pid: true };
+    let options = SandboxOptions { shm_size: 0, share_pid: true, user: None };
     pod.shim.sandbox_create(&pod.id, pod.dir.path(), options).await.unwrap();
     let init = pod.shim.sandbox_start(&pod.id).await.unwrap();
     let status = std::fs::read_to_string(format!("/proc/{init}/status")).unwrap();

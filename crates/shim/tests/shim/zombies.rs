@@ -98,7 +98,7 @@ async fn orphans_with_shared_pids_are_reaped_by_the_pods_init() {
         return;
     }
     let pod = Pod::start().await;
-    let options = SandboxOptions { shm_size: 0, share_pid: true };
+    let options = SandboxOptions { shm_size: 0, share_pid: true, user: None };
     pod.shim.sandbox_create(&pod.id, pod.dir.path(), options).await.unwrap();
     let init = pod.shim.sandbox_start(&pod.id).await.unwrap();
     let share = |spec: &mut Value| set_namespace(spec, "pid", Some("/proc/self/fd/13"));

@@ -2,9 +2,11 @@
 
 use std::os::fd::AsFd as _;
 
-use berth_model::ChainId;
 use berth_model::mount::Mount;
+use berth_model::{ChainId, IdMappings};
 use nix::errno::Errno;
+use nix::sys::stat::fstat;
+use nix::unistd::{Gid, Uid, fchown};
 
 use super::{ACTIVE, Durability, EMPTY, MAX_LAYERS, Snapshots};
 use crate::meta::is_opaque;
@@ -62,6 +64,33 @@ impl Snapshots {
             lower.push(format!("{root}/{EMPTY}"));
         }
         Ok(lower)
+    }
+
+    /// Gives the writable root of the active snapshot `key` to whom the root of the layers
+    /// below belongs in a user namespace whose ids lie as `ids` says; to its root if they map
+    /// nobody to that. May be repeated.
+    pub fn map_root(
+        &self,
+        key: &SnapshotKey,
+        chain: &[ChainId],
+        ids: &IdMappings,
+    ) -> Result<(), Error> {
+        let path = format!("{ACTIVE}/{key}/upper");
+        let failed = |step| {
+            let path = path.clone();
+            move |errno| self.0.io(step, &path)(errno)
+        };
+        let (uid, gid) = match chain.last() {
+            Some(top) => {
+                let stat = fstat(self.layer(*top)?).map_err(failed("read metadata below"))?;
+                (stat.st_uid, stat.st_gid)
+            }
+            None => (0, 0),
+        };
+        let uid = ids.host_uid(uid).or_else(|| ids.host_uid(0)).map(Uid::from_raw);
+        let gid = ids.host_gid(gid).or_else(|| ids.host_gid(0)).map(Gid::from_raw);
+        let upper = self.0.open_directory(&path)?;
+        fchown(upper, uid, gid).map_err(failed("change owner of"))
     }
 
     /// Whether it is whole and was never mounted: its work directory is made last, and a

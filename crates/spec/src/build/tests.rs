@@ -81,6 +81,7 @@ impl Fixture {
             ],
             cgroup: "/kubepods/pod1/c1",
             hostname: "host",
+            ids: None,
             files: self.files.clone(),
             devices: self.devices.clone(),
             device_mounts: self.device_mounts.clone(),
