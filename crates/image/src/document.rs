@@ -55,6 +55,7 @@ struct Raw {
 pub(crate) enum Compression {
     None,
     Gzip,
+    Zstd,
 }
 
 impl Compression {
@@ -72,6 +73,7 @@ impl Compression {
         match tar {
             "tar" => Some(Self::None),
             "tar+gzip" | "tar.gzip" => Some(Self::Gzip),
+            "tar+zstd" | "tar.zstd" => Some(Self::Zstd),
             _ => None,
         }
     }

@@ -185,6 +185,9 @@ impl Workshop {
         let unpacked = match job.compression {
             Compression::None => self.untar(blob, job.size, index, diff_id),
             Compression::Gzip => self.untar(MultiGzDecoder::new(blob), job.size, index, diff_id),
+            Compression::Zstd => unzstd(blob)
+                .map_err(Exceeded::unwrap)
+                .and_then(|archive| self.untar(archive, job.size, index, diff_id)),
         };
         let root = || self.snapshots.root().into();
         unpacked.map_err(|source| Error::Layer { digest: job.digest, root: root(), source })
@@ -253,4 +256,12 @@ fn content_error(
 
 fn elapsed_ms(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Frames of zstd, one after the other (RFC 8878). A window of more than 128 MiB is refused,
+/// as the program zstd does: it would be held in memory.
+fn unzstd<R: BufRead>(blob: R) -> io::Result<impl Read + use<R>> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(blob)?;
+    decoder.window_log_max(27)?;
+    Ok(decoder)
 }

@@ -128,7 +128,9 @@ fn layers_are_known_by_their_media_type() {
         ("application/vnd.docker.image.rootfs.diff.tar.gzip", Some(Compression::Gzip)),
         ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", Some(Compression::Gzip)),
         ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", Some(Compression::Gzip)),
-        ("application/vnd.oci.image.layer.v1.tar+zstd", None),
+        ("application/vnd.oci.image.layer.v1.tar+zstd", Some(Compression::Zstd)),
+        ("application/vnd.docker.image.rootfs.diff.tar.zstd", Some(Compression::Zstd)),
+        ("application/vnd.oci.image.layer.v1.tar+xz", None),
         ("application/vnd.oci.image.layer.v1.", None),
         ("text/html", None),
     ] {

@@ -82,7 +82,7 @@ async fn a_compression_that_is_not_supported_is_named() {
         return;
     }
     for media_type in [
-        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.oci.image.layer.v1.tar+xz",
         "application/vnd.oci.image.layer.v1.tar+encrypted",
         "application/octet-stream",
         "",
@@ -131,6 +131,33 @@ async fn several_gzip_members_are_one_stream() {
     Image::put(&node.registry, &[layer], "").tag(&node.registry, "t");
     let image = node.pull(":t").await.unwrap();
     assert_eq!(node.read(&image, "a").unwrap().len(), 5000);
+}
+
+/// Two frames, as tools that compress in parallel make them; then what is none.
+#[tokio::test]
+async fn layers_of_zstd_are_unpacked_and_broken_ones_are_not() {
+    if !is_root() {
+        return;
+    }
+    const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+    let plain = Tar::new().file("a", &[b'x'; 5000]).finish();
+    let (head, tail) = plain.split_at(700);
+    let packed = [head, tail].map(|part| zstd::encode_all(part, 3).unwrap()).concat();
+    let node = Node::new();
+    let layer = |blob| Layer { media_type: ZSTD, blob, diff_id: Digest::of(&plain) };
+    Image::put(&node.registry, &[layer(packed.clone())], "").tag(&node.registry, "t");
+    let image = node.pull(":t").await.unwrap();
+    assert_eq!(node.read(&image, "a").unwrap().len(), 5000);
+
+    let cut = packed[..packed.len() - 5].to_vec();
+    let trailing = [packed.as_slice(), b"garbage"].concat();
+    for blob in [cut, trailing, plain.clone(), gzip(&plain), Vec::new()] {
+        let node = Node::new();
+        Image::put(&node.registry, &[layer(blob)], "").tag(&node.registry, "t");
+        let error = node.failure(":t").await;
+        assert!(matches!(&*error, Error::Layer { .. }), "{error:?}");
+        node.assert_settled();
+    }
 }
 
 /// teeth: crates/image/src/pull/stream.rs: `self.seen > self.most` → `false`.
