@@ -219,7 +219,12 @@ impl Error {
             | Self::Gone { .. }
             | Self::Cwd { .. }
             | Self::UnmappedMount { .. } => ErrorKind::FailedPrecondition,
-            Self::Path { source: Errno::ELOOP | Errno::EXDEV | Errno::ENOTDIR, .. } => {
+            // What the image has there is something else than the request needs.
+            Self::Path { source, .. }
+            | Self::Device { source, .. }
+            | Self::Mount { source, .. }
+                if is_in_the_way(*source) =>
+            {
                 ErrorKind::InvalidArgument
             }
             Self::Timeout { .. } => ErrorKind::DeadlineExceeded,
@@ -339,6 +344,19 @@ const KINDS: [ErrorKind; 11] = [
 
 fn to_u8(index: usize) -> u8 {
     u8::try_from(index).unwrap_or(0)
+}
+
+/// What a path of the request leads to in the image cannot be used for it.
+fn is_in_the_way(source: Errno) -> bool {
+    matches!(
+        source,
+        Errno::ELOOP
+            | Errno::EXDEV
+            | Errno::ENOTDIR
+            | Errno::EISDIR
+            | Errno::EEXIST
+            | Errno::ENAMETOOLONG
+    )
 }
 
 fn exec_kind(source: Errno) -> ErrorKind {
