@@ -11,7 +11,10 @@ const NRI: &str = "nri/v1alpha1/nri.proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
-    println!("cargo::rerun-if-changed={}", root.display());
+    // The descriptions and the table beside them are for tests, and make no code.
+    for sources in ["runtime", "berth", "nri"] {
+        println!("cargo::rerun-if-changed={}", root.join(sources).display());
+    }
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
 
     let cri = protox::compile([CRI], [&root])?;
