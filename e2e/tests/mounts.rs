@@ -283,3 +283,21 @@ async fn mount_options_hold_for_the_mount_that_asked_for_them() -> Result<()> {
     assert!(status.features.context("no features")?.mount_options);
     node.assert_clean().await
 }
+
+/// The sandbox's hosts file lies on the node and may be written to (CVE-2020-8557).
+///
+/// teeth: crates/engine/src/stats/mod.rs: `*bytes > MADE` → `false`
+#[tokio::test(flavor = "multi_thread")]
+async fn d10_what_is_written_to_the_hosts_file_is_counted() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    let probe = "dd if=/dev/zero of=/etc/hosts bs=1M count=8 2>/dev/null; echo written; sleep 1000";
+    let id = node.run(&pod, &script(&image, probe)).await?;
+    node.wait_for_line("pod", "main", "written").await?;
+    let request = v1::ContainerStatsRequest { container_id: id.clone() };
+    let stats = node.cri.runtime.container_stats(request).await?.into_inner().stats;
+    let layer = stats.and_then(|stats| stats.writable_layer).context("no writable layer")?;
+    let used = layer.used_bytes.context("no bytes")?.value;
+    assert!(used >= 8 << 20, "{used}");
+    node.cri.remove_container(&id).await?;
+    node.assert_clean().await
+}

@@ -9,6 +9,7 @@ mod total;
 
 use std::collections::HashMap;
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -106,7 +107,7 @@ fn layer_now(core: &Core, container: &Container) -> Option<DiskUsage> {
     let usage = core.layers.get(&container.id, |before| {
         match (core.snapshots.usage(&SnapshotKey::from(&container.id)), before) {
             (Err(_), Some((_, before))) => Ok(*before),
-            (usage, _) => usage,
+            (usage, _) => usage.map(|usage| with_files(usage, &container.sandbox.dir)),
         }
     });
     // Removed during the walk: nobody else would forget it.
@@ -114,6 +115,18 @@ fn layer_now(core: &Core, container: &Container) -> Option<DiskUsage> {
         core.layers.forget(&container.id);
     }
     usage.ok()
+}
+
+/// What a container can write beside its layer: files of its sandbox, which nobody else
+/// would count (CVE-2020-8557). As they are made they are small, and are left out.
+fn with_files(usage: DiskUsage, sandbox: &Path) -> DiskUsage {
+    use std::os::unix::fs::MetadataExt as _;
+    const MADE: u64 = 64 << 10;
+    let written = ["hosts", "hostname", "resolv.conf"].iter().filter_map(|name| {
+        let found = std::fs::symlink_metadata(sandbox.join(name)).ok()?;
+        Some(found.blocks().saturating_mul(512)).filter(|bytes| *bytes > MADE)
+    });
+    DiskUsage { bytes: usage.bytes.saturating_add(written.sum()), ..usage }
 }
 
 fn sandbox_now(core: &Core, sandbox: &Arc<Sandbox>, parents: &Parents) -> SandboxStats {
