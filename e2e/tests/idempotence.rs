@@ -350,38 +350,17 @@ async fn what_asks_for_no_object_answers_as_often_as_asked() -> Result<()> {
         node.cri.image.image_fs_info(v1::ImageFsInfoRequest {}).await?;
     }
     let runtime = &mut node.cri.runtime;
-    let id = || "f".repeat(64);
-    for (name, answer) in [
-        (
-            "Exec",
-            runtime.exec(v1::ExecRequest { container_id: id(), ..<_>::default() }).await.map(drop),
-        ),
-        (
-            "Attach",
-            runtime
-                .attach(v1::AttachRequest { container_id: id(), ..<_>::default() })
-                .await
-                .map(drop),
-        ),
-        ("PortForward", runtime.port_forward(v1::PortForwardRequest::default()).await.map(drop)),
-        (
-            "CheckpointContainer",
-            runtime.checkpoint_container(v1::CheckpointContainerRequest::default()).await.map(drop),
-        ),
-        (
-            "UpdateContainerResources",
-            runtime
-                .update_container_resources(v1::UpdateContainerResourcesRequest::default())
-                .await
-                .map(drop),
-        ),
-        (
-            "GetContainerEvents",
-            runtime.get_container_events(v1::GetEventsRequest::default()).await.map(drop),
-        ),
-    ] {
-        refused(name, answer, Code::Unimplemented, &[name]);
-    }
+    let (id, cmd, stdout) = ("f".repeat(64), vec!["true".to_owned()], true);
+    let request = v1::ExecRequest { container_id: id.clone(), cmd, stdout, ..<_>::default() };
+    refused("Exec", runtime.exec(request).await.map(drop), Code::NotFound, &["container"]);
+    let request = v1::AttachRequest { container_id: id.clone(), stdout, ..<_>::default() };
+    refused("Attach", runtime.attach(request).await.map(drop), Code::NotFound, &["container"]);
+    let request = v1::PortForwardRequest { pod_sandbox_id: id, ..<_>::default() };
+    let answer = runtime.port_forward(request).await.map(drop);
+    refused("PortForward", answer, Code::NotFound, &["sandbox"]);
+    let request = v1::CheckpointContainerRequest::default();
+    let answer = runtime.checkpoint_container(request).await.map(drop);
+    refused("CheckpointContainer", answer, Code::Unimplemented, &["CheckpointContainer"]);
     node.assert_clean().await
 }
 

@@ -20,6 +20,8 @@
 mod backend;
 mod config;
 mod forward;
+#[cfg(test)]
+mod hostile;
 mod http;
 mod mux;
 mod origin;

@@ -156,6 +156,7 @@ impl Mux {
         for stream in state.streams.values_mut() {
             stream.break_off();
         }
+        state.streams.retain(|_, stream| !stream.is_dropped());
         self.0.room.notify_one();
         self.0.ended.notify_waiters();
     }

@@ -198,7 +198,7 @@ impl State {
     pub(super) fn forget_ended(&mut self, id: u32) {
         let Some(stream) = self.streams.get(&id) else { return };
         let over = stream.reset || (stream.end_sent && stream.finished);
-        if over && !stream.reader.is_open() && !stream.writer.is_open() {
+        if over && stream.is_dropped() {
             self.inbound -= stream.inbound.len();
             self.streams.remove(&id);
         }
@@ -216,6 +216,11 @@ impl Stream {
         self.outbound = BytesMut::new();
         self.reader.wake();
         self.writer.wake();
+    }
+
+    /// Whether the session has given up both ends.
+    pub(super) fn is_dropped(&self) -> bool {
+        !self.reader.is_open() && !self.writer.is_open()
     }
 
     pub(super) fn allowed(&self, counted: bool) -> i64 {

@@ -43,7 +43,10 @@ pub(crate) async fn drive<S: AsyncRead + AsyncWrite>(
     };
     let ended = tokio::select! {
         received = receiver.run() => received,
-        sent = &mut sending => return Ok(sent?),
+        sent = &mut sending => {
+            mux.close();
+            return Ok(sent?);
+        }
     };
     if let Err(Error::Malformed(_)) = &ended {
         mux.farewell(goaway(receiver.last, GOAWAY_PROTOCOL));

@@ -49,7 +49,10 @@ pub(crate) async fn drive<S: AsyncRead + AsyncWrite>(
     };
     let ended = tokio::select! {
         received = receiver.run() => received,
-        sent = &mut sending => return Ok(sent?),
+        sent = &mut sending => {
+            mux.close();
+            return Ok(sent?);
+        }
     };
     let farewell = match &ended {
         // Its own code comes back, as section 5.5.1 wants.
