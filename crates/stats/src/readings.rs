@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How many times what it cost a dear reading is good for, at least: so reading takes at most
@@ -24,7 +24,20 @@ impl<V> Reading<V> {
     }
 }
 
-type Slot<V> = Arc<Mutex<Option<Reading<V>>>>;
+/// One object.
+#[derive(Debug)]
+struct Slot<V> {
+    /// Held by whoever reads.
+    turn: Mutex<()>,
+    /// Never held while something is read.
+    last: Mutex<Option<Reading<V>>>,
+}
+
+impl<V> Default for Slot<V> {
+    fn default() -> Self {
+        Self { turn: Mutex::default(), last: Mutex::default() }
+    }
+}
 
 /// The last reading of each of many objects; each object is read once at a time.
 #[derive(Debug)]
@@ -32,7 +45,7 @@ pub struct Readings<K, V> {
     max_age: Duration,
     /// How many times its cost a reading is good for.
     times: u32,
-    slots: Mutex<HashMap<K, Slot<V>>>,
+    slots: Mutex<HashMap<K, Arc<Slot<V>>>>,
 }
 
 impl<K: Clone + Eq + Hash, V: Clone> Readings<K, V> {
@@ -42,7 +55,8 @@ impl<K: Clone + Eq + Hash, V: Clone> Readings<K, V> {
     }
 
     /// Readings that are good for `max_age`, or a hundred times what they cost if that is
-    /// longer: for what may be large.
+    /// longer: for what may be large. Whoever asks while one is read anew gets the last one, so
+    /// that a large object holds up only one of the threads that read.
     pub fn dear(max_age: Duration) -> Self {
         Self { times: COST, ..Self::new(max_age) }
     }
@@ -67,25 +81,34 @@ impl<K: Clone + Eq + Hash, V: Clone> Readings<K, V> {
         read: impl FnOnce(Option<(Instant, &V)>) -> Result<V, E>,
     ) -> Result<V, E> {
         let slot = self.slot(key);
-        let mut last = lock(&slot);
-        if let Some(last) =
-            last.as_ref().filter(|last| last.is_fresh(now, self.max_age, self.times))
-        {
+        let fresh = |last: &Reading<V>| last.is_fresh(now, self.max_age, self.times);
+        let known = lock(&slot.last).clone();
+        if let Some(last) = known.as_ref().filter(|last| fresh(last)) {
+            return Ok(last.value.clone());
+        }
+        let _turn = match (slot.turn.try_lock(), known) {
+            (Err(TryLockError::WouldBlock), Some(last)) if self.times > 0 => return Ok(last.value),
+            (Ok(turn), _) => turn,
+            _ => lock(&slot.turn),
+        };
+        // Somebody else may have read it meanwhile.
+        let known = lock(&slot.last).clone();
+        if let Some(last) = known.as_ref().filter(|last| fresh(last)) {
             return Ok(last.value.clone());
         }
         let started = Instant::now();
-        let before = last.as_ref().map(|last| (last.taken, &last.value));
-        let value = match read(before) {
+        let value = match read(known.as_ref().map(|last| (last.taken, &last.value))) {
             Ok(value) => value,
             Err(error) => {
                 // A slot that never held anything would outlive an object that never was.
-                if last.is_none() {
+                if known.is_none() {
                     lock(&self.slots).remove(key);
                 }
                 return Err(error);
             }
         };
-        *last = Some(Reading { value: value.clone(), taken: now, cost: started.elapsed() });
+        let cost = started.elapsed();
+        *lock(&slot.last) = Some(Reading { value: value.clone(), taken: now, cost });
         Ok(value)
     }
 
@@ -97,7 +120,8 @@ impl<K: Clone + Eq + Hash, V: Clone> Readings<K, V> {
         read: impl FnOnce(Option<(Instant, &V)>) -> V,
     ) -> V {
         let slot = self.slot(key);
-        let mut last = lock(&slot);
+        let _turn = lock(&slot.turn);
+        let mut last = lock(&slot.last);
         let value = read(last.as_ref().map(|last| (last.taken, &last.value)));
         *last = Some(Reading { value: value.clone(), taken: now, cost: Duration::ZERO });
         value
@@ -109,7 +133,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Readings<K, V> {
         K: Borrow<Q>,
     {
         let slot = lock(&self.slots).get(key).cloned()?;
-        let last = lock(&slot);
+        let last = lock(&slot.last);
         last.as_ref().map(|last| last.value.clone())
     }
 
@@ -121,7 +145,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Readings<K, V> {
         lock(&self.slots).remove(key);
     }
 
-    fn slot(&self, key: &K) -> Slot<V> {
+    fn slot(&self, key: &K) -> Arc<Slot<V>> {
         let mut slots = lock(&self.slots);
         if let Some(known) = slots.get(key) {
             return Arc::clone(known);
@@ -169,6 +193,20 @@ mod tests {
         };
         assert!(fresh(Duration::ZERO, 9, COST) && !fresh(Duration::ZERO, 60, COST));
         assert!(fresh(SECOND, 60, COST) && !fresh(SECOND, 60, 0));
+    }
+
+    /// Without it the second one would wait for the first, and this test for ever.
+    #[test]
+    fn a_dear_reading_that_takes_long_holds_up_nobody_who_has_the_last() {
+        let (readings, start) = (Readings::<&str, u32>::dear(SECOND), Instant::now());
+        let Ok(first) = readings.get_at(start, &"a", |_| Ok::<_, Infallible>(1));
+        let later = start + 600 * SECOND;
+        let Ok(second) = readings.get_at(later, &"a", |_| {
+            let Ok(meanwhile) = readings.get_at(later, &"a", no_reading);
+            assert_eq!((meanwhile, readings.last("a")), (1, Some(1)));
+            Ok::<_, Infallible>(2)
+        });
+        assert_eq!((first, second, readings.last("a")), (1, 2, Some(2)));
     }
 
     #[test]
