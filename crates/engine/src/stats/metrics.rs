@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use berth_model::ContainerState;
 
-use super::{Parents, layer_now, members, network_now, shared, unless_gone};
+use super::{Parents, details, layer_now, members, network_now, shared};
 use crate::container::Container;
 use crate::core::Core;
 use crate::sandbox::Sandbox;
@@ -25,10 +25,8 @@ pub(crate) async fn metrics(core: &Arc<Core>) -> Result<NodeMetrics, Error> {
 }
 
 fn of(core: &Core, sandbox: &Arc<Sandbox>, parents: &Parents) -> SandboxMetrics {
-    let cgroup = parents.is_own(sandbox).then(|| {
-        let cgroup = core.hierarchy.at(&sandbox.cgroup);
-        unless_gone(&sandbox.cgroup, core.sampler.details(&cgroup, None))
-    });
+    let own = parents.is_own(sandbox);
+    let cgroup = own.then(|| details(core, &sandbox.cgroup, None, &sandbox.removed));
     SandboxMetrics {
         cgroup_path: sandbox.cgroup.to_string(),
         cgroup: cgroup.flatten(),
@@ -41,10 +39,9 @@ fn of(core: &Core, sandbox: &Arc<Sandbox>, parents: &Parents) -> SandboxMetrics 
 fn container(core: &Core, container: &Container) -> Option<ContainerMetrics> {
     let status = container.status.get();
     let ContainerState::Running { pid, .. } = status.state else { return None };
-    let cgroup = core.hierarchy.at(&container.cgroup);
     Some(ContainerMetrics {
         cgroup_path: container.cgroup.to_string(),
-        cgroup: unless_gone(&container.cgroup, core.sampler.details(&cgroup, Some(pid)))?,
+        cgroup: details(core, &container.cgroup, Some(pid), &container.removed)?,
         writable_layer: layer_now(core, container),
         status,
     })

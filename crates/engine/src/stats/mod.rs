@@ -11,14 +11,14 @@ use std::collections::HashMap;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use berth_cgroup::CgroupPath;
 use berth_model::ContainerState;
 use berth_model::stats::DiskUsage;
 use berth_snapshot::SnapshotKey;
-use berth_stats::Sample;
+use berth_stats::{Details, Sample};
 
 pub(crate) use self::filesystem::Filesystem;
 pub(crate) use self::metrics::metrics;
@@ -96,7 +96,7 @@ fn container_now(core: &Core, container: &Arc<Container>) -> ContainerStats {
     let status = container.status.get();
     let running = matches!(status.state, ContainerState::Running { .. });
     ContainerStats {
-        cgroup: running.then(|| sample(core, &container.cgroup)).flatten(),
+        cgroup: running.then(|| sample(core, &container.cgroup, &container.removed)).flatten(),
         writable_layer: layer_now(core, container),
         status,
     }
@@ -134,7 +134,7 @@ fn sandbox_now(core: &Core, sandbox: &Arc<Sandbox>, parents: &Parents) -> Sandbo
         members(core, sandbox).map(|container| container_now(core, &container)).collect();
     let cgroup = match (sandbox.is_ready(), parents.is_own(sandbox)) {
         (false, _) => None,
-        (true, true) => sample(core, &sandbox.cgroup),
+        (true, true) => sample(core, &sandbox.cgroup, &sandbox.removed),
         (true, false) => total::of(containers.iter().filter_map(|container| container.cgroup)),
     };
     SandboxStats {
@@ -180,9 +180,29 @@ fn network_now(core: &Core, sandbox: &Sandbox) -> Option<NetworkUsage> {
     }
 }
 
-fn sample(core: &Core, path: &CgroupPath) -> Option<Sample> {
-    let cgroup = core.hierarchy.at(path);
-    unless_gone(path, core.sampler.sample(&cgroup))
+fn sample(core: &Core, path: &CgroupPath, removed: &AtomicBool) -> Option<Sample> {
+    let read = core.sampler.sample(&core.hierarchy.at(path));
+    forget_removed(core, path, removed);
+    unless_gone(path, read)
+}
+
+fn details(
+    core: &Core,
+    path: &CgroupPath,
+    init: Option<u32>,
+    removed: &AtomicBool,
+) -> Option<Arc<Details>> {
+    let read = core.sampler.details(&core.hierarchy.at(path), init);
+    forget_removed(core, path, removed);
+    unless_gone(path, read)
+}
+
+/// Nobody else would forget what was removed during the reading: a pod's cgroup is kubelet's,
+/// and is there for longer.
+fn forget_removed(core: &Core, path: &CgroupPath, removed: &AtomicBool) {
+    if removed.load(Ordering::Acquire) {
+        core.sampler.forget(path);
+    }
 }
 
 /// What was read, unless the cgroup ended a moment ago.
