@@ -206,7 +206,9 @@ impl Transport {
             .and_then(|location| location.to_str().ok())
             .and_then(|location| resolve_location(at, location))
             .ok_or_else(|| redirect(subject, "to no usable address"))?;
-        if next.scheme() == Some(&Scheme::HTTP) && !self.plain_hosts.allow(&next, from_plain) {
+        // A mirror that `hosts.toml` has spoken to plainly may lead to itself.
+        let plain = next.scheme() == Some(&Scheme::HTTP);
+        if plain && !same_origin(at, &next) && !self.plain_hosts.allow(&next, from_plain) {
             return Err(redirect(
                 subject,
                 "to a host without TLS that the configuration does not name",
@@ -261,4 +263,26 @@ fn is_tls_error(error: &(dyn StdError + 'static)) -> bool {
         };
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// teeth: crates/registry/src/transport.rs: `plain && !same_origin(at, &next)` → `plain`
+    #[test]
+    fn a_host_without_tls_leads_to_itself_and_one_under_tls_never_there() {
+        let transport = Transport::new(Config::default()).unwrap();
+        let subject = Subject::new("r.example/a:t".parse().unwrap(), None, "m.example".into());
+        let leads = |from: &'static str, to: &str| {
+            let response = Response::builder().header(LOCATION, to).body(()).unwrap();
+            transport.next_hop(&subject, &Uri::from_static(from), &response).is_ok()
+        };
+        assert!(leads("http://m.example/v2/a", "/v2/b"));
+        assert!(leads("http://m.example/v2/a", "http://M.example:80/v2/b"));
+        assert!(leads("http://m.example/v2/a", "https://m.example/v2/b"));
+        assert!(!leads("http://m.example/v2/a", "http://m.example:8080/v2/b"));
+        assert!(!leads("http://m.example/v2/a", "http://other.example/v2/b"));
+        assert!(!leads("https://m.example/v2/a", "http://m.example/v2/b"));
+    }
 }
