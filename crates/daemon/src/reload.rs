@@ -88,6 +88,7 @@ fn waiting(running: &Config, new: &Config) -> Vec<&'static str> {
         ("metrics", running.metrics != new.metrics),
         ("network", running.network != new.network),
         ("container", running.container != new.container),
+        ("nri", running.nri != new.nri),
         ("runtime", running.runtime != new.runtime),
     ];
     let mut differing: Vec<_> =
@@ -130,6 +131,7 @@ mod tests {
             ("[metrics]\naddress = '127.0.0.1:1'", "metrics"),
             ("[network]\nmtu = 9000", "network"),
             ("[container]\ncgroup_base = '/a'", "container"),
+            ("[nri]\nenabled = false", "nri"),
             ("[runtime.handlers.berth]\nshim = 'x'", "runtime"),
         ] {
             let (mut running, new) = (Config::default(), parse(text));

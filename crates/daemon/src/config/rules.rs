@@ -11,6 +11,7 @@ use toml::de::DeValue;
 
 use super::document::{Document, Key};
 use super::{Config, Network, Runtime, Streaming};
+use crate::metrics::Address;
 use crate::settings;
 
 /// Longest `state`: the names of shim sockets follow it in paths of 107 bytes (unix(7)).
@@ -113,8 +114,7 @@ pub(super) fn check(config: &Config) -> Result<(), Wrong> {
     }
     absolute("registry.config_path", &config.registry.config_path)?;
     streaming(config)?;
-    crate::metrics::Address::parse(&config.metrics.address)
-        .map_err(|complaint| Wrong::new("metrics.address", complaint))?;
+    metrics(config)?;
     network(&config.network)?;
     if CgroupPath::new(&config.container.cgroup_base).is_err() {
         let written = &config.container.cgroup_base;
@@ -174,7 +174,7 @@ fn directories(config: &Config) -> Result<(), Wrong> {
 /// The socket is no directory of berthd's, nor where its records and shims are.
 fn apart(key: &str, root: &Path, state: &Path, socket: &Path) -> Result<(), Wrong> {
     let over = |dir: &Path| dir.starts_with(socket);
-    let own = ["s", "sandboxes", "containers", "exec", "berthd.lock"];
+    let own = ["s", "sandboxes", "containers", "exec", "events", "boot", "berthd.lock"];
     if over(root) || over(state) || socket.starts_with(root) {
         let complaint = "must lie neither in root nor above root or state";
         return Err(Wrong::new(key, complaint));
@@ -183,6 +183,17 @@ fn apart(key: &str, root: &Path, state: &Path, socket: &Path) -> Result<(), Wron
         return Err(Wrong::new(key, "is a name that berthd uses itself below state"));
     }
     Ok(())
+}
+
+fn metrics(config: &Config) -> Result<(), Wrong> {
+    let address = Address::parse(&config.metrics.address)
+        .map_err(|complaint| Wrong::new("metrics.address", complaint))?;
+    let Some(Address::Unix(socket)) = address else { return Ok(()) };
+    absolute("metrics.address", &socket)?;
+    if socket == config.socket() || socket == config.nri.socket {
+        return Err(Wrong::new("metrics.address", "must not be the socket of the CRI or NRI"));
+    }
+    apart("metrics.address", &config.root, &config.state, &socket)
 }
 
 fn nri(config: &Config) -> Result<(), Wrong> {

@@ -78,6 +78,14 @@ fn what_no_daemon_could_use_is_refused_before_it_starts() {
             "metrics.address",
             &["'0.0.0.0:9'", "'10.0.0.1:9'", "'localhost:9'", "'127.0.0.1'", "'unix:x'", "'/x'"],
         ),
+        (
+            "metrics.address",
+            &["'unix:/run/berth/berth.sock'", "'unix:/var/run/nri/nri.sock'", "'unix:/a/../b'"],
+        ),
+        (
+            "metrics.address",
+            &["'unix:/run/berth/events'", "'unix:/run/berth/s/x'", "'unix:/var/lib/berth/x'"],
+        ),
         ("network.bridge", &["'..'", "'lo'", "'all'", "\"a\\tb\"", "''"]),
         ("network.table", &["''", "'a b'", "'a;flush'", "'0a'"]),
         (
