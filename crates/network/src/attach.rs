@@ -22,7 +22,7 @@ use crate::route::{Link, Veth};
 use crate::{conntrack, firewall, route};
 
 /// The interface of a sandbox.
-const INTERFACE: &str = "eth0";
+pub(crate) const INTERFACE: &str = "eth0";
 /// How long to wait for a socket in the sandbox's namespace.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 
