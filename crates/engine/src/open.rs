@@ -78,7 +78,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         modules: crate::lsm::Modules::find(),
         cdi: berth_cdi::Catalogue::new(config.cdi_dirs.clone()),
         layers: Readings::dear(stats::LAYER_AGE),
-        interfaces: Readings::new(config.stats_age),
+        interfaces: Readings::dear(config.stats_age),
         filesystem: std::sync::OnceLock::new(),
         pending: Arc::new(Pending::new(tasks.clone(), shutdown.clone())),
         tasks,
