@@ -175,19 +175,23 @@ struct Count {
     bytes: u64,
     inodes: u64,
     linked: HashSet<Inode>,
+    /// How many entries may follow, links to what was counted before included.
+    left: u64,
 }
 
 impl Count {
+    fn new(left: u64) -> Self {
+        Self { bytes: 0, inodes: 0, linked: HashSet::new(), left }
+    }
+
     fn add(&mut self, stat: &FileStat) -> Result<(), Error> {
+        self.left = self.left.checked_sub(1).ok_or(Error::TooManyEntries(MAX_ENTRIES))?;
         let directory = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
         if !directory && stat.st_nlink > 1 && !self.linked.insert(Inode::from_stat(stat)) {
             return Ok(());
         }
         self.inodes += 1;
         self.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-        if self.inodes > MAX_ENTRIES {
-            return Err(Error::TooManyEntries(MAX_ENTRIES));
-        }
         Ok(())
     }
 }
@@ -216,7 +220,7 @@ impl Visit for Count {
 ///
 /// `root` must be a directory open for reading.
 pub fn usage(root: BorrowedFd<'_>) -> Result<DiskUsage, Error> {
-    let mut count = Count { bytes: 0, inodes: 0, linked: HashSet::new() };
+    let mut count = Count::new(MAX_ENTRIES);
     count.add(&fstat(root).map_err(failed("read metadata of", c""))?)?;
     let own = openat(root, c".", DIRECTORY, Mode::empty()).map_err(failed("open", c""))?;
     walk(own, &mut count)?;
@@ -263,6 +267,22 @@ mod tests {
         std::fs::create_dir_all(dir.path().join(path)).unwrap();
         let error = walk(std::fs::File::open(dir.path()).unwrap().into(), &mut Refuse).unwrap_err();
         assert_eq!(error.below("/layers/4").to_string(), expected);
+    }
+
+    #[test]
+    fn links_to_one_file_are_counted_as_one_and_walked_as_many() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        for number in 0..5 {
+            std::fs::hard_link(dir.path().join("file"), dir.path().join(number.to_string()))
+                .unwrap();
+        }
+        let walked = |most| {
+            let mut count = Count::new(most);
+            walk(std::fs::File::open(dir.path()).unwrap().into(), &mut count).map(|()| count.inodes)
+        };
+        assert_eq!(walked(6).unwrap(), 1);
+        assert!(matches!(walked(5), Err(Error::TooManyEntries(_))));
     }
 
     #[test]
