@@ -211,6 +211,34 @@ async fn d11_thousands_of_messages_of_websocket_that_nobody_agreed_on() {
     }
 }
 
+/// teeth: crates/streaming/src/spdy/drive.rs: `mux.wait_for_answers().await;` → ``
+#[tokio::test(start_paused = true)]
+async fn d11_refusals_that_nobody_reads_are_not_kept() {
+    let (mut client, far) = tokio::io::duplex(8 << 10);
+    let (connection, mut opened) = spdy::Connection::new(Mux::new(Peer::default())).unwrap();
+    let refusing = async {
+        while let Some(incoming) = opened.recv().await {
+            incoming.refuse();
+        }
+    };
+    let mut encoder = Encoder::new().unwrap();
+    let asking = async {
+        for id in (1..200_000).step_by(2) {
+            let headers: Headers = [("streamtype", "x")].into_iter().collect();
+            let block = [&[0, 0], &encoder.encode(&headers).unwrap()[..]].concat();
+            let frame = frame::control(kind::SYN_STREAM, 0, &[id, 0], &block);
+            client.write_all(&frame).await.unwrap();
+        }
+    };
+    tokio::select! {
+        _ = spdy::drive(far, connection) => panic!("the connection ended"),
+        () = refusing => panic!("the connection takes no streams"),
+        stuck = tokio::time::timeout(LIMIT, asking) => {
+            stuck.expect_err("the client waits until it reads");
+        }
+    }
+}
+
 #[tokio::test]
 async fn d11_noise_is_neither_protocol() {
     for seed in 1..=500 {

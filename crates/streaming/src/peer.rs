@@ -2,8 +2,27 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
+};
+
+/// How long a peer may be silent before the kernel asks whether it is there, how often it
+/// asks then, and how many times in vain.
+const SILENCE: Duration = Duration::from_secs(15);
+const ASKED: u32 = 9;
+
+/// Has the kernel find out that a peer is gone which could not say so: its machine has
+/// died, or its farewell waits behind bytes that nobody here reads (tcp(7), SO_KEEPALIVE).
+pub(crate) fn keep_asking(socket: &impl AsFd) -> Result<(), Errno> {
+    set_tcp_keepidle(socket, SILENCE)?;
+    set_tcp_keepintvl(socket, SILENCE)?;
+    set_tcp_keepcnt(socket, ASKED)?;
+    set_socket_keepalive(socket, true)
+}
 
 /// A second descriptor of a connection's socket, for as long as the connection is served.
 #[derive(Debug)]

@@ -123,14 +123,21 @@ fn take_sizes(text: &mut Vec<u8>) -> Vec<Size> {
 }
 
 /// Waits until a SPDY client has opened the streams that it was promised; `None` when it
-/// does not do so in time.
+/// does not do so in time. What it opens afterwards is refused: to leave it waiting would
+/// be to read nothing more of what the client sends.
 pub(crate) async fn gather(
-    opened: &mut mpsc::Receiver<Incoming>,
+    mut opened: mpsc::Receiver<Incoming>,
     wanted: Wanted,
     version: Version,
     limit: Duration,
 ) -> Option<Streams> {
-    tokio::time::timeout(limit, gather_all(opened, wanted, version)).await.ok().flatten()
+    let gathered = gather_all(&mut opened, wanted, version);
+    let streams = tokio::time::timeout(limit, gathered).await.ok().flatten();
+    opened.close();
+    while let Ok(late) = opened.try_recv() {
+        late.refuse();
+    }
+    streams
 }
 
 async fn gather_all(

@@ -23,7 +23,7 @@ use crate::config::{Config, Error};
 use crate::forward::Target;
 use crate::http::{self, Answer, Transport};
 use crate::origin;
-use crate::peer::Watched;
+use crate::peer::{self, Watched};
 use crate::remote::Wanted;
 use crate::session::Limits;
 use crate::tls::Tls;
@@ -245,6 +245,7 @@ impl<B: Backend> Front<B> {
     async fn request(self: Arc<Self>, socket: TcpStream) -> Option<Accepted> {
         // Keystrokes do not wait for more of them.
         socket.set_nodelay(true).ok()?;
+        peer::keep_asking(&socket).ok()?;
         let socket: Box<dyn Duplex> = match &self.tls {
             None => Box::new(socket),
             Some(tls) => Box::new(tls.acceptor().accept(socket).await.ok()?),

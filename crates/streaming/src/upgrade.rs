@@ -99,10 +99,10 @@ async fn remote_spdy<B: Backend>(
     context: &Context<B>,
 ) -> Result<(), Error> {
     let mux = Mux::new(context.peer.clone());
-    let (connection, mut opened) = spdy::Connection::new(mux.clone())?;
+    let (connection, opened) = spdy::Connection::new(mux.clone())?;
     let limit = context.limits.creation;
     let session = async {
-        let streams = remote::gather(&mut opened, process.wanted, version, limit).await;
+        let streams = remote::gather(opened, process.wanted, version, limit).await;
         let Some(streams) = streams else {
             tracing::debug!(?limit, "timed out waiting for a client to create streams");
             mux.farewell(spdy::farewell());

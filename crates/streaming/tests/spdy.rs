@@ -72,6 +72,51 @@ async fn a_terminal_learns_its_sizes() {
     node.end().await;
 }
 
+/// teeth: crates/streaming/src/remote.rs: `    opened.close();\n` → `    std::mem::forget(opened); return streams;\n`
+#[tokio::test]
+async fn d11_streams_that_come_too_late_do_not_stop_the_others() {
+    let node = Node::start();
+    let mut client = Client::connect(&node.exec(&["cat"], ALL), "v4.channel.k8s.io").await;
+    let [_, stdin, stdout, _] = client.open_all(["error", "stdin", "stdout", "stderr"]).await;
+    for _ in 0..100 {
+        client.open(&[("streamtype", "stdout")]).await;
+    }
+    client.write(stdin, b"words", true).await;
+    assert_eq!(client.read_all(stdout).await, "words");
+    drop(client);
+    node.end().await;
+}
+
+/// Whether the kernel has a timer for keep-alives of a connection (proc(5), `net/tcp`).
+fn is_kept_alive(server: std::net::SocketAddr, client: std::net::SocketAddr) -> bool {
+    let [server, client] = [server, client].map(|address| format!(":{:04X}", address.port()));
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    table.lines().any(|line| {
+        let columns: Vec<&str> = line.split_ascii_whitespace().collect();
+        columns[1].ends_with(&server)
+            && columns[2].ends_with(&client)
+            && columns[5].starts_with("02:")
+    })
+}
+
+/// teeth: crates/streaming/src/server.rs: `peer::keep_asking(&socket).ok()?;` → ``
+#[tokio::test]
+async fn d2_a_client_that_cannot_say_farewell_is_asked_for() {
+    let node = Node::start();
+    let mut client = Client::connect(&node.exec(&["sleep"], OUT), "v4.channel.k8s.io").await;
+    client.open_all(["error", "stdout"]).await;
+    let (own, server) = (client.socket.local_addr().unwrap(), client.socket.peer_addr().unwrap());
+    let asked = async {
+        // The timer of an acknowledgement may be there first.
+        while !is_kept_alive(server, own) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(support::LIMIT, asked).await.unwrap();
+    drop(client);
+    node.end().await;
+}
+
 #[tokio::test]
 async fn an_attach_has_the_streams_that_were_asked_for() {
     let node = Node::start();
@@ -297,7 +342,11 @@ async fn d11_whatever_is_no_upgrade_ends_its_connection_and_is_no_redirect() {
     let long = [&good[..], &[long.as_str()]].concat();
     let fresh = || node.exec(&["who"], OUT);
     let forward = node.forward(&[]).replace("/portforward/", "/exec/");
-    let cases: [(String, &str, &[&str], &str); 14] = [
+    // What a browser asks before it lets a page set a header: it never gets the leave.
+    let preflight = ["Origin: http://evil.example", "Access-Control-Request-Method: POST"];
+    let cases: [(String, &str, &[&str], &str); 16] = [
+        (fresh(), "OPTIONS", &preflight, "403"),
+        (fresh(), "OPTIONS", &[&preflight[..], &["X-Forwarded-For: 10.0.0.7"]].concat(), "405"),
         (fresh(), "GET", &[], "400"),
         (fresh(), "GET", &good[2..], "400"),
         (fresh(), "GET", &good[..2], "400"),
@@ -316,7 +365,8 @@ async fn d11_whatever_is_no_upgrade_ends_its_connection_and_is_no_redirect() {
     for (url, method, headers, status) in cases {
         let (mut socket, head) = request(&url, method, headers).await;
         assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{method} {status}: {head}");
-        assert!(!head.to_ascii_lowercase().contains("location:"), "{head}");
+        let lower = head.to_ascii_lowercase();
+        assert!(!lower.contains("location:") && !lower.contains("access-control-"), "{head}");
         // The connection ends, and a second request on it is never answered.
         let mut rest = Vec::new();
         _ = socket.write_all(b"GET /exec/x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").await;

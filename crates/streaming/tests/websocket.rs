@@ -87,6 +87,27 @@ async fn version_five_ends_the_input_of_a_command() {
     node.end().await;
 }
 
+/// teeth: crates/streaming/src/websocket/drive.rs: `message.rest.len() + bytes.len() > 1` → `false`
+#[tokio::test]
+async fn d11_a_close_signal_is_not_kept_beyond_its_channel() {
+    let node = Node::start();
+    let url = node.exec(&["cat"], ALL);
+    let mut socket = connect(&url, "v5.channel.k8s.io").await.unwrap();
+    // The first part of a message of which the end does not come.
+    let raw = socket.get_mut();
+    raw.write_all(&[0x02, 0x83, 0, 0, 0, 0, 255, STDIN, STDIN]).await.unwrap();
+    let ended = async {
+        while let Some(Ok(message)) = socket.next().await {
+            if let Message::Close(frame) = message {
+                return frame.map(|frame| u16::from(frame.code));
+            }
+        }
+        None
+    };
+    assert_eq!(tokio::time::timeout(LIMIT, ended).await.unwrap(), Some(1002));
+    node.end().await;
+}
+
 #[tokio::test]
 async fn each_version_tells_the_exit_code_in_its_own_way() {
     let node = Node::start();

@@ -117,8 +117,8 @@ impl Mux {
     }
 
     /// Waits for a reader. Meanwhile nothing is read that would tell that the peer is gone;
-    /// the kernel tells it, unless more is under way than its own buffers hold: then the
-    /// peer's end waits behind it, and the idle timeout remains.
+    /// the kernel tells it: at once, unless more is under way than its own buffers hold,
+    /// behind which the peer's end waits. Then it has to ask ([`crate::peer::keep_asking`]).
     async fn wait_for_room(&self) -> io::Result<()> {
         while timeout(HANGUP_PERIOD, self.0.room.notified()).await.is_err() {
             if self.0.peer.is_gone() {
@@ -169,10 +169,17 @@ impl Mux {
 
     /// Queues an answer, and waits while there are many.
     pub(crate) async fn control(&self, frame: Bytes) {
+        self.wait_for_answers().await;
+        self.control_now(frame);
+    }
+
+    /// Waits while many answers wait for the socket: what asks for another is not read off
+    /// it before the peer takes some.
+    pub(crate) async fn wait_for_answers(&self) {
         loop {
             let room = self.0.room.notified();
             if self.state().control.len() < MAX_CONTROL {
-                break self.control_now(frame);
+                return;
             }
             room.await;
         }

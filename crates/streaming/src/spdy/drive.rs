@@ -208,6 +208,8 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         }
         self.last = id;
         let mux = &self.connection.mux;
+        // Whoever takes or refuses the stream answers without waiting.
+        mux.wait_for_answers().await;
         let refusal = if flags & UNIDIRECTIONAL != 0 {
             Some(Reset::Protocol)
         } else if mux.count() >= MAX_STREAMS {

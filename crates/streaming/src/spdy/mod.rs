@@ -74,7 +74,7 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    /// Takes the stream. There are no more answers than streams: none waits for room.
+    /// Takes the stream. Its answer has room: none is read off the socket before.
     pub(crate) fn accept(self) -> Result<(Reader, Writer), Error> {
         self.answers.accept(self.id)?;
         Ok(self.streams)

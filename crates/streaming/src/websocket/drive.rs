@@ -192,7 +192,11 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             (None, []) => return Ok(()),
         };
         if self.closes && channel == CLOSE_SIGNAL {
-            message.rest.extend_from_slice(&bytes[..bytes.len().min(2)]);
+            // One byte, however many pieces the message comes in.
+            if message.rest.len() + bytes.len() > 1 {
+                return Err(Malformed::CloseSignal.into());
+            }
+            message.rest.extend_from_slice(bytes);
             return Ok(());
         }
         if self.codec == Codec::Binary {
