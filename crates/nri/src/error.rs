@@ -59,6 +59,9 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Another runtime listens for plugins there.
+    #[error("another runtime listens for plugins at {}", .0.display())]
+    InUse(PathBuf),
     /// A file of the plugin directory has no name that a plugin may have.
     #[error("{} is no name of a plugin: it must be two digits, a dash and a name", .0.display())]
     Name(PathBuf),
@@ -75,7 +78,8 @@ impl Error {
             Self::Refused { .. }
             | Self::Rejected { .. }
             | Self::Conflict { .. }
-            | Self::UpdateInCreation { .. } => ErrorKind::FailedPrecondition,
+            | Self::UpdateInCreation { .. }
+            | Self::InUse(_) => ErrorKind::FailedPrecondition,
             Self::Name(_) => ErrorKind::InvalidArgument,
             Self::Io { source, .. } => ErrorKind::of_io(source),
             Self::ShuttingDown => ErrorKind::Cancelled,

@@ -1,7 +1,10 @@
 //! The socket that plugins connect to.
 
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::io::ErrorKind;
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
+};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +17,30 @@ use crate::{Error, join};
 /// How long nothing is accepted after an error (`EMFILE`).
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// The socket, and which file it is: other runtimes take the name whether it is used or not.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    listener: UnixListener,
+    path: PathBuf,
+    file: (u64, u64),
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        // Without the file there is nothing to remove.
+        if file(&self.path).is_ok_and(|found| found == self.file) {
+            let _gone_already = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Device and inode of what has the name.
+fn file(path: &Path) -> std::io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
 /// Makes the socket: only root may connect, for a plugin decides what containers get.
-pub(crate) async fn bind(socket: &Path) -> Result<UnixListener, Error> {
+pub(crate) async fn bind(socket: &Path) -> Result<Listening, Error> {
     let failed = |action, path: &Path| {
         let path = path.to_owned();
         move |source| Error::Io { action, path, source }
@@ -24,30 +49,38 @@ pub(crate) async fn bind(socket: &Path) -> Result<UnixListener, Error> {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
         made.map_err(failed("make directory of plugin socket", parent))?;
     }
-    // What a dead daemon left; one that answers belongs to another runtime.
-    match UnixStream::connect(socket).await {
-        Ok(_) => {
-            let source = std::io::Error::from(std::io::ErrorKind::AddrInUse);
-            return Err(failed("listen for plugins at", socket)(source));
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(_) => {
-            std::fs::remove_file(socket).map_err(failed("remove stale socket", socket))?;
-        }
+    let cannot = || failed("listen for plugins at", socket);
+    match std::fs::symlink_metadata(socket) {
+        Ok(found) if found.file_type().is_socket() => match UnixStream::connect(socket).await {
+            // What a dead daemon left.
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(socket).map_err(failed("remove stale socket", socket))?;
+            }
+            // One that answers, or is too busy to, belongs to another runtime.
+            Ok(_) => return Err(Error::InUse(socket.to_owned())),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Err(Error::InUse(socket.to_owned()));
+            }
+            Err(error) => return Err(cannot()(error)),
+        },
+        Ok(_) => return Err(cannot()(ErrorKind::AlreadyExists.into())),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(cannot()(error)),
     }
-    let listener = UnixListener::bind(socket).map_err(failed("listen for plugins at", socket))?;
+    let listener = UnixListener::bind(socket).map_err(cannot())?;
     let private = std::fs::Permissions::from_mode(0o600);
     std::fs::set_permissions(socket, private).map_err(failed("close to others", socket))?;
-    Ok(listener)
+    let file = file(socket).map_err(cannot())?;
+    Ok(Listening { listener, path: socket.to_owned(), file })
 }
 
-/// Accepts plugins until the runtime goes; each joins on its own.
-pub(crate) async fn accept(shared: Arc<Shared>, listener: UnixListener) {
+/// Accepts plugins until the runtime goes, and the socket with it; each joins on its own.
+pub(crate) async fn accept(shared: Arc<Shared>, listening: Listening) {
     let room = Arc::new(Semaphore::new(MAX_PLUGINS));
     let shutdown = shared.shutdown.clone();
     let accepting = async {
         loop {
-            match listener.accept().await {
+            match listening.listener.accept().await {
                 Ok((stream, _)) => {
                     let Ok(room) = Arc::clone(&room).try_acquire_owned() else {
                         tracing::warn!("a plugin is refused: there are {MAX_PLUGINS} already");
@@ -73,6 +106,7 @@ pub(crate) async fn accept(shared: Arc<Shared>, listener: UnixListener) {
 mod tests {
     use super::*;
 
+    /// teeth: crates/nri/src/listen.rs: `.is_ok_and(|found| found == self.file)` → `.is_ok()`
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
@@ -81,8 +115,25 @@ mod tests {
         assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
         let parent = socket.parent().unwrap();
         assert_eq!(std::fs::metadata(parent).unwrap().permissions().mode() & 0o777, 0o700);
-        bind(&socket).await.unwrap_err();
+        assert!(matches!(bind(&socket).await, Err(Error::InUse(_))));
+        // As a kill leaves it: the file, and nobody who listens.
+        let (saved, moved) = (dir.path().join("saved"), dir.path().join("moved"));
+        std::fs::hard_link(&socket, &saved).unwrap();
         drop(first);
-        bind(&socket).await.unwrap();
+        assert!(!socket.exists());
+        std::fs::rename(&saved, &socket).unwrap();
+        let second = bind(&socket).await.unwrap();
+
+        // Another runtime takes the name: what it has there stays its own.
+        std::fs::rename(&socket, &moved).unwrap();
+        let other = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        drop(second);
+        assert!(socket.exists());
+        drop(other);
+        std::fs::remove_file(&socket).unwrap();
+
+        std::fs::write(&socket, "somebody's").unwrap();
+        bind(&socket).await.unwrap_err();
+        assert_eq!(std::fs::read_to_string(&socket).unwrap(), "somebody's");
     }
 }

@@ -118,11 +118,11 @@ impl Nri {
     }
 
     /// Starts the programs of the plugin directory, waits until each has joined or was
-    /// given up, then lets others connect.
+    /// given up, then lets others connect, unless another runtime has the socket.
     ///
     /// # Errors
     /// A directory that cannot be read, or a socket that cannot be made. What is wrong
-    /// with one plugin is logged.
+    /// with one plugin is logged, and so is a socket that another runtime has.
     pub async fn start(&self, runtime: Arc<dyn Runtime>) -> Result<(), Error> {
         let _set_before = self.shared.runtime.set(runtime);
         for program in launch::programs(&self.shared.config).await? {
@@ -141,8 +141,17 @@ impl Nri {
             }
         }
         if let Some(socket) = &self.shared.config.socket {
-            let listener = listen::bind(socket).await?;
-            self.shared.tasks.spawn(listen::accept(Arc::clone(&self.shared), listener));
+            match listen::bind(socket).await {
+                Ok(listening) => {
+                    self.shared.tasks.spawn(listen::accept(Arc::clone(&self.shared), listening));
+                }
+                // Every runtime's default is the same socket: the first one has it.
+                Err(error @ Error::InUse(_)) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "no plugin can connect"
+                ),
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }
@@ -160,9 +169,6 @@ impl Nri {
         self.shared.shutdown.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
-        if let Some(socket) = &self.shared.config.socket {
-            let _gone_already = std::fs::remove_file(socket);
-        }
     }
 
     /// Whether any plugin wants to hear of `event`. Costs the reading of an integer.

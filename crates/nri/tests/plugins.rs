@@ -95,6 +95,24 @@ async fn a_plugin_hears_each_event_once_in_order_and_only_what_it_wants() {
     assert!(!test.socket.exists());
 }
 
+/// teeth: crates/nri/src/nri.rs: `Err(error @ Error::InUse(_)) => tracing` → `Err(error @ Error::InUse(_)) if false => tracing`
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_another_runtime_has_is_left_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = node::config(dir.path());
+    let socket = config.socket.clone().unwrap();
+    let other = tokio::net::UnixListener::bind(&socket).unwrap();
+    let nri = berth_nri::Nri::new(config);
+    nri.start(std::sync::Arc::new(node::Node::default())).await.unwrap();
+    nri.run_pod_sandbox(&pod("goes on")).await.unwrap();
+    nri.shutdown().await;
+    // What looked whether anybody listens.
+    let _looked = other.accept().await.unwrap();
+    let (_client, answered) =
+        tokio::join!(tokio::net::UnixStream::connect(&socket), other.accept());
+    answered.unwrap();
+}
+
 /// teeth: crates/nri/src/synchronize.rs: `let _still = still.map_err(going_away)?;` → `drop(still);`
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_to_be_while_a_plugin_joins_is_told_once() {

@@ -298,6 +298,12 @@ fn signal(process: &Child, signal: Signal) -> Result<()> {
     kill(pid, signal).with_context(|| format!("send {signal} to berthd"))
 }
 
+fn knows_plugins(options: &NodeOptions) -> Result<bool> {
+    let Some(folder) = &options.binaries else { return Ok(true) };
+    let printed = Command::new(folder.join("berthd")).args(["config", "default"]).output()?;
+    Ok(String::from_utf8_lossy(&printed.stdout).lines().any(|line| line == "[nri]"))
+}
+
 fn configuration(dir: &Path, cgroup_base: &str, options: &NodeOptions) -> Result<String> {
     let filter = match options.log_filter.as_str() {
         "" if options.quiet => "info",
@@ -305,15 +311,15 @@ fn configuration(dir: &Path, cgroup_base: &str, options: &NodeOptions) -> Result
         filter => filter,
     };
     let format = if options.log_format.is_empty() { "human" } else { &options.log_format };
-    // The release before this tree has no plugins.
-    let nri = match options.binaries {
-        None => format!(
+    // The node's own socket: the default is the host's. A release of old has no plugins.
+    let nri = match knows_plugins(options)? {
+        true => format!(
             "[nri]\nsocket = '{dir}/nri/nri.sock'\nplugins = '{dir}/nri/plugins'\n\
              plugin_configs = '{dir}/nri/conf.d'\n{more}\n\n",
             dir = dir.display(),
             more = options.nri,
         ),
-        Some(_) => String::new(),
+        false => String::new(),
     };
     let shim = options.folder()?.join("containerd-shim-berth-v1");
     Ok(format!(
