@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result};
 use berth_api::nri::{
     ContainerAdjustment, ContainerUpdate, CreateContainerResponse, KeyValue,
-    LinuxContainerAdjustment, LinuxContainerUpdate, LinuxMemory, LinuxResources, Mount,
+    LinuxContainerAdjustment, LinuxContainerUpdate, LinuxMemory, LinuxPids, LinuxResources, Mount,
     OptionalInt, SynchronizeRequest, UpdateContainersRequest,
 };
 use berth_api::v1;
@@ -221,13 +221,22 @@ async fn a_container_gets_what_plugins_adjust() -> Result<()> {
 
     let update = |id: &str| ContainerUpdate {
         container_id: id.into(),
-        linux: Some(LinuxContainerUpdate { resources: Some(memory(64 << 20)) }),
+        linux: Some(LinuxContainerUpdate {
+            resources: Some(LinuxResources {
+                pids: Some(LinuxPids { limit: 77 }),
+                ..memory(64 << 20)
+            }),
+        }),
         ignore_failure: false,
     };
     let request =
         UpdateContainersRequest { update: vec![update(&id), update("none")], evict: vec![] };
     assert_eq!(plugin.update(&request).await?, ["none"]);
     assert_eq!(limit(node.cri.container_status(&id).await?), Some(64 << 20));
+    // The files of cgroup v1 and of v2.
+    let show = "cd /sys/fs/cgroup; cat pids/pids.max pids.max 2>/dev/null";
+    let shown = node.cri.exec(&id, &["sh", "-c", show], 10).await?;
+    assert_eq!(String::from_utf8(shown.stdout)?.trim(), "77");
     node.assert_clean().await
 }
 

@@ -45,10 +45,14 @@ pub(crate) fn resources(
         .set_hugepage_limits(hugepages(asked)?)
         .set_unified(unified(asked)?);
     if let Some(limit) = asked.pids_limit.or(wanted.defaults.pids_limit) {
-        let pids = LinuxPidsBuilder::default().limit(limit).build();
-        all.set_pids(Some(pids.expect("every field has a default")));
+        limit_pids(&mut all, limit);
     }
     Ok(all)
+}
+
+fn limit_pids(all: &mut LinuxResources, limit: i64) {
+    let pids = LinuxPidsBuilder::default().limit(limit).build();
+    all.set_pids(Some(pids.expect("every field has a default")));
 }
 
 /// Limits that a container is to have from now on; its devices stay as they are.
@@ -72,6 +76,9 @@ pub fn changed_limits(asked: &Resources, swap_accounting: bool) -> Result<Change
         .set_memory(memory(asked, swap_accounting)?)
         .set_hugepage_limits(hugepages(asked)?)
         .set_unified(unified(asked)?);
+    if let Some(limit) = asked.pids_limit {
+        limit_pids(&mut resources, limit);
+    }
     Ok(ChangedLimits { resources, oom_score_adj: oom_score_adj(asked.oom_score_adj)? })
 }
 

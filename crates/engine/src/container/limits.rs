@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use berth_cgroup::{Before, Cgroup, CgroupPath, CpuLimits, Limits, MemoryLimits};
 use berth_spec::ChangedLimits;
 use nix::errno::Errno;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxPids, Spec};
 
 use super::Container;
 use crate::core::{Core, cgroup_error};
@@ -146,7 +146,7 @@ fn limits(wanted: &ChangedLimits) -> Limits {
         cpus: cpu.cpus().clone(),
         mems: cpu.mems().clone(),
         memory: MemoryLimits { limit: memory.limit(), swap: memory.swap(), reservation: None },
-        pids: None,
+        pids: resources.pids().as_ref().map(LinuxPids::limit),
         hugepages: hugepages
             .filter_map(|limit| {
                 Some((limit.page_size().clone(), u64::try_from(limit.limit()).ok()?))
@@ -170,6 +170,10 @@ pub(super) fn rewrite(bundle: &Path, wanted: &ChangedLimits) -> Result<Former, E
             .set_memory(*wanted.resources.memory())
             .set_hugepage_limits(wanted.resources.hugepage_limits().clone())
             .set_unified(wanted.resources.unified().clone());
+        // Without one of its own it keeps the node's.
+        if let Some(pids) = wanted.resources.pids() {
+            resources.set_pids(Some(*pids));
+        }
         linux.set_resources(Some(resources));
         spec.set_linux(Some(linux));
     }
