@@ -132,18 +132,16 @@ pub(crate) async fn create_container(
     let asked = nri.create_container(&pod, &container).instrument(debug_span!("plugins"));
     let mut wanted = asked.await.map_err(refused(&record.id))?;
     let adjustment = std::mem::take(&mut wanted.adjustment);
-    let limits = adjusted_limits(&adjustment);
+    let limits = adjusted_limits(&record.spec.resources, &adjustment);
     adjust::apply(oci, adjustment, &sandbox.spec.namespaces)?;
-    if let Some(limits) = limits {
-        // A later change begins with what it has.
-        record.limits = Some(record.spec.resources.changed(&limits));
-    }
+    // A later change begins with what it has.
+    record.limits = limits.or_else(|| record.limits.take());
     apply_to_others(core, wanted);
     Ok(())
 }
 
-/// What an adjustment makes of the limits that can be changed later.
-fn adjusted_limits(wanted: &ContainerAdjustment) -> Option<Resources> {
+/// What an adjustment makes of the limits that can be changed later, as `adjust` makes it.
+fn adjusted_limits(asked: &Resources, wanted: &ContainerAdjustment) -> Option<Resources> {
     let linux = wanted.linux.as_ref()?;
     if linux.resources.is_none() && linux.oom_score_adj.is_none() {
         return None;
@@ -155,7 +153,14 @@ fn adjusted_limits(wanted: &ContainerAdjustment) -> Option<Resources> {
     }
     // What cannot be is refused when the adjustment is made.
     let limits = limits::wanted(resources).unwrap_or_default();
-    Some(Resources { oom_score_adj: linux.oom_score_adj.map_or(0, |s| s.value), ..limits })
+    let mut all = asked.changed(&limits);
+    if limits.memory_limit != 0 && limits.memory_swap_limit == 0 && all.memory_swap_limit != 0 {
+        all.memory_swap_limit = all.memory_limit;
+    }
+    if let Some(score) = linux.oom_score_adj {
+        all.oom_score_adj = score.value;
+    }
+    Some(all)
 }
 
 /// The container was made.
@@ -263,4 +268,41 @@ fn apply_to_others(core: &Arc<Core>, wanted: Wanted) {
         }
     };
     core.tasks.spawn(apply.instrument(debug_span!(parent: None, "plugins_updates")));
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_nri::api::{
+        LinuxContainerAdjustment, LinuxMemory, LinuxResources, OptionalInt as Int,
+    };
+
+    use super::*;
+
+    /// teeth: crates/engine/src/hooks/mod.rs: `all.memory_swap_limit = all.memory_limit;` → `all.memory_swap_limit = 100;`
+    #[test]
+    fn limits_that_are_noted_are_those_that_the_container_gets() {
+        let asked = Resources {
+            memory_limit: 100,
+            memory_swap_limit: 100,
+            oom_score_adj: 300,
+            cpu_shares: 7,
+            ..Resources::default()
+        };
+        let memory = LinuxMemory { limit: Some(Int { value: 200 }), ..LinuxMemory::default() };
+        let resources = LinuxResources { memory: Some(memory), ..LinuxResources::default() };
+        let linux = LinuxContainerAdjustment {
+            resources: Some(resources),
+            oom_score_adj: Some(Int { value: 0 }),
+            ..LinuxContainerAdjustment::default()
+        };
+        let wanted = ContainerAdjustment { linux: Some(linux), ..ContainerAdjustment::default() };
+        let expected = Resources {
+            memory_limit: 200,
+            memory_swap_limit: 200,
+            oom_score_adj: 0,
+            ..asked.clone()
+        };
+        assert_eq!(adjusted_limits(&asked, &wanted), Some(expected));
+        assert_eq!(adjusted_limits(&asked, &ContainerAdjustment::default()), None);
+    }
 }
