@@ -64,6 +64,13 @@ async fn capabilities_are_the_default_set_with_what_was_added_and_dropped() -> R
     });
     let changed = read(&node.finish(&pod, &config).await?.stdout)?;
     assert_eq!(changed[1], NET_RAW);
+
+    security(&mut config).capabilities = Some(v1::Capability {
+        add_ambient_capabilities: vec!["NET_RAW".into()],
+        ..Default::default()
+    });
+    let changed = read(&node.finish(&pod, &config).await?.stdout)?;
+    assert_eq!((changed[0], changed[3]), (NET_RAW, NET_RAW));
     node.assert_clean().await
 }
 

@@ -161,6 +161,9 @@ async fn version_and_status_are_what_kubelet_checks() -> Result<()> {
 
     let request = v1::StatusRequest { verbose: true };
     let status = node.cri.runtime.status(request).await?.into_inner();
+    assert!(status.info.values().any(|info| info.contains("\"undo\"")), "{:?}", status.info);
+    let silent = node.cri.runtime.status(v1::StatusRequest { verbose: false }).await?.into_inner();
+    assert!(silent.info.is_empty(), "{:?}", silent.info);
     let conditions = status.status.context("no status")?.conditions;
     let ready: Vec<_> =
         conditions.iter().filter(|condition| condition.status).map(|c| c.r#type.as_str()).collect();

@@ -57,6 +57,22 @@ async fn an_image_is_pulled_by_tag_and_by_digest_and_known_by_its_id() -> Result
         let found = image_status(&mut node, name).await?;
         assert_eq!(found.with_context(|| format!("{name} is unknown"))?.id, id);
     }
+    let other = node.push("other", "latest", &image::ImageBuilder::new().build()?)?;
+    let other = node.cri.pull(&other).await?;
+    for (wanted, expected) in [(&reference, &id), (&id, &id), (&other, &other)] {
+        let image = Some(v1::ImageSpec { image: wanted.clone(), ..Default::default() });
+        let request = v1::ListImagesRequest { filter: Some(v1::ImageFilter { image }) };
+        let listed = node.cri.image.list_images(request).await?.into_inner().images;
+        let ids: Vec<_> = listed.iter().map(|image| &image.id).collect();
+        assert_eq!(ids, [expected], "{wanted}");
+    }
+    for verbose in [false, true] {
+        let image = Some(v1::ImageSpec { image: id.clone(), ..Default::default() });
+        let request = v1::ImageStatusRequest { image, verbose };
+        let info = node.cri.image.image_status(request).await?.into_inner().info;
+        let told = info.values().any(|info| info.contains("\"chain\":[\"sha256:"));
+        assert_eq!((told, info.is_empty()), (verbose, !verbose), "{info:?}");
+    }
     node.assert_clean().await
 }
 

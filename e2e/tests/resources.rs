@@ -86,6 +86,7 @@ async fn limits_that_cannot_all_be_set_change_nothing() -> Result<()> {
     let before = in_force(&mut node, &id).await?;
     let other = || v1::LinuxContainerResources { cpu_shares: 300, ..Default::default() };
     let unified = [("cgroup.procs".to_owned(), "0".to_owned())].into();
+    let absent = v1::LinuxContainerResources { cpuset_mems: "9999".into(), ..other() };
     let hugepages = vec![v1::HugepageLimit { page_size: "3MB".into(), limit: 1 }];
     for (what, change, code) in [
         // The last that is set: what runs has more.
@@ -99,6 +100,7 @@ async fn limits_that_cannot_all_be_set_change_nothing() -> Result<()> {
             v1::LinuxContainerResources { cpuset_cpus: "9999".into(), ..other() },
             Code::InvalidArgument,
         ),
+        ("no such memory", absent, Code::InvalidArgument),
         (
             "no such page size",
             v1::LinuxContainerResources { hugepage_limits: hugepages, ..other() },

@@ -144,7 +144,7 @@ async fn send(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_generated_request_is_a_fault_of_the_daemon() -> Result<()> {
-    let (count, seed) = (setting("BERTH_GENERATED", 300), setting("BERTH_SEED", 7));
+    let (count, seed) = (setting("BERTH_GENERATED", 150), setting("BERTH_SEED", 7));
     let schema = Schema::read()?;
     let mut node = Node::start().await?;
     let mut client = Client::connect(node.daemon().socket()).await?;

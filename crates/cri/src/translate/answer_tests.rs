@@ -13,6 +13,7 @@ pub(crate) fn sandbox() -> SandboxStatus {
     spec.name.namespace = "space".to_owned();
     spec.namespaces.pid = NamespaceMode::Container;
     spec.labels.insert("a".to_owned(), "b".to_owned());
+    spec.annotations.insert("c".to_owned(), "d".to_owned());
     SandboxStatus {
         id: SandboxId::new("s1").unwrap(),
         spec: Arc::new(spec),
@@ -58,6 +59,8 @@ fn a_sandbox_status_has_what_kubelet_insists_on() {
     assert_eq!((status.id.as_str(), status.created_at), ("s1", 5));
     assert_eq!((metadata.name.as_str(), metadata.namespace.as_str()), ("pod", "space"));
     assert_eq!(metadata.uid, "uid");
+    assert_eq!(status.labels["a"], "b");
+    assert_eq!(status.annotations["c"], "d");
     assert_eq!(status.network.unwrap().ip, "10.0.0.7");
     let options = status.linux.unwrap().namespaces.unwrap().options.unwrap();
     assert_eq!(options.pid(), v1::NamespaceMode::Container);
