@@ -4,6 +4,8 @@
 //! harm. What would reach beyond the test's node, were it obeyed, is left out: paths of the
 //! host, commands, cgroups, registries and grace periods are the test's own.
 
+use std::sync::LazyLock;
+
 use crate::schema::{Field, Kind, Schema};
 
 /// Xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift generators").
@@ -73,8 +75,8 @@ pub(crate) struct Generator<'a> {
     made: u64,
 }
 
-/// Text that is no name, path or list.
-fn hostile() -> Vec<String> {
+/// Text that is no name, path or list; long text is made once.
+static HOSTILE: LazyLock<Vec<String>> = LazyLock::new(|| {
     let mut all: Vec<String> = [
         "",
         " ",
@@ -108,7 +110,7 @@ fn hostile() -> Vec<String> {
     all.push("/x".repeat(3000));
     all.push("é".repeat(40_000));
     all
-}
+});
 
 const NUMBERS: [i64; 24] = [
     0,
@@ -196,7 +198,7 @@ impl<'a> Generator<'a> {
                 delimited(field.number, text.as_bytes(), out);
             }
             Kind::Bytes => {
-                let text = self.random.pick(&hostile());
+                let text = self.random.pick(&HOSTILE);
                 delimited(field.number, text.as_bytes(), out);
             }
             Kind::Bool => {
@@ -257,7 +259,7 @@ impl<'a> Generator<'a> {
         match own {
             Some(choices) if !choices.is_empty() && !hostile_wanted => self.random.pick(&choices),
             Some(_) if is_bound(name) => self.random.pick(&harmless()),
-            _ => self.random.pick(&hostile()),
+            _ => self.random.pick(&HOSTILE),
         }
     }
 
