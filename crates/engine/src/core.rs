@@ -69,7 +69,7 @@ pub(crate) struct Core {
     /// Devices by the names of their vendors.
     pub(crate) cdi: berth_cdi::Catalogue,
     /// Writable layers as last measured.
-    pub(crate) layers: Readings<ContainerId, DiskUsage>,
+    pub(crate) layers: Readings<ContainerId, Option<DiskUsage>>,
     /// Interfaces of sandboxes as last read.
     pub(crate) interfaces: Readings<SandboxId, NetworkUsage>,
     /// What of files, images and writable layers does not move.

@@ -102,19 +102,32 @@ fn container_now(core: &Core, container: &Arc<Container>) -> ContainerStats {
     }
 }
 
-/// A tree that changes under the walk is as it was, until it is walked the next time.
 fn layer_now(core: &Core, container: &Container) -> Option<DiskUsage> {
     let usage = core.layers.get(&container.id, |before| {
-        match (core.snapshots.usage(&SnapshotKey::from(&container.id)), before) {
-            (Err(_), Some((_, before))) => Ok(*before),
-            (usage, _) => usage.map(|usage| with_files(usage, &container.sandbox.dir)),
-        }
+        let usage = core.snapshots.usage(&SnapshotKey::from(&container.id));
+        let usage = usage.map(|usage| with_files(usage, &container.sandbox.dir));
+        walked(usage, before.and_then(|(_, before)| *before))
     });
     // Removed during the walk: nobody else would forget it.
     if container.removed.load(Ordering::Acquire) {
         core.layers.forget(&container.id);
     }
-    usage.ok()
+    usage.ok().flatten()
+}
+
+/// What is kept of a walk. A tree that changes under it is as it was, until it is walked the
+/// next time; of one that is too large it is kept that it has no size, since to find that out
+/// costs the most.
+fn walked(
+    usage: Result<DiskUsage, berth_snapshot::Error>,
+    before: Option<DiskUsage>,
+) -> Result<Option<DiskUsage>, berth_snapshot::Error> {
+    match (usage, before) {
+        (Ok(usage), _) => Ok(Some(usage)),
+        (Err(_), Some(before)) => Ok(Some(before)),
+        (Err(berth_snapshot::Error::TooManyEntries(_)), None) => Ok(None),
+        (Err(error), None) => Err(error),
+    }
 }
 
 /// What a container can write beside its layer: files of its sandbox, which nobody else
@@ -214,5 +227,22 @@ fn unless_gone<T>(path: &CgroupPath, read: Result<T, berth_cgroup::Error>) -> Op
             warn_failure("read usage", &cgroup_error("read", path)(error));
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// teeth: crates/engine/src/stats/mod.rs: `TooManyEntries(_)), None) => Ok(None)` → `TooManyEntries(number)), None) => Err(berth_snapshot::Error::TooManyEntries(number))`
+    #[test]
+    fn a_layer_that_is_too_large_is_not_walked_for_each_question() {
+        use berth_snapshot::Error::{NotFound, TooManyEntries};
+        let known = DiskUsage { bytes: 7, ..DiskUsage::default() };
+        assert_eq!(walked(Ok(known), None).unwrap(), Some(known));
+        assert_eq!(walked(Err(TooManyEntries(1)), Some(known)).unwrap(), Some(known));
+        assert_eq!(walked(Err(TooManyEntries(1)), None).unwrap(), None);
+        let missing = || NotFound("a".parse().unwrap());
+        assert!(walked(Err(missing()), None).is_err(), "it may be there the next time");
     }
 }
