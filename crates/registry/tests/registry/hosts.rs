@@ -323,3 +323,27 @@ async fn a_changed_file_is_read_by_the_next_pull() {
     resolve().resolve().await.unwrap();
     assert_eq!((mirror.requests().len(), registry.requests().len()), (1, 1));
 }
+
+/// teeth: crates/registry/src/hosts/mod.rs: `&clients.others` → `&clients.own`
+#[tokio::test]
+async fn i7_what_a_host_is_trusted_with_and_shown_is_not_for_where_it_leads() {
+    let made = certificate();
+    let (authority, cert, key) =
+        (made.authority.display(), made.certificate.display(), made.key.display());
+    let registry = Server::start(|_| Reply::status(500)).await;
+    let unverified = Server::start_tls(|_| Reply::manifest(BODY)).await;
+    let mutual = Server::start_mutual(|_| Reply::manifest(BODY)).await;
+    for (there, extra) in [
+        (&unverified, "skip_verify = true\n".to_owned()),
+        (&mutual, format!("ca = '{authority}'\nclient = [['{cert}', '{key}']]\n")),
+    ] {
+        let to = format!("https://{}/there", there.address);
+        let mirror = Server::start_tls(move |_| Reply::redirect(&to)).await;
+        let own = format!("[host.\"https://{}\"]\n{extra}", mirror.address);
+        let root = certs_d(&registry, &own);
+        let repository = client(root.path()).repository(&registry.reference("a:t"), None);
+        repository.resolve().await.unwrap_err();
+        assert_eq!(mirror.requests().len(), 1, "{extra}: it was not asked");
+        assert!(there.requests().is_empty(), "{extra}: it was asked where the mirror leads");
+    }
+}
