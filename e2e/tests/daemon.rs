@@ -124,7 +124,7 @@ async fn a_second_daemon_on_the_same_root_is_refused() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_supervisor_that_asks_is_told_when_the_daemon_is_ready() -> Result<()> {
+async fn a_supervisor_that_asks_is_told_of_readiness_and_of_each_reload() -> Result<()> {
     let mut node = Node::start().await?;
     let config = node.daemon().config().to_owned();
     node.terminate_daemon()?;
@@ -139,12 +139,21 @@ async fn a_supervisor_that_asks_is_told_when_the_daemon_is_ready() -> Result<()>
         command.arg("--config").arg(config).env("NOTIFY_SOCKET", socket);
         Ok(command.spawn()?)
     })?;
-    let mut message = [0; 256];
-    let length = supervisor.recv(&mut message)?;
-    let said = String::from_utf8_lossy(&message[..length]).into_owned();
-    assert!(said.lines().any(|line| line == "READY=1"), "{said}");
+    let hear = || -> Result<String> {
+        let mut message = [0; 256];
+        let length = supervisor.recv(&mut message)?;
+        Ok(String::from_utf8_lossy(&message[..length]).into_owned())
+    };
+    assert_eq!(hear()?, "READY=1\n");
 
+    // A unit of Type=notify-reload waits for both, the first with its time.
     let pid = nix::unistd::Pid::from_raw(i32::try_from(daemon.id())?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP)?;
+    let said = hear()?;
+    let time = said.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").context(said.clone())?;
+    assert!(time.trim_end().parse::<u128>()? > 0, "{said}");
+    assert_eq!(hear()?, "READY=1\n");
+
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
     assert!(daemon.wait()?.success());
     node.restart().await?;

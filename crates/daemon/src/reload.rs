@@ -3,6 +3,7 @@
 //! A file that is refused changes nothing, and is told with its line. What would need other
 //! directories, sockets, networks or stores waits for a restart, and is told by its table.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use berth_engine::Engine;
@@ -11,7 +12,7 @@ use berth_telemetry::{Filter, Telemetry};
 use tokio::signal::unix::Signal;
 
 use crate::config::Config;
-use crate::{configuration, settings};
+use crate::{configuration, notify, settings};
 
 /// What a running daemon can change, and the configuration that it runs with.
 #[derive(Debug)]
@@ -32,8 +33,17 @@ impl Reloading<'_> {
         }
     }
 
-    /// Reads the file again. A failure is logged, and nothing is changed then.
+    /// Reads the file again, and tells the supervisor before and after: a unit of
+    /// `Type=notify-reload` waits for that.
     async fn reload(&mut self) {
+        let supervisor = std::env::var_os("NOTIFY_SOCKET");
+        tell(supervisor.clone(), &notify::reloading());
+        self.read_again().await;
+        tell(supervisor, notify::READY);
+    }
+
+    /// A failure is logged, and nothing is changed then.
+    async fn read_again(&mut self) {
         let path = self.path.clone();
         let read = tokio::task::spawn_blocking(move || configuration(path)).await;
         let changed = match read {
@@ -63,6 +73,13 @@ impl Reloading<'_> {
         self.engine.set_defaults(settings::pids_limit(&new), new.container.shm_size);
         adopt(&mut self.running, &new);
         Ok(waiting(&self.running, &new))
+    }
+}
+
+/// A supervisor that cannot be told is no reason to end.
+fn tell(supervisor: Option<OsString>, state: &str) {
+    if let Err(error) = notify::notify(supervisor, state) {
+        tracing::warn!(error = &error as &dyn std::error::Error, "notify supervisor");
     }
 }
 

@@ -133,7 +133,8 @@ async fn run(plan: Plan, telemetry: &Telemetry) -> Result<()> {
         tokio::spawn(listener.serve(metrics, engine.clone(), shutdown.clone()))
     });
 
-    notify::notify(std::env::var_os("NOTIFY_SOCKET"), "READY=1\n").context("notify supervisor")?;
+    notify::notify(std::env::var_os("NOTIFY_SOCKET"), notify::READY)
+        .context("notify supervisor")?;
     tracing::info!(socket = %socket.display(), root = %config.root.display(), "ready");
     let mut reloading =
         Reloading { path, running: config, telemetry, client, engine: engine.clone() };

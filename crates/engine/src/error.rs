@@ -337,12 +337,14 @@ impl Error {
         }
     }
 
-    /// Whether a registry cannot be reached: the image may be there another time.
+    /// Whether a registry cannot be reached or does not answer in time: the image may be
+    /// there another time.
     #[must_use]
     pub fn is_registry_unavailable(&self) -> bool {
         match self {
             Self::Image { source, .. } => {
-                source.is_of_registry() && source.kind() == ErrorKind::Unavailable
+                let passing = [ErrorKind::Unavailable, ErrorKind::DeadlineExceeded];
+                source.is_of_registry() && passing.contains(&source.kind())
             }
             Self::Shared(error) => error.is_registry_unavailable(),
             _ => false,
@@ -405,6 +407,34 @@ fn network_kind(error: &berth_network::Error) -> ErrorKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_registry_that_is_silent_is_unavailable_as_one_that_is_away() {
+        // The kernel accepts for a listener that never does.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let away = "127.0.0.1:1/a".to_owned();
+        let silent_one = format!("{}/a", silent.local_addr().unwrap());
+        let config = berth_registry::Config {
+            response_timeout: Duration::from_millis(20),
+            backoff: Duration::from_millis(1),
+            ..<_>::default()
+        };
+        let client = berth_registry::Client::new(config).unwrap();
+        for (name, kind) in
+            [(away, ErrorKind::Unavailable), (silent_one, ErrorKind::DeadlineExceeded)]
+        {
+            let asked = client.repository(&name.parse().unwrap(), None).resolve().await;
+            let source = Box::new(asked.unwrap_err());
+            let failed = berth_image::Error::Registry { action: "resolve image", source };
+            let error = Error::image("pull", &name)(failed);
+            assert_eq!(error.kind(), kind, "{error:?}");
+            assert!(error.is_registry_unavailable(), "{error:?}");
+            assert!(Error::Shared(Arc::new(error)).is_registry_unavailable());
+        }
+        let limit = Duration::from_secs(1);
+        let slow = berth_image::Error::Deadline { reference: "a".into(), limit };
+        assert!(!Error::image("pull", "a")(slow).is_registry_unavailable());
+    }
 
     #[test]
     fn a_full_disk_is_seen_through_the_network() {

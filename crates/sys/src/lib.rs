@@ -14,6 +14,7 @@
 
 pub mod allocator;
 pub mod bpf;
+pub mod clock;
 pub mod descriptor;
 pub mod exec;
 pub mod keyring;
