@@ -2,11 +2,17 @@
 
 use std::fmt;
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use anyhow::Result;
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, getsockopt, socket, sockopt,
+};
 use nix::sys::utsname::uname;
+
+use crate::config::Config;
 
 /// How a finding bears on running pods.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,8 +45,8 @@ fn finding(subject: &'static str, verdict: Verdict, words: impl Into<String>) ->
     Finding { subject, verdict, words: words.into() }
 }
 
-/// Writes one line for each finding; returns whether pods can run here.
-pub(crate) fn check(out: &mut impl Write) -> Result<bool> {
+/// Writes one line for each finding; returns whether pods can run here, as `config` has it.
+pub(crate) fn check(out: &mut impl Write, config: &Config) -> Result<bool> {
     let findings = [
         root(),
         kernel(),
@@ -53,6 +59,9 @@ pub(crate) fn check(out: &mut impl Write) -> Result<bool> {
         oom_score(),
         security_module("AppArmor", "apparmor"),
         security_module("SELinux", "selinux"),
+        user_namespaces(),
+        devices(config),
+        plugins(config),
     ];
     for Finding { subject, verdict, words } in &findings {
         writeln!(out, "{verdict:<8} {subject:<16} {words}")?;
@@ -164,8 +173,76 @@ fn security_module(subject: &'static str, name: &str) -> Finding {
     finding(subject, Verdict::Missing, "not active on this host")
 }
 
+/// Layers are seen through idmapped mounts, which overlay takes from 5.19 on.
+fn user_namespaces() -> Finding {
+    const SUBJECT: &str = "user namespaces";
+    let missing = |words: String| finding(SUBJECT, Verdict::Missing, words);
+    let limit = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    if limit.trim().parse::<u64>().unwrap_or_default() == 0 {
+        return missing(
+            "switched off (user.max_user_namespaces); no pods with hostUsers: false".into(),
+        );
+    }
+    let release = uname().map(|uts| uts.release().to_string_lossy().into_owned());
+    let release = release.unwrap_or_default();
+    if version(&release).is_none_or(|found| found < (5, 19)) {
+        return missing(
+            "overlay on idmapped mounts needs Linux 5.19; no pods with hostUsers: false".into(),
+        );
+    }
+    finding(SUBJECT, Verdict::Ok, "if the file system of the root can be idmapped (crictl info)")
+}
+
+fn devices(config: &Config) -> Finding {
+    const SUBJECT: &str = "CDI devices";
+    let directories = &config.container.cdi_spec_dirs;
+    let there: Vec<_> = directories.iter().filter(|directory| directory.is_dir()).collect();
+    let told: Vec<_> = there.iter().map(|directory| directory.display().to_string()).collect();
+    match told.is_empty() {
+        true => finding(SUBJECT, Verdict::Missing, "none of container.cdi_spec_dirs is there"),
+        false => finding(SUBJECT, Verdict::Ok, format!("by name from {}", told.join(", "))),
+    }
+}
+
+fn plugins(config: &Config) -> Finding {
+    const SUBJECT: &str = "NRI socket";
+    let socket = &config.nri.socket;
+    if !config.nri.enabled || socket.as_os_str().is_empty() {
+        return finding(SUBJECT, Verdict::Missing, "switched off in the configuration");
+    }
+    let path = socket.display();
+    match listener(socket) {
+        Ok(None) => finding(SUBJECT, Verdict::Ok, format!("{path} is free")),
+        Ok(Some(name)) if name == "berthd" => {
+            finding(SUBJECT, Verdict::Ok, format!("{path} is served by a running berthd"))
+        }
+        Ok(Some(name)) => finding(
+            SUBJECT,
+            Verdict::Fatal,
+            format!("{path} is {name}'s; set nri.socket, or nri.enabled = false"),
+        ),
+        Err(error) => finding(SUBJECT, Verdict::Missing, format!("{path}: {error}")),
+    }
+}
+
+/// The name of the program that listens on the socket, if one does.
+fn listener(socket: &Path) -> io::Result<Option<String>> {
+    let stream = match UnixStream::connect(socket) {
+        Ok(stream) => stream,
+        Err(error) => {
+            let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+            return if nobody.contains(&error.kind()) { Ok(None) } else { Err(error) };
+        }
+    };
+    let pid = getsockopt(&stream, sockopt::PeerCredentials)?.pid();
+    let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+    Ok(Some(name.map_or_else(|_| format!("process {pid}"), |name| name.trim_end().to_owned())))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     #[test]
@@ -178,9 +255,40 @@ mod tests {
     #[test]
     fn every_finding_is_a_line_and_the_sum_comes_last() {
         let mut out = Vec::new();
-        let able = check(&mut out).unwrap();
+        let mut config = Config::default();
+        config.nri.enabled = false;
+        let able = check(&mut out, &config).unwrap();
         let text = String::from_utf8(out).unwrap();
-        assert_eq!(text.lines().filter(|line| !line.is_empty()).count(), 12, "{text}");
+        assert_eq!(text.lines().filter(|line| !line.is_empty()).count(), 15, "{text}");
         assert_eq!(text.trim_end().ends_with("pods can run on this host"), able, "{text}");
+    }
+
+    #[test]
+    fn a_socket_of_plugins_that_another_program_has_is_fatal() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.nri.socket = directory.path().join("nri.sock");
+        assert_eq!(plugins(&config).verdict, Verdict::Ok);
+        let other = UnixListener::bind(&config.nri.socket).unwrap();
+        let found = plugins(&config);
+        assert_eq!(found.verdict, Verdict::Fatal, "{}", found.words);
+        let name = fs::read_to_string("/proc/self/comm").unwrap();
+        assert!(found.words.contains(name.trim_end()), "{}", found.words);
+        drop(other);
+        assert_eq!(plugins(&config).verdict, Verdict::Ok, "a socket that nobody serves");
+        config.nri.enabled = false;
+        assert_eq!(plugins(&config).verdict, Verdict::Missing);
+    }
+
+    #[test]
+    fn directories_of_devices_are_told_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.container.cdi_spec_dirs = vec![directory.path().join("none")];
+        assert_eq!(devices(&config).verdict, Verdict::Missing);
+        config.container.cdi_spec_dirs.push(directory.path().to_owned());
+        let found = devices(&config);
+        assert_eq!(found.verdict, Verdict::Ok);
+        assert_eq!(found.words, format!("by name from {}", directory.path().display()));
     }
 }

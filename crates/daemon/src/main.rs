@@ -82,7 +82,9 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         None => serve::serve(arguments.config)?,
         Some(Command::Check) => {
-            return Ok(if check::check(&mut out)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            let config = configuration(arguments.config)?;
+            let able = check::check(&mut out, &config)?;
+            return Ok(if able { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         #[cfg(feature = "failpoints")]
         Some(Command::Failpoints) => {
