@@ -13,6 +13,7 @@ fn processes(mode: v1::NamespaceMode, target: &str) -> Option<v1::NamespaceOptio
     })
 }
 
+/// teeth: crates/engine/src/container/start.rs: `if self.target_has_ended() {` → `if false {`
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_sees_the_processes_of_its_target_and_no_others() -> Result<()> {
     let (mut node, image, pod) = Node::with_pod().await?;
@@ -43,6 +44,14 @@ async fn a_container_sees_the_processes_of_its_target_and_no_others() -> Result<
         assert_ne!(refused.code(), Code::Internal, "{refused:?}");
         assert_ne!(refused.code(), Code::Unknown, "{refused:?}");
     }
+    // Nor is it joined by its pid when it has ended meanwhile: somebody else may have that.
+    security(&mut looking).namespace_options = processes(v1::NamespaceMode::Target, &target);
+    looking.metadata = Some(v1::ContainerMetadata { name: "late".into(), attempt: 0 });
+    let late = node.cri.create_container(&pod.id, &pod.config, &looking).await?;
+    node.cri.stop_container(&target, 0).await?;
+    let refused = node.cri.start_container(&late).await.err().context("it was joined")?;
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert!(refused.message().contains("a container that has ended"), "{refused:?}");
     node.assert_clean().await
 }
 

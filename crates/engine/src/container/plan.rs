@@ -81,7 +81,7 @@ impl Plan {
             cgroup: cgroup.as_str(),
             hostname: &sandbox.hostname,
             files: sandbox_files(sandbox),
-            devices: devices(&spec, &edits, &user)?,
+            devices: devices(sandbox, &spec, &edits, &user)?,
             labels: core.modules.labels((&sandbox.id, &sandbox.spec), security)?,
             device_mounts: mounts::cdi::mounts(&edits),
             localhost_seccomp: profile.as_deref(),
@@ -145,6 +145,7 @@ fn runs_as(
 
 /// The nodes that the request names, and those that come with devices by name.
 fn devices(
+    sandbox: &Sandbox,
     spec: &ContainerSpec,
     edits: &Edits,
     user: &ResolvedUser,
@@ -153,7 +154,7 @@ fn devices(
         true => mounts::all_devices(&spec.devices)?,
         false => mounts::devices(&spec.devices)?,
     };
-    let named = mounts::cdi::nodes(edits, user)?;
+    let named = mounts::cdi::nodes(edits, user, sandbox.spec.namespaces.user.as_ref())?;
     devices.retain(|device| named.iter().all(|named| named.path != device.path));
     devices.extend(named);
     Ok(devices)

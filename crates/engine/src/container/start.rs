@@ -18,6 +18,7 @@ use std::time::Duration;
 use berth_failpoint::Point;
 use berth_model::container::{ContainerEvent, Timestamp};
 use berth_model::mount::Mount;
+use berth_model::sandbox::NamespaceMode;
 use berth_model::{ContainerId, ContainerState, ErrorKind, IdMappings, IdRange, SandboxId};
 use berth_nri::Passage;
 use berth_shim_client::{CreateRequest, Input, Output, Shim};
@@ -136,11 +137,24 @@ impl Driver {
             Verdict::Done => return Ok(None),
             Verdict::Refuse => return refused(self.record.state.name()),
         }
+        if self.target_has_ended() {
+            return refused("to see the processes of a container that has ended");
+        }
         let sandbox = &self.container.sandbox;
         if !sandbox.is_ready() {
             return Err(Error::SandboxNotReady { verb: "start container", id: sandbox.id.clone() });
         }
         sandbox.live_shim("start container").map(Some)
+    }
+
+    /// The namespace to join is named by the pid that its target had when this container was
+    /// made: by now that may be another process, of another pod or of the node.
+    fn target_has_ended(&self) -> bool {
+        let NamespaceMode::Target(id) = &self.record.spec.security.namespaces.pid else {
+            return false;
+        };
+        let target = ContainerId::new(id).ok().and_then(|id| self.core.container(&id).ok());
+        target.is_none_or(|target| target.status.get().pid().is_none())
     }
 
     /// What comes of a start. Says whether the container is gone.

@@ -64,6 +64,8 @@ impl Modules {
             relabel::check(path)?;
             relabel::tree(path, label)?;
         }
-        files.iter().try_for_each(|path| relabel::tree(path, label))
+        // They are the daemon's own, wherever its directory really is.
+        let real = |path: &PathBuf| path.canonicalize().map_err(Error::io("find", path));
+        files.iter().try_for_each(|path| relabel::tree(&real(path)?, label))
     }
 }

@@ -1,13 +1,14 @@
 //! Gives files of the host the SELinux context of a container (CVE-2021-43816).
 
+use std::ffi::OsStr;
 use std::fs;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
+use rustix::fs::{OFlags, ResolveFlags};
 
 use crate::Error;
 
@@ -75,19 +76,48 @@ fn set(path: &Path, label: &str) -> Result<(), Errno> {
 }
 
 /// Visits `path` and all below it by paths that nobody can bend: directories are held open,
-/// and no symbolic link is followed.
+/// and no symbolic link is followed, not even on the way to `path`: that was found without
+/// one, so whoever may write there has put it in the way since (CVE-2021-25741).
 fn walk(path: &Path, visit: &mut dyn FnMut(&Path) -> Result<(), Errno>) -> Result<(), Error> {
     let failed = |errno: Errno| Error::io("relabel", path)(errno.into());
-    visit(path).map_err(failed)?;
-    if !fs::symlink_metadata(path).map_err(Error::io("relabel", path))?.is_dir() {
-        return Ok(());
-    }
-    let top = openat(nix::fcntl::AT_FDCWD, path, DIRECTORY, Mode::empty()).map_err(failed)?;
-    below(&top, 0, visit).map_err(failed)
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(failed(Errno::EINVAL));
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let none = rustix::fs::Mode::empty();
+    let place =
+        rustix::fs::openat2(rustix::fs::CWD, parent, flags, none, ResolveFlags::NO_SYMLINKS)
+            .map_err(|errno| failed(Errno::from_raw(errno.raw_os_error())))?;
+    fstatat(&place, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed)?;
+    one(&place, name, 0, visit).map_err(failed)
 }
 
 const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// Visits `name` of a directory, and all below it.
+fn one(
+    directory: &OwnedFd,
+    name: &OsStr,
+    depth: usize,
+    visit: &mut dyn FnMut(&Path) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    visit(&place_of(directory).join(name))?;
+    let stat = match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(Errno::ENOENT) => return Ok(()),
+        Err(errno) => return Err(errno),
+    };
+    if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFDIR {
+        return Ok(());
+    }
+    match openat(directory, name, DIRECTORY, Mode::empty()) {
+        Ok(child) => below(&child, depth, visit),
+        // It went, or is something else now.
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
 
 fn below(
     directory: &OwnedFd,
@@ -97,28 +127,16 @@ fn below(
     if depth > MAX_DEPTH {
         return Err(Errno::ELOOP);
     }
-    let here = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
-    let entries =
-        fs::read_dir(&here).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
-    for entry in entries {
-        let entry = entry.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
-        let name = entry.file_name();
-        visit(&here.join(&name))?;
-        let stat = match fstatat(directory.as_fd(), name.as_bytes(), AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            Err(Errno::ENOENT) => continue,
-            Err(errno) => return Err(errno),
-        };
-        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR {
-            match openat(directory.as_fd(), name.as_bytes(), DIRECTORY, Mode::empty()) {
-                Ok(child) => below(&child, depth + 1, visit)?,
-                // It went, or is something else now.
-                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
+    let of_io = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
+    for entry in fs::read_dir(place_of(directory)).map_err(of_io)? {
+        one(directory, &entry.map_err(of_io)?.file_name(), depth + 1, visit)?;
     }
     Ok(())
+}
+
+/// The path of a directory that is held open.
+fn place_of(directory: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()))
 }
 
 #[cfg(test)]
@@ -136,6 +154,22 @@ mod tests {
         for good in ["/var/lib/kubelet/pods/u/volumes/v", "/srv/data", "/tmp/x", "/etcetera"] {
             check(Path::new(good)).unwrap_or_else(|error| panic!("{error}"));
         }
+    }
+
+    /// teeth: crates/engine/src/lsm/relabel.rs: `none, ResolveFlags::NO_SYMLINKS)` → `none, ResolveFlags::empty())`
+    #[test]
+    fn d6_a_link_on_the_way_to_a_volume_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("node/volume")).unwrap();
+        std::os::unix::fs::symlink("node", dir.path().join("bent")).unwrap();
+        walk(&dir.path().join("node/volume"), &mut |_| Ok(())).unwrap();
+        let mut seen = 0;
+        let mut visit = |_: &Path| {
+            seen += 1;
+            Ok(())
+        };
+        walk(&dir.path().join("bent/volume"), &mut visit).unwrap_err();
+        assert_eq!(seen, 0);
     }
 
     #[test]

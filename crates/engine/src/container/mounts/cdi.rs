@@ -5,8 +5,8 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
 use berth_cdi::{Catalogue, DeviceNode, Edits, NodeKind};
-use berth_model::ContainerSpec;
 use berth_model::container::EnvVar;
+use berth_model::{ContainerSpec, IdMappings};
 use berth_spec::user::ResolvedUser;
 use berth_spec::{DeviceMount, HostDevice};
 use oci_spec::runtime::LinuxDeviceType;
@@ -51,15 +51,19 @@ pub(in crate::container) fn mounts(edits: &Edits) -> Vec<DeviceMount> {
 }
 
 /// Device nodes: what a specification leaves out is as the node has it, but an owner: that
-/// is the container's user, since nobody else is to use it.
+/// is the container's user, since nobody else is to use it. `ids` is where the pod's own users
+/// lie on the node.
 pub(in crate::container) fn nodes(
     edits: &Edits,
     user: &ResolvedUser,
+    ids: Option<&IdMappings>,
 ) -> Result<Vec<HostDevice>, Error> {
-    edits.nodes.iter().map(|node| device(node, user)).collect()
+    let mapped = ids.and_then(|ids| Some((ids.host_uid(user.uid)?, ids.host_gid(user.gid)?)));
+    let owner = mapped.unwrap_or((user.uid, user.gid));
+    edits.nodes.iter().map(|node| device(node, owner)).collect()
 }
 
-fn device(node: &DeviceNode, user: &ResolvedUser) -> Result<HostDevice, Error> {
+fn device(node: &DeviceNode, owner: (u32, u32)) -> Result<HostDevice, Error> {
     let (kind, major, minor, mode) = match (node.kind, node.major, node.minor) {
         (Some(NodeKind::Fifo), ..) => (NodeKind::Fifo, 0, 0, node.mode.unwrap_or(0o666)),
         (Some(kind), Some(major), Some(minor)) if node.mode.is_some() => {
@@ -77,8 +81,8 @@ fn device(node: &DeviceNode, user: &ResolvedUser) -> Result<HostDevice, Error> {
         major,
         minor,
         mode,
-        uid: node.uid.unwrap_or(user.uid),
-        gid: node.gid.unwrap_or(user.gid),
+        uid: node.uid.unwrap_or(owner.0),
+        gid: node.gid.unwrap_or(owner.1),
         access: node.access.clone(),
     })
 }
@@ -105,6 +109,8 @@ fn on_node(node: &DeviceNode) -> Result<(NodeKind, u32, u32, u32), Error> {
 
 #[cfg(test)]
 mod tests {
+    use berth_model::IdRange;
+
     use super::*;
 
     fn node(host_path: &str) -> DeviceNode {
@@ -123,8 +129,7 @@ mod tests {
 
     #[test]
     fn what_a_specification_leaves_out_is_as_the_node_has_it() {
-        let user = ResolvedUser { uid: 5, gid: 6, groups: vec![], home: None };
-        let null = device(&node("/dev/null"), &user).unwrap();
+        let null = device(&node("/dev/null"), (5, 6)).unwrap();
         assert_eq!((null.kind, null.major, null.minor), (LinuxDeviceType::C, 1, 3));
         assert_eq!((null.uid, null.gid, null.access.as_str()), (5, 9, "rw"));
         let whole = DeviceNode {
@@ -134,15 +139,32 @@ mod tests {
             mode: Some(0o600),
             ..node("/nonexistent")
         };
-        let whole = device(&whole, &user).unwrap();
+        let whole = device(&whole, (5, 6)).unwrap();
         assert_eq!((whole.kind, whole.major, whole.mode), (LinuxDeviceType::B, 8, 0o600));
         for bad in [
             node("/nonexistent"),
             node("/etc/passwd"),
             DeviceNode { kind: Some(NodeKind::Block), ..node("/dev/null") },
         ] {
-            assert!(device(&bad, &user).is_err(), "{bad:?}");
+            assert!(device(&bad, (5, 6)).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_node_without_an_owner_is_for_the_containers_user_where_he_lies_on_the_node() {
+        let user = ResolvedUser { uid: 5, gid: 6, groups: vec![], home: None };
+        let edits = Edits {
+            nodes: vec![DeviceNode { gid: None, ..node("/dev/null") }, node("/dev/null")],
+            ..Edits::default()
+        };
+        let range = |host| vec![IdRange { container: 0, host, length: 10 }];
+        let ids = IdMappings { uids: range(1000), gids: range(2000) };
+        let owners = |ids: Option<&IdMappings>| {
+            let nodes = nodes(&edits, &user, ids).unwrap();
+            nodes.iter().map(|node| (node.uid, node.gid)).collect::<Vec<_>>()
+        };
+        assert_eq!(owners(None), [(5, 6), (5, 9)]);
+        assert_eq!(owners(Some(&ids)), [(1005, 2006), (1005, 9)]);
     }
 
     #[test]
