@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result};
 use berth_api::v1;
 use berth_testkit::tar::Tar;
-use berth_testkit::{Node, Pod, image, script};
+use berth_testkit::{Node, Pod, image, sandbox_security, script};
 use tonic::Code;
 
 /// An image of three layers, the topmost of which takes from the lower ones; the links
@@ -162,5 +162,43 @@ async fn an_image_stays_while_a_container_has_it_as_a_volume() -> Result<()> {
     }
     let refused = refusal(&mut node, &pod, &config).await?;
     assert!(refused.message().starts_with("ImageVolumeMountFailed: "), "{refused:?}");
+    node.assert_clean().await
+}
+
+/// teeth: crates/spec/src/mounts.rs: `let ids = asked.ids.as_ref().or(wanted.ids);` → `let ids = asked.ids.as_ref();`
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_belongs_to_a_pods_own_users() -> Result<()> {
+    let mut node = Node::start().await?;
+    let image = node.busybox().await?;
+    let (name, _) = volume_image(&mut node).await?;
+    let ids = vec![v1::IdMapping { container_id: 0, host_id: 100_000, length: 65_536 }];
+    let own = v1::UserNamespace {
+        mode: v1::NamespaceMode::Pod.into(),
+        uids: ids.clone(),
+        gids: ids.clone(),
+    };
+    let mut config = node.sandbox_config("pod");
+    let options = sandbox_security(&mut config).namespace_options.get_or_insert_default();
+    options.userns_options = Some(own);
+    options.pid = v1::NamespaceMode::Container.into();
+    let pod = node.pod_with(config).await?;
+    let probe = "stat -c %u:%g /v /v/data/kept /w/new /m/kept; /v/data/echo echo ran; \
+                 touch /v/x 2>&1; mount -o remount,bind,rw /v 2>/dev/null && echo writable; true";
+    let mut config = script(&image, probe);
+    let mapped = v1::Mount {
+        uid_mappings: ids.clone(),
+        gid_mappings: ids.clone(),
+        ..volume(&name, "/m", "data")
+    };
+    config.mounts = vec![volume(&name, "/v", ""), volume(&name, "/w", "data"), mapped.clone()];
+    let finished = node.finish(&pod, &config).await?;
+    let expected = "0:0\n0:0\n0:0\n0:0\necho ran\ntouch: /v/x: Read-only file system\n".to_owned();
+    assert_eq!(finished.stdout, expected, "{}", finished.stderr);
+
+    let other = vec![v1::IdMapping { host_id: 200_000, ..ids[0] }];
+    config.mounts = vec![v1::Mount { uid_mappings: other, ..mapped }];
+    let refused = refusal(&mut node, &pod, &config).await?;
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    assert!(refused.message().contains("/m"), "{refused:?}");
     node.assert_clean().await
 }
