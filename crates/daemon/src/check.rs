@@ -218,8 +218,8 @@ fn plugins(config: &Config) -> Finding {
         }
         Ok(Some(name)) => finding(
             SUBJECT,
-            Verdict::Fatal,
-            format!("{path} is {name}'s; set nri.socket, or nri.enabled = false"),
+            Verdict::Missing,
+            format!("{path} is {name}'s, so no plugin can connect; set nri.socket"),
         ),
         Err(error) => finding(SUBJECT, Verdict::Missing, format!("{path}: {error}")),
     }
@@ -264,14 +264,14 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_of_plugins_that_another_program_has_is_fatal() {
+    fn a_socket_of_plugins_that_another_program_has_is_told() {
         let directory = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.nri.socket = directory.path().join("nri.sock");
         assert_eq!(plugins(&config).verdict, Verdict::Ok);
         let other = UnixListener::bind(&config.nri.socket).unwrap();
         let found = plugins(&config);
-        assert_eq!(found.verdict, Verdict::Fatal, "{}", found.words);
+        assert_eq!(found.verdict, Verdict::Missing, "{}", found.words);
         let name = fs::read_to_string("/proc/self/comm").unwrap();
         assert!(found.words.contains(name.trim_end()), "{}", found.words);
         drop(other);
