@@ -90,7 +90,7 @@ async fn d11_streams_that_come_too_late_do_not_stop_the_others() {
 /// Whether the kernel has a timer for keep-alives of a connection (proc(5), `net/tcp`).
 fn is_kept_alive(server: std::net::SocketAddr, client: std::net::SocketAddr) -> bool {
     let [server, client] = [server, client].map(|address| format!(":{:04X}", address.port()));
-    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let table = std::fs::read_to_string("/proc/self/net/tcp").expect("sockets of this machine");
     table.lines().any(|line| {
         let columns: Vec<&str> = line.split_ascii_whitespace().collect();
         columns[1].ends_with(&server)
