@@ -360,7 +360,7 @@ async fn what_asks_for_no_object_answers_as_often_as_asked() -> Result<()> {
     refused("PortForward", answer, Code::NotFound, &["sandbox"]);
     let request = v1::CheckpointContainerRequest::default();
     let answer = runtime.checkpoint_container(request).await.map(drop);
-    refused("CheckpointContainer", answer, Code::Unimplemented, &["CheckpointContainer"]);
+    refused("CheckpointContainer", answer, Code::Unimplemented, &["checkpoints"]);
     node.assert_clean().await
 }
 
