@@ -53,8 +53,9 @@ impl Report {
             eprintln!("   ok, {:.1} s", took.as_secs_f64());
             return Ok(());
         }
-        eprintln!("{}", fs::read_to_string(&log).unwrap_or_default());
-        bail!("step {name} failed: {status}");
+        let all = fs::read_to_string(&log).unwrap_or_default();
+        eprintln!("{}", failures(&all).unwrap_or(all));
+        bail!("step {name} failed: {status}; its whole output: {}", log.display());
     }
 
     /// The steps that were run.
@@ -98,6 +99,28 @@ impl Report {
     }
 }
 
+/// What tests that failed said, of the output of test runners; `None` if none failed: then
+/// something else did, and everything may say why.
+fn failures(output: &str) -> Option<String> {
+    let mut told = String::new();
+    let (mut binary, mut within) = ("", false);
+    for line in output.lines() {
+        if line.trim_start().starts_with("Running ") {
+            binary = line;
+        } else if line == "failures:" && !within {
+            within = true;
+            told.push_str(binary);
+            told.push('\n');
+        }
+        if within {
+            told.push_str(line);
+            told.push('\n');
+        }
+        within &= !line.starts_with("test result: ");
+    }
+    (!told.is_empty()).then_some(told)
+}
+
 fn log_path(step: &str) -> Result<PathBuf> {
     let folder = run::target().join("xtask");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
@@ -107,6 +130,20 @@ fn log_path(step: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_failed_is_told() {
+        let passed = "     Running tests/a.rs (a)\ntest a ... ok\n\nsuccesses:\n    a\n\n\
+                      test result: ok. 1 passed; 0 failed\n";
+        let failed = "     Running tests/b.rs (b)\ntest b ... FAILED\n\nfailures:\n\n\
+                      ---- b stdout ----\nwhy\n\nfailures:\n    b\n\n\
+                      test result: FAILED. 0 passed; 1 failed\n";
+        assert_eq!(failures(passed), None);
+        let told = failures(&[passed, failed, passed].concat()).unwrap();
+        assert!(told.starts_with("     Running tests/b.rs (b)\nfailures:\n"), "{told}");
+        assert!(told.contains("why") && told.ends_with("1 failed\n"), "{told}");
+        assert!(!told.contains("successes"), "{told}");
+    }
 
     #[test]
     fn results_and_reasons_are_added_up() {
