@@ -26,6 +26,13 @@ use crate::target::Target;
 /// whose answer they might remember. What they keep for longer shows in its age.
 const REST: Duration = Duration::from_secs(2);
 
+/// Statistics are asked for once in so many times: where a runtime measures them anew for each
+/// answer, they take seconds.
+const SPARSE: usize = 5;
+
+/// How often a question is asked after a rest.
+const RESTED: usize = 5;
+
 /// What `lists` takes.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Options {
@@ -35,7 +42,7 @@ pub(crate) struct Options {
     /// Numbers of pods on the way to that at which is measured too.
     #[arg(long, value_name = "NUMBER", default_value_t = 4)]
     pub(crate) steps: usize,
-    /// Times that each question is asked in each turn.
+    /// Times that each question is asked in each turn; for statistics, a fifth of that.
     #[arg(long, value_name = "NUMBER", default_value_t = 30)]
     pub(crate) times: usize,
     /// Times that it is asked first, which do not count.
@@ -87,7 +94,7 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
     let mut bench = Bench::new("lists", WHAT);
     bench.setting("pods", options.pods);
     bench.setting("steps", options.steps);
-    bench.setting("questions of each kind per turn", plan.samples);
+    bench.setting("questions of each kind per turn, statistics a fifth", plan.samples);
     bench.setting("rounds", plan.rounds);
     let mut sheet = Sheet::new(targets);
     let mut plots = Plots::new(targets, "pods");
@@ -109,8 +116,9 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
                 answer.tell(question.verb(), &mut samples);
             }
             if step == options.steps {
-                for question in [Question::SandboxStats, Question::ContainerStats] {
-                    rested(question, target, fleet, &mut samples).await;
+                for _ in 0..RESTED {
+                    rested(Question::SandboxStats, target, fleet, &mut samples).await;
+                    rested(Question::ContainerStats, target, fleet, &mut samples).await;
                 }
                 samples.tell(turn, &mut sheet);
             }
@@ -136,7 +144,9 @@ pub(crate) async fn run(plan: &Plan, targets: &mut [Target], options: &Options) 
 async fn ask_all(plan: &Plan, target: &mut Target, fleet: &mut Fleet) -> Vec<(Question, Answer)> {
     let mut answers = Vec::new();
     for sample in 0..plan.warm_up + plan.samples {
-        for question in Question::ALL {
+        let asked =
+            |question: &Question| !question.is_of_statistics() || sample.is_multiple_of(SPARSE);
+        for question in Question::ALL.into_iter().filter(asked) {
             match ask(question, target, fleet, sample).await {
                 Ok(answer) if sample >= plan.warm_up => answers.push((question, answer)),
                 Ok(_) => {}
@@ -177,6 +187,10 @@ async fn ask(
 impl Question {
     const ALL: [Self; 5] =
         [Self::Sandboxes, Self::Containers, Self::Status, Self::SandboxStats, Self::ContainerStats];
+
+    fn is_of_statistics(self) -> bool {
+        matches!(self, Self::SandboxStats | Self::ContainerStats)
+    }
 
     fn verb(self) -> &'static str {
         match self {

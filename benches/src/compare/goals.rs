@@ -85,6 +85,7 @@ const GOALS: &[Goal] = &[
     goal("down: p99 over p50", ("start", "down"), Of::Steadiness, Bound::Most(3.0)),
     goal("settled: CPU of a pod cycle", ("start", "settled"), Of::Median, Bound::Most(16.0)),
     goal("ExecSync `true`", ("exec", "ExecSync"), Of::Median, Bound::Most(4.0)),
+    goal("ExecSync, of containerd's", ("exec", "ExecSync"), Of::Ratio, Bound::Most(0.1)),
     goal("ExecSync: p99 over p50", ("exec", "ExecSync"), Of::Steadiness, Bound::Most(3.0)),
     goal("50 pods, 10 clients", ("churn", "pods up"), Of::Median, Bound::Least(120.0)),
     goal(
@@ -155,10 +156,22 @@ const GOALS: &[Goal] = &[
         Bound::Most(5.0),
     ),
     goal(
-        "ListContainers, p99 (the goal is for 1,000 pods)",
+        "ListPodSandbox with 500 pods, p99",
+        ("lists", "ListPodSandbox"),
+        Of::P99,
+        Bound::Most(10.0),
+    ),
+    goal(
+        "ListContainers with 500 pods, p99",
         ("lists", "ListContainers"),
         Of::P99,
         Bound::Most(10.0),
+    ),
+    goal(
+        "ListPodSandboxStats with 500 pods",
+        ("lists", "ListPodSandboxStats, after 2 s"),
+        Of::Median,
+        Bound::Most(50.0),
     ),
 ];
 

@@ -114,9 +114,9 @@ impl Step {
                 session.measure(&plan, run).await
             }
             Self::Lists => {
-                let (pods, steps, times, warm_up) = scale.of((100, 2, 30, 3), (4, 1, 3, 1));
+                let (pods, steps, times, warm_up) = scale.of((500, 2, 100, 5), (4, 1, 3, 1));
                 let options = lists::Options { pods, steps, times, warm_up };
-                let plan = scale.plan(2, times, warm_up);
+                let plan = scale.plan(1, times, warm_up);
                 let run =
                     async |plan: &_, targets: &mut [_]| lists::run(plan, targets, &options).await;
                 session.measure(&plan, run).await
