@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use berth_model::stats::{CgroupDetails, CgroupUsage};
 
+use crate::files::Kept;
 use crate::hierarchy::Mounts;
 use crate::{
     Before, CgroupPath, Error, JoinHandles, Limits, apply, change, create, processes, usage,
@@ -109,6 +110,11 @@ impl Cgroup {
     /// [`Error::NotFound`], [`Error::Read`], [`Error::Malformed`].
     pub fn usage(&self) -> Result<CgroupUsage, Error> {
         self.found(usage::usage(&self.mounts, &self.path))
+    }
+
+    /// As [`Cgroup::usage`], with what is kept of it; nothing is, after a failure.
+    pub(crate) fn usage_again(&self, kept: &mut Kept) -> Result<CgroupUsage, Error> {
+        self.found(usage::again(kept, &self.mounts, &self.path))
     }
 
     /// What it uses now, and what else metrics tell of it; reads three times as many files.

@@ -87,38 +87,72 @@ impl Directory {
     }
 }
 
+/// What is kept of a cgroup that is read again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// Directories that were entered.
+    pub(crate) directories: Vec<(PathBuf, OwnedFd)>,
+    /// See `usage::v1::limits`.
+    pub(crate) limits: Option<KnownLimits>,
+}
+
+/// Limits of a v1 memory cgroup, without and with swap, and what bound it when they were read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct KnownLimits {
+    pub(crate) bound: [Option<u64>; 2],
+    pub(crate) own: [Option<u64>; 2],
+}
+
 /// Reads small files one after the other into the same memory, each in as few calls as can be.
 #[derive(Debug)]
 pub(crate) struct Reader {
     bytes: Vec<u8>,
-    /// The directory that was entered last.
-    entered: Option<(PathBuf, OwnedFd)>,
+    pub(crate) kept: Kept,
+    /// Whether there is a next time: then every directory is worth to be entered.
+    again: bool,
 }
 
 impl Reader {
+    /// For one cgroup, once.
     pub(crate) fn new() -> Self {
+        Self::with(Kept::default(), false)
+    }
+
+    /// For a cgroup that will be read again, with what was kept of it.
+    pub(crate) fn again(kept: Kept) -> Self {
+        Self::with(kept, true)
+    }
+
+    fn with(kept: Kept, again: bool) -> Self {
         // More than any file of counters has, so that one read takes all of it.
-        Self { bytes: vec![0; 8 << 10], entered: None }
+        Self { bytes: vec![0; 8 << 10], kept, again }
     }
 
     /// Finds the directory once for all of its files that are read next: to find one from the
     /// root is most of what a small file costs. One that is not there shows at the first file.
     pub(crate) fn enter(&mut self, directory: &Directory) {
-        if self.entered.as_ref().is_some_and(|(path, _)| path == directory.path()) {
+        if self.entered(directory).is_some() {
             return;
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(directory.path(), flags, Mode::empty()).ok();
-        self.entered = opened.map(|opened| (directory.path().to_owned(), opened));
+        if let Ok(opened) = rustix::fs::open(directory.path(), flags, Mode::empty()) {
+            self.kept.directories.push((directory.path().to_owned(), opened));
+        }
     }
 
-    fn open(&self, directory: &Directory, name: &str) -> Result<OwnedFd, rustix::io::Errno> {
+    fn entered(&self, directory: &Directory) -> Option<&OwnedFd> {
+        let mut all = self.kept.directories.iter();
+        all.find_map(|(path, entered)| (path == directory.path()).then_some(entered))
+    }
+
+    fn open(&mut self, directory: &Directory, name: &str) -> Result<OwnedFd, rustix::io::Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        match &self.entered {
-            Some((path, entered)) if path == directory.path() => {
-                rustix::fs::openat(entered, name, flags, Mode::empty())
-            }
-            _ => rustix::fs::open(directory.file(name), flags, Mode::empty()),
+        if self.again {
+            self.enter(directory);
+        }
+        match self.entered(directory) {
+            Some(entered) => rustix::fs::openat(entered, name, flags, Mode::empty()),
+            None => rustix::fs::open(directory.file(name), flags, Mode::empty()),
         }
     }
 

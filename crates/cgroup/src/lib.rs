@@ -7,7 +7,8 @@
 //!
 //! A process joins by itself ([`JoinHandles`], design decision 14).
 //!
-//! Invariants: nothing here is cached, the kernel's files are the state; removing is safe to
+//! Invariants: the kernel's files are the state, and nothing of them is cached, but for
+//! what a [`Meter`] keeps; removing is safe to
 //! repeat; a limit that cannot be set is an error, never skipped. Not here: the `systemd`
 //! driver (a later issue: this is the `cgroupfs` one), block I/O limits, watching for events.
 
@@ -21,6 +22,7 @@ mod files;
 mod hierarchy;
 mod join;
 mod limits;
+mod meter;
 mod mountinfo;
 mod path;
 mod processes;
@@ -32,4 +34,5 @@ pub use error::Error;
 pub use hierarchy::{Controller, Hierarchy, Version};
 pub use join::JoinHandles;
 pub use limits::{CpuLimits, DeviceAccess, DeviceKind, DeviceRule, Limits, MemoryLimits};
+pub use meter::Meter;
 pub use path::CgroupPath;

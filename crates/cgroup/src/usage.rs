@@ -1,7 +1,9 @@
 //! What a cgroup uses: which file of which version says it.
 //!
-//! A reading is some ten files, opened, read at once and closed: descriptors that stay open
-//! would be thousands on a full node. What only metrics ask for is read apart ([`details`]).
+//! A reading is some ten files, opened, read at once and closed: each that stays open would
+//! keep a page of the kernel's memory, and there are thousands on a full node. Of what is
+//! read again and again its directories stay open ([`again`]). What only metrics ask for is read
+//! apart ([`details`]).
 
 mod details;
 mod text;
@@ -10,7 +12,7 @@ mod v2;
 
 use berth_model::stats::{CgroupUsage, CpuUsage, Pressure};
 
-use crate::files::{Directory, Reader, keyed};
+use crate::files::{Directory, Kept, Reader, keyed};
 use crate::hierarchy::{Controller, Mounts, Place};
 use crate::{CgroupPath, Error};
 
@@ -28,6 +30,18 @@ enum Depth {
 /// Reads what statistics need.
 pub(crate) fn usage(mounts: &Mounts, path: &CgroupPath) -> Result<CgroupUsage, Error> {
     read(&mut Reader::new(), mounts, path, Depth::Brief)
+}
+
+/// As [`usage`], of a cgroup that will be read again: finds little anew of what is `kept`.
+pub(crate) fn again(
+    kept: &mut Kept,
+    mounts: &Mounts,
+    path: &CgroupPath,
+) -> Result<CgroupUsage, Error> {
+    let mut reader = Reader::again(std::mem::take(kept));
+    let usage = read(&mut reader, mounts, path, Depth::Brief)?;
+    *kept = reader.kept;
+    Ok(usage)
 }
 
 fn read(

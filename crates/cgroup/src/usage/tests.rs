@@ -3,12 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use berth_model::stats::{DeviceIo, HugePages, Pressure, Stall};
 
 use super::details::size_name;
 use super::*;
 use crate::hierarchy::{Legacy, Unified};
+use crate::{Cgroup, Meter};
 
 const V2: &[(&str, &str)] = &[
     (
@@ -293,5 +295,60 @@ fn huge_pages_are_called_as_the_kernel_calls_them() {
     let known = [(64, "64KB"), (2048, "2MB"), (32_768, "32MB"), (1_048_576, "1GB")];
     for (kilobytes, name) in known {
         assert_eq!(size_name(kilobytes), name);
+    }
+}
+
+fn write(root: &Path, file: &str, text: &str) {
+    std::fs::write(root.join("a").join(file), text).unwrap();
+}
+
+/// teeth: crates/cgroup/src/usage/v1.rs: `filter(|known| known.bound == bound)` → `filter(|_| true)`
+#[test]
+fn a_limit_that_changes_is_not_told_as_it_was() {
+    let (root, mounts, path) = host(V1, false);
+    let mut kept = Kept::default();
+    let mut limit = || again(&mut kept, &mounts, &path).unwrap().memory.unwrap().limit_bytes;
+    let bound_to = |limit: u64| {
+        let stat = format!("total_cache 1\nhierarchical_memory_limit {limit}\n");
+        write(root.path(), "memory.stat", &stat);
+    };
+    assert_eq!(limit(), Some(268_435_456));
+    write(root.path(), "memory.limit_in_bytes", "536870912\n");
+    bound_to(536_870_912);
+    assert_eq!(limit(), Some(536_870_912));
+    // One above has less, which hides what its own is.
+    bound_to(4096);
+    assert_eq!(limit(), Some(536_870_912));
+    write(root.path(), "memory.limit_in_bytes", "8192\n");
+    assert_eq!(limit(), Some(8192));
+    write(root.path(), "memory.limit_in_bytes", "9223372036854771712\n");
+    bound_to(9_223_372_036_854_771_712);
+    assert_eq!(limit(), None);
+}
+
+/// teeth: crates/cgroup/src/meter.rs: `Err(_) if !first =>` → `Err(_) if first =>`
+#[test]
+fn a_cgroup_that_was_made_again_is_read_anew() {
+    for (files, v2) in [(V1, false), (V2, true)] {
+        let (root, mounts, path) = host(files, v2);
+        let mut meter = Meter::new(Cgroup::new(Arc::new(mounts), path));
+        assert_eq!(meter.usage().unwrap().pids, Some(12));
+        write(root.path(), "pids.current", "13\n");
+        assert_eq!(meter.usage().unwrap().pids, Some(13));
+        std::fs::remove_dir_all(root.path().join("a")).unwrap();
+        assert!(matches!(meter.usage(), Err(Error::NotFound(_))));
+        std::fs::create_dir(root.path().join("a")).unwrap();
+        for (name, text) in files {
+            write(root.path(), name, text);
+        }
+        assert_eq!(meter.usage().unwrap().pids, Some(12));
+        std::fs::rename(root.path().join("a"), root.path().join("b")).unwrap();
+        std::fs::remove_dir_all(root.path().join("b")).unwrap();
+        std::fs::create_dir(root.path().join("a")).unwrap();
+        for (name, text) in files {
+            write(root.path(), name, text);
+        }
+        write(root.path(), "pids.current", "14\n");
+        assert_eq!(meter.usage().unwrap().pids, Some(14), "found at the second try");
     }
 }

@@ -5,7 +5,7 @@ use berth_model::stats::{CpuUsage, MemoryUsage, SwapUsage, Throttling};
 use super::Depth;
 use super::text::Keys;
 use crate::Error;
-use crate::files::{Directory, Reader};
+use crate::files::{Directory, KnownLimits, Reader};
 
 /// v1 says "no limit" with a number of this size (`PAGE_COUNTER_MAX` pages).
 const UNLIMITED: u64 = 1 << 62;
@@ -31,25 +31,48 @@ pub(super) fn memory(reader: &mut Reader, directory: &Directory) -> Result<Memor
         own_major_page_faults: keys.get("pgmajfault"),
         ..MemoryUsage::default()
     };
-    // Where neither the cgroup nor one above it has a limit, its own need not be read.
-    let limited = |key| keys.get(key).is_none_or(|limit| limit < UNLIMITED);
-    let both_limited = limited("hierarchical_memsw_limit");
+    let bound = ["hierarchical_memory_limit", "hierarchical_memsw_limit"].map(|key| keys.get(key));
     // The line is there if swap is accounted.
     let swap = keys.get("total_swap");
-    if limited("hierarchical_memory_limit") {
-        memory.limit_bytes = limit(reader, directory, "memory.limit_in_bytes")?;
-    }
-    if let Some(bytes) = swap {
+    let [limit_bytes, both] = limits(reader, directory, bound, swap.is_some())?;
+    memory.limit_bytes = limit_bytes;
+    memory.swap = swap.map(|bytes| {
         // What may be swapped is the difference of the two limits.
-        let both = match both_limited {
-            true => limit_if_there(reader, directory, "memory.memsw.limit_in_bytes")?,
-            false => None,
-        };
-        let limits = both.zip(memory.limit_bytes);
+        let limits = both.zip(limit_bytes);
         let limit_bytes = limits.map(|(both, memory)| both.saturating_sub(memory));
-        memory.swap = Some(SwapUsage { bytes, limit_bytes });
-    }
+        SwapUsage { bytes, limit_bytes }
+    });
     Ok(memory)
+}
+
+/// The cgroup's own limits of memory, and of memory and swap together, of which it is `bound`
+/// to the least that it and those above have.
+///
+/// Where none has one, its own need not be read; nor while its own is that to which it was
+/// bound the last time and still is: it would be bound to another if it had been changed. Only
+/// one above, with a limit that is the same, could hide that its own was raised; what is told
+/// is what it may use then, too.
+fn limits(
+    reader: &mut Reader,
+    directory: &Directory,
+    bound: [Option<u64>; 2],
+    swap: bool,
+) -> Result<[Option<u64>; 2], Error> {
+    if let Some(known) = reader.kept.limits.filter(|known| known.bound == bound) {
+        return Ok(known.own);
+    }
+    let limited = |bound: Option<u64>| bound.is_none_or(|limit| limit < UNLIMITED);
+    let mut own = [None; 2];
+    if limited(bound[0]) {
+        own[0] = limit(reader, directory, "memory.limit_in_bytes")?;
+    }
+    if swap && limited(bound[1]) {
+        own[1] = limit_if_there(reader, directory, "memory.memsw.limit_in_bytes")?;
+    }
+    let known = |at: usize| !limited(bound[at]) || (bound[at].is_some() && bound[at] == own[at]);
+    let known = known(0) && (!swap || known(1));
+    reader.kept.limits = known.then_some(KnownLimits { bound, own });
+    Ok(own)
 }
 
 pub(super) fn cpu(
