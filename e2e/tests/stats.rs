@@ -120,6 +120,31 @@ async fn linux_of(node: &mut Node, sandbox: &str) -> Result<v1::LinuxPodSandboxS
     all.into_iter().find(of).and_then(|stats| stats.linux).context("not listed")
 }
 
+/// Network namespaces that the daemon has open.
+fn open_networks(node: &Node) -> Result<usize> {
+    let pid = node.daemon().pid().context("no daemon")?;
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+    let links = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    Ok(links.filter(|link| link.to_string_lossy().starts_with("net:[")).count())
+}
+
+/// A namespace exists for as long as anybody has it open, and with it the pod's interface.
+///
+/// teeth: crates/engine/src/sandbox/driver.rs: `if ended {` → `if false {`
+#[tokio::test(flavor = "multi_thread")]
+async fn the_network_of_a_pod_that_is_watched_ends_when_it_is_stopped() -> Result<()> {
+    let (mut node, _image, pod) = Node::with_pod().await?;
+    let before = open_networks(&node)?;
+    let network = linux_of(&mut node, &pod.id).await?.network.context("no network")?;
+    assert_eq!(network.default_interface.context("no interface")?.name, "eth0");
+    assert_eq!(open_networks(&node)?, before + 1, "it is found once");
+    node.cri.stop_sandbox(&pod.id).await?;
+    assert_eq!(open_networks(&node)?, before);
+    assert!(linux_of(&mut node, &pod.id).await?.network.is_none());
+    assert_eq!(open_networks(&node)?, before);
+    node.assert_clean().await
+}
+
 /// kubelet makes a cgroup for each pod and names it as the parent: what is used in there
 /// beside the containers is the pod's too. Others give several pods the same parent.
 ///

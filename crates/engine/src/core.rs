@@ -14,7 +14,7 @@ use berth_network::Network;
 use berth_nri::Nri;
 use berth_shim_client::Runtime;
 use berth_snapshot::Snapshots;
-use berth_stats::{Readings, Sampler};
+use berth_stats::{Budget, Readings, Sampler};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -46,6 +46,8 @@ pub(crate) struct Core {
     pub(crate) network_fault: Published<Option<String>>,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) sampler: Arc<Sampler>,
+    /// Descriptors that statistics may keep.
+    pub(crate) budget: Budget,
     /// What containers get that name nothing else; may change while the daemon runs.
     pub(crate) defaults: Published<Arc<berth_spec::Defaults>>,
     /// Size of a sandbox's /dev/shm; may change while the daemon runs.

@@ -8,7 +8,7 @@ use berth_image::Images;
 use berth_metadata::{Copies, PodStore, Pods};
 use berth_network::Network;
 use berth_nri::Nri;
-use berth_stats::{Readings, Sampler};
+use berth_stats::{Budget, Readings, Sampler};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -31,6 +31,14 @@ const DISK_THREADS: usize = 4;
 const LINK_THREADS: usize = 2;
 /// Longest state directory, bytes: a socket's path has 107 (unix(7)).
 const MAX_STATE: usize = 80;
+
+/// How many descriptors statistics may keep open: a quarter of what the daemon may have, the
+/// rest is for requests, shims and images.
+fn budget() -> Budget {
+    const SHARE: u64 = 4;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    Budget::new(usize::try_from(limit.unwrap_or(u64::MAX) / SHARE).unwrap_or(usize::MAX))
+}
 
 /// Makes what all drivers share, and reads what is stored. Blocks.
 pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error> {
@@ -58,10 +66,11 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         .map_err(|source| Error::NetworkBase { source })?;
     let network_fault = base(&network);
     let defaults = defaults(&config, &hierarchy)?;
-    let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+    let (tasks, shutdown, budget) = (TaskTracker::new(), CancellationToken::new(), budget());
     let core = Core {
         snapshots: images.snapshots().clone(),
-        sampler: Arc::new(Sampler::new(config.stats_age)),
+        sampler: Arc::new(Sampler::new(config.stats_age, budget.clone())),
+        budget,
         store: Worker::start("berth-store", STORE_QUEUE)?,
         network: Arc::new(network),
         network_fault: Published::new(network_fault),

@@ -4,7 +4,7 @@
 //! names it by the number that it has here (`IFLA_TARGET_NETNSID`, Linux 4.20). To enter it
 //! would take a thread for each reading.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use crate::attach::INTERFACE;
 use crate::error::Error;
@@ -40,33 +40,51 @@ pub struct InterfaceCounters {
     pub tx_dropped: u64,
 }
 
+/// A network namespace whose counters are read again and again.
+///
+/// It is kept open. So the number by which the node's namespace knows it is looked up once:
+/// the kernel gives that to no other namespace while this one exists.
+#[derive(Debug)]
+pub struct Watched {
+    nsid: i32,
+    _netns: OwnedFd,
+}
+
 impl Network {
-    /// Reads the counters of every interface in a network namespace but `lo`, in the order
-    /// in which they were made; of very many of them only the first, and the sandbox's own.
-    /// Some fifteen microseconds.
+    /// What [`Network::counters`] reads of: the namespace exists at least as long as that.
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub fn counters(&self, netns: BorrowedFd<'_>) -> Result<Vec<InterfaceCounters>, Error> {
+    pub fn watch(&self, netns: OwnedFd) -> Result<Watched, Error> {
         let mut socket = self.reading();
-        let nsid = match nsid(&mut socket, netns)? {
+        let nsid = match nsid(&mut socket, netns.as_fd())? {
             Some(nsid) => nsid,
             // It has one from its first veth on; a namespace without one is numbered now.
             None => {
                 let mut request = Request::new();
-                route::add_nsid(&mut request, netns);
+                route::add_nsid(&mut request, netns.as_fd());
                 match socket.run(request) {
                     // Somebody else was faster.
                     Err(error) if error.errno() == Some(nix::errno::Errno::EEXIST) => {}
                     result => result?,
                 }
-                nsid_given(&mut socket, netns)?
+                nsid_given(&mut socket, netns.as_fd())?
             }
         };
+        Ok(Watched { nsid, _netns: netns })
+    }
+
+    /// Reads the counters of every interface in a network namespace but `lo`, in the order
+    /// in which they were made; of very many of them only the first, and the sandbox's own.
+    /// Some ten microseconds.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn counters(&self, netns: &Watched) -> Result<Vec<InterfaceCounters>, Error> {
         let mut request = Request::new();
-        route::list_counters(&mut request, nsid);
+        route::list_counters(&mut request, netns.nsid);
         let mut all = Vec::new();
-        socket.query(request, |answer| {
+        self.reading().query(request, |answer| {
             if let Some((name, counters)) = route::parse_counters(&answer)? {
                 keep(&mut all, name, counters);
             }

@@ -44,7 +44,7 @@ pub use address::{InvalidMac, InvalidSubnet, MacAddr, Subnet};
 pub use attach::Attachment;
 pub use base::Base;
 pub use config::{InvalidConfig, NetworkConfig};
-pub use counters::InterfaceCounters;
+pub use counters::{InterfaceCounters, Watched};
 pub use error::{Detail, Error, HostPort, StoreError};
 pub use inside::Inside;
 pub use leases::{LeaseError, Leases};

@@ -1,12 +1,14 @@
 //! Cgroups, read at most as often as it is worth.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use berth_cgroup::{Cgroup, CgroupPath, Error};
+use berth_cgroup::{Cgroup, CgroupPath, Error, Meter};
 use berth_model::stats::{CgroupDetails, CgroupUsage};
 
 use crate::Readings;
+use crate::budget::{Budget, Permit};
 use crate::processes::{self, Processes};
 
 /// Usage of one cgroup, and its CPU rate against the sample before.
@@ -33,12 +35,25 @@ pub struct Sampler {
     samples: Readings<CgroupPath, Sample>,
     details: Readings<CgroupPath, Arc<Details>>,
     processes: Readings<CgroupPath, Processes>,
+    /// Of what was read twice: it will be read again and again.
+    meters: Mutex<HashMap<CgroupPath, Arc<Mutex<Metered>>>>,
+    budget: Budget,
+}
+
+/// A meter, and leave to keep it.
+#[derive(Debug)]
+struct Metered {
+    meter: Meter,
+    _permit: Permit,
 }
 
 impl Sampler {
-    /// A sampler whose answers are at most `max_age` old.
-    pub fn new(max_age: Duration) -> Self {
+    /// A sampler whose answers are at most `max_age` old, and which keeps no more open between
+    /// them than there is in `budget`.
+    pub fn new(max_age: Duration, budget: Budget) -> Self {
         Self {
+            meters: Mutex::default(),
+            budget,
             samples: Readings::new(max_age),
             details: Readings::new(max_age),
             processes: Readings::dear(max_age),
@@ -51,7 +66,34 @@ impl Sampler {
     /// # Errors
     /// Those of [`Cgroup::usage`]; a failure is not cached.
     pub fn sample(&self, cgroup: &Cgroup) -> Result<Sample, Error> {
-        self.sample_with(Instant::now(), cgroup.path(), || cgroup.usage())
+        let read = || match self.metered(cgroup) {
+            Some(metered) => lock(&metered).meter.usage(),
+            None => cgroup.usage(),
+        };
+        let sample = self.sample_with(Instant::now(), cgroup.path(), read);
+        if sample.is_err() {
+            self.let_go(cgroup.path());
+        }
+        sample
+    }
+
+    /// Closes what is open of the cgroup at `path`: it will not be read for a while.
+    pub fn let_go(&self, path: &CgroupPath) {
+        lock(&self.meters).remove(path);
+    }
+
+    /// The meter of `cgroup`; `None` at its first reading, and when as many are kept as may be.
+    fn metered(&self, cgroup: &Cgroup) -> Option<Arc<Mutex<Metered>>> {
+        let mut meters = lock(&self.meters);
+        if let Some(known) = meters.get(cgroup.path()) {
+            return Some(Arc::clone(known));
+        }
+        self.samples.last(cgroup.path())?;
+        let permit = self.budget.take(Meter::DESCRIPTORS)?;
+        let metered = Metered { meter: Meter::new(cgroup.clone()), _permit: permit };
+        let metered = Arc::new(Mutex::new(metered));
+        meters.insert(cgroup.path().clone(), Arc::clone(&metered));
+        Some(metered)
     }
 
     /// All of `cgroup`; with its processes, of which `init` is the first, where that is given.
@@ -108,7 +150,13 @@ impl Sampler {
         self.samples.forget(path);
         self.details.forget(path);
         self.processes.forget(path);
+        self.let_go(path);
     }
+}
+
+/// A panic elsewhere leaves a map that is whole, and a meter that has kept nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn sampled(now: Instant, before: Option<(Instant, &Sample)>, usage: CgroupUsage) -> Sample {
@@ -146,7 +194,7 @@ mod tests {
 
     #[test]
     fn the_rate_is_that_between_two_readings() {
-        let (sampler, start) = (Sampler::new(SECOND), Instant::now());
+        let (sampler, start) = (Sampler::new(SECOND, Budget::new(0)), Instant::now());
         let at = |seconds, cpu| {
             let now = start + seconds * SECOND;
             sampler.sample_with(now, &path(), || Ok(usage(cpu))).unwrap().nano_cores
@@ -160,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_reading_of_all_serves_who_needs_less() {
-        let (sampler, start) = (Sampler::new(SECOND), Instant::now());
+        let (sampler, start) = (Sampler::new(SECOND, Budget::new(0)), Instant::now());
         let details = |cpu| {
             let cgroup = CgroupDetails { usage: usage(cpu), ..CgroupDetails::default() };
             Ok(Details { cgroup, processes: None })
@@ -178,5 +226,31 @@ mod tests {
         sampler.forget(&path());
         assert_eq!(sampler.last(&path()), None);
         assert_eq!(sampler.details.last(&path()), None);
+    }
+
+    /// teeth: crates/stats/src/sampler.rs: `if sample.is_err() {` → `if false {`
+    #[test]
+    fn nothing_stays_open_of_a_cgroup_that_is_not_there() {
+        let budget = Budget::new(Meter::DESCRIPTORS);
+        let sampler = Sampler::new(Duration::ZERO, budget.clone());
+        let path = CgroupPath::new("/berth-test-no-such-cgroup").unwrap();
+        sampler.sample_with(Instant::now(), &path, || Ok(usage(1))).unwrap();
+        let missing = berth_cgroup::Hierarchy::detect().unwrap().at(&path);
+        assert!(matches!(sampler.sample(&missing), Err(Error::NotFound(_))));
+        assert!(budget.take(Meter::DESCRIPTORS).is_some());
+    }
+
+    #[test]
+    fn what_is_read_twice_stays_open_until_it_is_forgotten() {
+        let budget = Budget::new(Meter::DESCRIPTORS);
+        let sampler = Sampler::new(Duration::ZERO, budget.clone());
+        let path = CgroupPath::new("/a").unwrap();
+        let cgroup = berth_cgroup::Hierarchy::detect().unwrap().at(&path);
+        assert!(sampler.metered(&cgroup).is_none(), "it was not read yet");
+        sampler.sample_with(Instant::now(), &path, || Ok(usage(1))).unwrap();
+        assert!(sampler.metered(&cgroup).is_some() && sampler.metered(&cgroup).is_some());
+        assert!(budget.take(1).is_none());
+        sampler.forget(&path);
+        assert!(budget.take(Meter::DESCRIPTORS).is_some());
     }
 }

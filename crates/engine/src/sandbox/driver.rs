@@ -189,7 +189,11 @@ impl Driver {
         }
         self.record = record;
         let status = status_of(&self.record, Arc::clone(&self.sandbox.spec));
+        let ended = status.netns.is_none();
         self.sandbox.status.set(Arc::new(status));
+        if ended {
+            self.sandbox.namespace.release();
+        }
         Ok(())
     }
 }

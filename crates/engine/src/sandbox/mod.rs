@@ -38,6 +38,7 @@ use crate::board::Published;
 use crate::core::{Core, cgroup_path};
 use crate::names::Names;
 use crate::spawner::NET_FD;
+use crate::stats::Namespace;
 use crate::{Error, SandboxStatus};
 
 /// Most requests that wait in a driver's queue; further callers wait themselves.
@@ -75,6 +76,8 @@ pub(crate) struct Sandbox {
     pub(crate) shim: Published<Option<Shim>>,
     /// Its containers, by the client's name.
     pub(crate) members: Names<ContainerName, ContainerSpec, ContainerId>,
+    /// Its network as statistics know it.
+    pub(crate) namespace: Namespace,
     /// Set by its driver once nothing is left of it.
     pub(crate) removed: AtomicBool,
     queue: mpsc::Sender<Asked>,
@@ -99,6 +102,7 @@ impl Sandbox {
             status: Published::new(Arc::new(status)),
             shim: Published::new(shim),
             members: Names::new(),
+            namespace: Namespace::default(),
             removed: AtomicBool::new(false),
             queue,
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use berth_model::ContainerState;
 
-use super::{Parents, details, layer_now, members, network_now, shared};
+use super::{Parents, details, layer_now, members, network, shared};
 use crate::container::Container;
 use crate::core::Core;
 use crate::sandbox::Sandbox;
@@ -30,7 +30,7 @@ fn of(core: &Core, sandbox: &Arc<Sandbox>, parents: &Parents) -> SandboxMetrics 
     SandboxMetrics {
         cgroup_path: sandbox.cgroup.to_string(),
         cgroup: cgroup.flatten(),
-        network: network_now(core, sandbox),
+        network: network::now(core, sandbox),
         containers: members(core, sandbox).filter_map(|it| container(core, &it)).collect(),
         status: sandbox.status.get(),
     }

@@ -5,10 +5,10 @@
 
 mod filesystem;
 mod metrics;
+mod network;
 mod total;
 
 use std::collections::HashMap;
-use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,10 +22,11 @@ use berth_stats::{Details, Sample};
 
 pub(crate) use self::filesystem::Filesystem;
 pub(crate) use self::metrics::metrics;
+pub(crate) use self::network::Namespace;
 use crate::container::Container;
 use crate::core::{Core, cgroup_error, warn_failure};
 use crate::sandbox::Sandbox;
-use crate::{ContainerStats, Error, NetworkUsage, SandboxStats};
+use crate::{ContainerStats, Error, SandboxStats};
 
 /// A measurement of a writable layer is good at least this long.
 pub(crate) const LAYER_AGE: Duration = Duration::from_secs(10);
@@ -95,6 +96,9 @@ impl Parents {
 fn container_now(core: &Core, container: &Arc<Container>) -> ContainerStats {
     let status = container.status.get();
     let running = matches!(status.state, ContainerState::Running { .. });
+    if !running {
+        core.sampler.let_go(&container.cgroup);
+    }
     ContainerStats {
         cgroup: running.then(|| sample(core, &container.cgroup, &container.removed)).flatten(),
         writable_layer: layer_now(core, container),
@@ -152,7 +156,7 @@ fn sandbox_now(core: &Core, sandbox: &Arc<Sandbox>, parents: &Parents) -> Sandbo
     };
     SandboxStats {
         cgroup,
-        network: network_now(core, sandbox),
+        network: network::now(core, sandbox),
         containers,
         status: sandbox.status.get(),
     }
@@ -160,37 +164,6 @@ fn sandbox_now(core: &Core, sandbox: &Arc<Sandbox>, parents: &Parents) -> Sandbo
 
 fn members(core: &Core, sandbox: &Sandbox) -> impl Iterator<Item = Arc<Container>> {
     sandbox.members.made().into_iter().filter_map(|id| core.containers.get(&id))
-}
-
-/// What went through its interfaces; `None` with the node's network, and once it is stopped.
-fn network_now(core: &Core, sandbox: &Sandbox) -> Option<NetworkUsage> {
-    let netns = sandbox.status.get().netns.clone()?;
-    let read = core.interfaces.get(&sandbox.id, |_| {
-        let netns = std::fs::File::open(&netns).map_err(Error::io("open", &netns))?;
-        let interfaces = core.network.counters(netns.as_fd());
-        let interfaces = interfaces.map_err(|source| Error::Network {
-            action: "read counters of",
-            sandbox: sandbox.id.clone(),
-            source,
-        })?;
-        Ok::<_, Error>(NetworkUsage {
-            at: berth_failpoint::now().into(),
-            interfaces: interfaces.into(),
-        })
-    });
-    if sandbox.removed.load(Ordering::Acquire) {
-        core.interfaces.forget(&sandbox.id);
-    }
-    match read {
-        Ok(usage) => Some(usage),
-        Err(error) => {
-            // It is being stopped.
-            if sandbox.status.get().netns.is_some() && std::fs::exists(&netns).unwrap_or(false) {
-                warn_failure("read network usage", &error);
-            }
-            None
-        }
-    }
 }
 
 fn sample(core: &Core, path: &CgroupPath, removed: &AtomicBool) -> Option<Sample> {

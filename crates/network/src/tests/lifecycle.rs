@@ -47,7 +47,7 @@ fn a_link_that_outlives_its_grace_is_deleted_and_its_address_released() {
         assert!(!node.network.wait_drained(Duration::from_millis(50)), "too early");
         assert!(node.network.wait_drained(LIMIT), "though its namespace still exists");
         assert!(node.leased().is_empty() && node.links().is_empty());
-        assert_eq!(node.network.counters(pod.netns.fd()).unwrap(), []);
+        assert_eq!(counters(node, pod.netns.fd()), []);
     });
 }
 

@@ -314,3 +314,8 @@ fn tcp(host_port: u16, container_port: u16) -> PortMapping {
 fn udp(host_port: u16, container_port: u16) -> PortMapping {
     PortMapping { protocol: Protocol::Udp, ..tcp(host_port, container_port) }
 }
+
+fn counters(node: &Node, netns: BorrowedFd<'_>) -> Vec<crate::InterfaceCounters> {
+    let watched = node.network.watch(netns.try_clone_to_owned().unwrap()).unwrap();
+    node.network.counters(&watched).unwrap()
+}

@@ -123,25 +123,25 @@ fn counters_count_what_went_through() {
 }
 
 fn eth0(node: &Node, pod: &Pod) -> crate::InterfaceCounters {
-    let all = node.network.counters(pod.netns.fd()).unwrap();
+    let all = counters(node, pod.netns.fd());
     let [eth0] = <[_; 1]>::try_from(all).unwrap();
     assert_eq!(eth0.name, "eth0");
     eth0
 }
 
-/// teeth: crates/network/src/counters.rs: `route::list_counters(&mut request, nsid)` → `route::list_counters(&mut request, 0)`
+/// teeth: crates/network/src/counters.rs: `route::list_counters(&mut request, netns.nsid)` → `route::list_counters(&mut request, 0)`
 #[test]
 fn every_interface_of_a_namespace_is_counted_and_no_other_namespaces() {
     on_default_node(|node| {
         let bare = Netns::new();
-        assert_eq!(node.network.counters(bare.fd()).unwrap(), [], "lo is not told");
+        assert_eq!(counters(node, bare.fd()), [], "lo is not told");
         let (one, two) = (node.attach("one", &[]), node.attach("two", &[]));
         let Inside { mut socket } = visit(one.netns.fd()).unwrap();
         let mut request = Request::new();
         route::add_bridge(&mut request, "more", 1500, crate::MacAddr([2, 0, 0, 0, 0, 9]));
         socket.run(request).unwrap();
         let names = |pod: &Pod| -> Vec<String> {
-            let all = node.network.counters(pod.netns.fd()).unwrap();
+            let all = counters(node, pod.netns.fd());
             all.into_iter().map(|interface| interface.name).collect()
         };
         assert_eq!(names(&one), ["eth0", "more"]);
@@ -160,10 +160,10 @@ fn every_interface_of_a_namespace_is_counted_and_no_other_namespaces() {
 fn a_namespace_of_another_user_namespace_is_counted() {
     on_default_node(|node| {
         let netns = Netns::of_a_user_namespace();
-        assert_eq!(node.network.counters(netns.fd()).unwrap(), []);
+        assert_eq!(counters(node, netns.fd()), []);
         let id = id("users");
         node.network.attach(&id, netns.fd(), &[]).unwrap();
-        let all = node.network.counters(netns.fd()).unwrap();
+        let all = counters(node, netns.fd());
         assert_eq!(all.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
     });
 }

@@ -77,7 +77,7 @@ impl Node {
             });
             left.extend(strange.map(|path| format!("cgroup {}", path.display())));
         }
-        left.extend(self.descriptors()?);
+        left.extend(self.descriptors(known)?);
         left.extend(self.links(known)?);
         left.extend(self.files(known));
         if left.is_empty() {
@@ -188,19 +188,27 @@ impl Node {
             .collect())
     }
 
-    /// Namespaces, other than its own, and processes that the daemon holds by descriptor.
-    fn descriptors(&self) -> Result<Vec<String>> {
+    /// Namespaces, other than its own, and processes that the daemon holds by descriptor; the
+    /// networks of known sandboxes may be held, for statistics.
+    fn descriptors(&self, known: &Known) -> Result<Vec<String>> {
         let Some(pid) = self.daemon.pid() else { return Ok(Vec::new()) };
-        let links = |dir: &str| -> Result<Vec<String>> {
+        let links = |pid: u32, dir: &str| -> Result<Vec<String>> {
             let entries = fs::read_dir(format!("/proc/{pid}/{dir}"))?.flatten();
             // Descriptors come and go while the folder is read.
             let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
             Ok(links.map(|link| link.display().to_string()).collect())
         };
-        let own = links("ns")?;
-        let held =
-            links("fd")?.into_iter().filter(|link| HELD.iter().any(|kind| link.starts_with(kind)));
-        let foreign = held.filter(|link| !own.contains(link));
+        let mut allowed = links(pid, "ns")?;
+        for (shim, command) in self.shims()? {
+            if known.sandboxes.iter().any(|sandbox| command.contains(sandbox.as_str())) {
+                // One that ends meanwhile holds nothing.
+                let held = links(shim, "fd").unwrap_or_default().into_iter();
+                allowed.extend(held.filter(|link| link.starts_with("net:[")));
+            }
+        }
+        let held = links(pid, "fd")?.into_iter();
+        let held = held.filter(|link| HELD.iter().any(|kind| link.starts_with(kind)));
+        let foreign = held.filter(|link| !allowed.contains(link));
         Ok(foreign.map(|link| format!("{link} held by the daemon")).collect())
     }
 
