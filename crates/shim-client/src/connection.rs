@@ -7,14 +7,11 @@
 use std::fmt;
 use std::io;
 use std::path::Path;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use protobuf::Message;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -23,6 +20,7 @@ use ttrpc::proto::Request;
 use ttrpc::{Code, asynchronous::Client};
 
 use crate::bootstrap::{ApiVersion, Bootstrap};
+use crate::socket::Watched;
 use crate::{Error, ProcessId, ShimInfo};
 
 /// How long one connect(2) may take, a listening shim's full backlog included.
@@ -45,6 +43,8 @@ struct Inner {
     info: OnceCell<ShimInfo>,
     /// Set while its last answer is overdue.
     silent: AtomicBool,
+    /// How many answers it has given.
+    answers: AtomicU64,
     link: Mutex<Option<Link>>,
 }
 
@@ -95,6 +95,7 @@ impl Shim {
             old: AtomicBool::new(bootstrap.version == ApiVersion::V2),
             info: OnceCell::new(),
             silent: AtomicBool::new(false),
+            answers: AtomicU64::new(0),
             link: Mutex::new(link),
         };
         Self { inner: Arc::new(inner) }
@@ -139,11 +140,18 @@ impl Shim {
         &self.inner.info
     }
 
-    /// Whether the last answer that came due did not come: the shim was stopped, or hangs.
+    /// Whether the last answer that came due did not come, nor any other while it was waited
+    /// for: the shim was stopped, or hangs.
     /// Any answer says that it is back.
     #[must_use]
     pub fn is_silent(&self) -> bool {
         self.inner.silent.load(Ordering::Relaxed)
+    }
+
+    /// How many answers it has given. A shim has one thread: one that is busy with hundreds of
+    /// requests answers a new one late, and others meanwhile.
+    pub(crate) fn answers(&self) -> u64 {
+        self.inner.answers.load(Ordering::Relaxed)
     }
 
     pub(crate) fn version(&self) -> ApiVersion {
@@ -190,8 +198,11 @@ impl Shim {
         payload: Vec<u8>,
         deadline: Option<Duration>,
     ) -> Result<Vec<u8>, Error> {
+        let before = self.answers();
         let late = |deadline| {
-            self.inner.silent.store(true, Ordering::Relaxed);
+            if self.answers() == before {
+                self.inner.silent.store(true, Ordering::Relaxed);
+            }
             Error::Deadline { address: self.inner.address.clone(), method, deadline }
         };
         let mut request = Request::new();
@@ -222,6 +233,7 @@ impl Shim {
         answer: ttrpc::Result<ttrpc::proto::Response>,
     ) -> Result<Vec<u8>, Error> {
         if matches!(answer, Ok(_) | Err(ttrpc::Error::RpcStatus(_))) {
+            self.inner.answers.fetch_add(1, Ordering::Relaxed);
             self.inner.silent.store(false, Ordering::Relaxed);
         }
         match answer {
@@ -273,61 +285,18 @@ async fn dial(address: &str, until: Instant) -> Result<Link, Error> {
     if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
         return Err(Error::Peer { address: address.to_owned(), uid: peer.uid() });
     }
-    let (alive, lost) = watch::channel(());
-    let client = Client::new(Socket::new(Watched { stream, _alive: alive }));
+    let (socket, lost) = Watched::new(stream);
+    let client = Client::new(Socket::new(socket));
     let peer = peer.pid().and_then(|pid| u32::try_from(pid).ok());
     Ok(Link { client, lost, peer })
 }
 
-/// A socket whose drop closes a channel.
-struct Watched {
-    stream: UnixStream,
-    _alive: watch::Sender<()>,
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use ttrpc::proto::Response;
+
     use super::*;
+    use crate::socket::tests::serve;
 
     #[test]
     fn only_a_missing_service_makes_the_client_fall_back() {
@@ -386,5 +355,36 @@ mod tests {
         let deadline = Some(Duration::from_millis(30));
         let error = shim.call::<Request, Request>("s", "m", &Request::new(), deadline).await;
         assert_eq!(error.unwrap_err().kind(), berth_model::ErrorKind::DeadlineExceeded);
+        assert!(shim.is_silent());
+    }
+
+    /// teeth: crates/shim-client/src/connection.rs: `self.inner.answers.fetch_add(1, Ordering::Relaxed);` → ``
+    #[tokio::test]
+    async fn a_shim_that_answers_others_is_busy_and_not_silent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let address = format!("unix://{}", path.display());
+        let bootstrap = Bootstrap { version: ApiVersion::V3, address };
+        let shim = Shim::connect(&bootstrap, Duration::from_secs(1), false).await.unwrap();
+        let (served, _) = listener.accept().await.unwrap();
+        tokio::spawn(serve(served, |request| request.method == "m"));
+        let (pod, request) = ("pod".parse().unwrap(), Request::new());
+        let ping = shim.sandbox_ping(&pod, Duration::from_millis(200));
+        let mut ping = std::pin::pin!(ping);
+        let alive = loop {
+            tokio::select! {
+                biased;
+                alive = &mut ping => break alive,
+                answer = shim.call::<_, Response>("s", "m", &request, Some(DIAL)) => {
+                    answer.unwrap();
+                }
+            }
+        };
+        alive.unwrap();
+        assert!(!shim.is_silent());
+        let dead = shim.sandbox_ping(&pod, Duration::from_millis(30)).await.unwrap_err();
+        assert_eq!(dead.kind(), berth_model::ErrorKind::DeadlineExceeded);
+        assert!(shim.is_silent());
     }
 }

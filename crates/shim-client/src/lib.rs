@@ -28,6 +28,7 @@ mod extension;
 mod namespaces;
 mod process;
 mod sandbox;
+mod socket;
 mod start;
 mod task;
 
