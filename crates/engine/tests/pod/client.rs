@@ -277,6 +277,26 @@ fn clients() -> usize {
     told.map_or(90, |told| told.parse().unwrap())
 }
 
+/// How many of them are there at one time.
+const AT_ONCE: usize = 6;
+
+/// A client that is gone anywhere from before its first step to long after its last.
+async fn come_and_go(engine: &Engine, id: &ContainerId, number: usize) {
+    let (client, io) = Client::new();
+    let tty = number.is_multiple_of(2);
+    let task = match number % 3 {
+        0 => {
+            let (engine, id) = (engine.clone(), id.clone());
+            tokio::spawn(async move { engine.attach(&id, io).await.map(|()| 0) })
+        }
+        _ => exec(engine, id, "exec sleep 98124", tty, io),
+    };
+    let wait = u64::try_from(number * 7919 % 41).unwrap();
+    client.sizes.send(Size { width: 80, height: 25 }).await.ok();
+    tokio::time::sleep(Duration::from_millis(wait)).await;
+    task.abort();
+}
+
 /// teeth: crates/engine/src/exec/session.rs: `(true, false) => leftover.end().await` → `(true, false) => drop(leftover)`
 #[test]
 fn d2_interactive_clients_that_vanish_leave_nothing() {
@@ -299,21 +319,16 @@ fn d2_interactive_clients_that_vanish_leave_nothing() {
         let shims = open() - 1;
         attached.abort();
         let ours = own();
-        for number in 0..clients() {
-            let (client, io) = Client::new();
-            let tty = number % 2 == 0;
-            let task = match number % 3 {
-                0 => {
-                    let (engine, id) = (node.engine.clone(), id.clone());
-                    tokio::spawn(async move { engine.attach(&id, io).await.map(|()| 0) })
+        let lanes = (0..AT_ONCE).map(|lane| {
+            let (engine, id) = (node.engine.clone(), id.clone());
+            tokio::spawn(async move {
+                for number in (lane..clients()).step_by(AT_ONCE) {
+                    come_and_go(&engine, &id, number).await;
                 }
-                _ => exec(&node.engine, &id, "exec sleep 98124", tty, io),
-            };
-            // Anywhere from before the first step to long after the last.
-            let wait = u64::try_from(number * 7919 % 41).unwrap();
-            client.sizes.send(Size { width: 80, height: 25 }).await.ok();
-            tokio::time::sleep(Duration::from_millis(wait)).await;
-            task.abort();
+            })
+        });
+        for lane in lanes.collect::<Vec<_>>() {
+            lane.await.unwrap();
         }
         let execs = node.path().join("state/exec");
         let mut tries = 0;
