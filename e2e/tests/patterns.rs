@@ -37,7 +37,7 @@ async fn live(life: Life, number: u32) -> Result<()> {
     cri.start_container(&main).await?;
     // Probes of the sidecar go on while the main container lives.
     for _ in 0..3 {
-        anyhow::ensure!(cri.exec(&sidecar, &["true"], 10).await?.exit_code == 0, "{number}");
+        anyhow::ensure!(cri.exec(&sidecar, &["true"], 100).await?.exit_code == 0, "{number}");
     }
     while cri.container_status(&main).await?.state() != v1::ContainerState::ContainerExited {
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -20,6 +20,8 @@ pub(crate) const USAGE: &str = "usage: cargo xtask torture [OPTION VALUE]...
   --only NAME       failpoints, kills, store, pages, power, shim, clients, floods,
                     requests, patterns, private, or the start of a failpoint's name
   --rounds NUMBER   kills at each failpoint, and every other count
+  --count NAME=NUMBER
+                    every count of that step, whatever --rounds says; may be repeated
   --ways NUMBER     kills on each way to each failpoint, in place of one that is drawn
   --minutes NUMBER  longest for the failpoints, and for the random kills
 ";
@@ -39,6 +41,8 @@ struct Step {
     /// Each count: its variable, and what it is in a whole run.
     counts: &'static [(&'static str, &'static str)],
     seed: &'static str,
+    /// Which daemon and shim it drives: what ships, where it asks for no failpoints.
+    drives: binaries::Profile,
 }
 
 const STEPS: [Step; 9] = [
@@ -48,6 +52,7 @@ const STEPS: [Step; 9] = [
         test: "sweep",
         counts: &[("BERTH_SWEEP", "all")],
         seed: "BERTH_SWEEP_SEED",
+        drives: binaries::Profile::Dev,
     },
     Step {
         name: "pages",
@@ -55,6 +60,7 @@ const STEPS: [Step; 9] = [
         test: "damage",
         counts: &[("BERTH_ROUNDS", "10000")],
         seed: "BERTH_SEED",
+        drives: binaries::Profile::Dev,
     },
     Step {
         name: "power",
@@ -62,6 +68,7 @@ const STEPS: [Step; 9] = [
         test: "power_cut",
         counts: &[("BERTH_POWER_CUTS", "200")],
         seed: "BERTH_SEED",
+        drives: binaries::Profile::Release,
     },
     Step {
         name: "shim",
@@ -74,6 +81,7 @@ const STEPS: [Step; 9] = [
             ("BERTH_TEST_CLIENTS", "10000"),
         ],
         seed: "BERTH_SEED",
+        drives: binaries::Profile::Dev,
     },
     Step {
         name: "clients",
@@ -81,6 +89,7 @@ const STEPS: [Step; 9] = [
         test: "pod",
         counts: &[("BERTH_TEST_CLIENTS", "10000")],
         seed: "BERTH_SEED",
+        drives: binaries::Profile::Dev,
     },
     Step {
         name: "floods",
@@ -92,6 +101,7 @@ const STEPS: [Step; 9] = [
             ("BERTH_FLOOD_LINES", "2000000"),
         ],
         seed: "BERTH_SEED",
+        drives: binaries::Profile::Release,
     },
     Step {
         name: "requests",
@@ -99,6 +109,7 @@ const STEPS: [Step; 9] = [
         test: "generated",
         counts: &[("BERTH_GENERATED", "10000")],
         seed: "BERTH_SEED",
+        drives: binaries::Profile::Release,
     },
     Step {
         name: "patterns",
@@ -106,6 +117,7 @@ const STEPS: [Step; 9] = [
         test: "patterns",
         counts: &[("BERTH_OOMS", "1000"), ("BERTH_PODS", "100")],
         seed: "BERTH_SEED",
+        drives: binaries::Profile::Release,
     },
     Step {
         name: "private",
@@ -113,12 +125,13 @@ const STEPS: [Step; 9] = [
         test: "private",
         counts: &[("BERTH_PAIRS", "1000")],
         seed: "BERTH_SEED",
+        drives: binaries::Profile::Release,
     },
 ];
 
 impl Step {
     fn command(&self, options: &Options) -> Result<Command> {
-        let built = binaries::build(binaries::Profile::Dev)?;
+        let built = binaries::build(self.drives)?;
         let features = format!("--features={}", binaries::TEST_FEATURES);
         let mut command =
             run::cargo(["test", "--workspace", "--locked", &features, "--test", self.test]);
@@ -130,9 +143,9 @@ impl Step {
 
     /// Its counts in this run.
     fn counted(&self, options: &Options) -> Vec<(&'static str, String)> {
-        let count = |whole: &str| {
-            options.rounds.map_or_else(|| whole.to_owned(), |rounds| rounds.to_string())
-        };
+        let own = options.counts.iter().rev().find(|(name, _)| name == self.name);
+        let told = own.map(|(_, count)| *count).or(options.rounds);
+        let count = |whole: &str| told.map_or_else(|| whole.to_owned(), |told| told.to_string());
         self.counts.iter().map(|(variable, whole)| (*variable, count(whole))).collect()
     }
 
@@ -149,6 +162,8 @@ struct Options {
     seed: u64,
     only: Option<String>,
     rounds: Option<u64>,
+    /// Of single steps, by their names.
+    counts: Vec<(String, u64)>,
     ways: Option<u64>,
     minutes: Option<u64>,
 }
@@ -163,6 +178,14 @@ impl Options {
                 "--seed" => options.seed = number()?,
                 "--only" => options.only = Some((*value).to_owned()),
                 "--rounds" => options.rounds = Some(number()?),
+                "--count" => {
+                    let (step, count) = value.split_once('=').context(USAGE)?;
+                    if !STEPS.iter().any(|known| known.name == step) {
+                        bail!("{USAGE}");
+                    }
+                    let count = count.parse().with_context(|| format!("{name} {value}"))?;
+                    options.counts.push((step.to_owned(), count));
+                }
                 "--ways" => options.ways = Some(number()?),
                 "--minutes" => options.minutes = Some(number()?),
                 _ => bail!("{USAGE}"),
@@ -174,11 +197,12 @@ impl Options {
     /// How much of a whole run this is, for the summary.
     fn bounds(&self) -> String {
         let rounds = self.rounds.map(|rounds| format!("{rounds} of each"));
+        let counts = self.counts.iter().map(|(step, count)| format!("{count} of `{step}`"));
         let ways = self.ways.map(|ways| format!("{ways} of each way to a failpoint"));
         let minutes = self.minutes.map(|minutes| {
             format!("the failpoints {minutes} minutes at most, and so the random kills")
         });
-        let bounds: Vec<_> = rounds.into_iter().chain(ways).chain(minutes).collect();
+        let bounds: Vec<_> = rounds.into_iter().chain(counts).chain(ways).chain(minutes).collect();
         if bounds.is_empty() { "the full ones".to_owned() } else { bounds.join(", ") }
     }
 
@@ -319,7 +343,12 @@ fn page(
     }
     page += "\n";
     for step in STEPS.iter().filter(|step| options.wants(step.name)) {
-        page += &format!("- `{}`: {} ({}).\n", step.name, step.does, step.shown(options));
+        let driven = match step.drives {
+            binaries::Profile::Dev => "",
+            binaries::Profile::Release => "; of release binaries",
+        };
+        let (name, does, counts) = (step.name, step.does, step.shown(options));
+        page += &format!("- `{name}`: {does} ({counts}{driven}).\n");
     }
     page += "\nA test that passed is one in the table, however many rounds it made.\n\n";
     if options.wants("kills") {
@@ -357,6 +386,16 @@ mod tests {
         assert!(Options::parse(&[]).unwrap().wants("pages"));
         let options = Options::parse(&["--rounds", "3", "--ways", "2"]).unwrap();
         assert_eq!(options.bounds(), "3 of each, 2 of each way to a failpoint");
+        let options = Options::parse(&["--count", "power=80"]).unwrap();
+        let power = STEPS.iter().find(|step| step.name == "power").unwrap();
+        assert_eq!(
+            (power.shown(&options), options.bounds()),
+            ("BERTH_POWER_CUTS=80".to_owned(), "80 of `power`".to_owned())
+        );
+        let private = STEPS.iter().find(|step| step.name == "private").unwrap();
+        assert_eq!(private.shown(&options), "BERTH_PAIRS=1000");
+        assert!(Options::parse(&["--count", "power"]).is_err());
+        assert!(Options::parse(&["--count", "none=1"]).is_err());
         assert!(Options::parse(&["--seed"]).is_err() && Options::parse(&["--fast", "1"]).is_err());
     }
 

@@ -22,6 +22,11 @@ use schema::{Rpc, Schema};
 const KEPT: usize = 4;
 /// Different failures that are shown.
 const SHOWN: usize = 40;
+/// Nodes that are asked at one time: each waits more than it works.
+const NODES: u64 = 4;
+/// Requests after which a daemon is as large as it gets, and what it may grow by afterwards.
+const WARM: u64 = 300;
+const GROWTH: u64 = 16 << 20;
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -115,67 +120,105 @@ async fn renew(node: &mut Node, world: &mut World, number: u64) -> Result<()> {
     Ok(())
 }
 
-async fn send(
-    client: &mut Client,
-    generator: &mut Generator<'_>,
-    rpc: &Rpc,
-    faults: &mut Faults,
-    refused: &mut BTreeMap<String, u64>,
-) -> u64 {
-    let request = generator.request(&rpc.name, &rpc.request);
-    let world = &mut generator.world;
-    match client.send(rpc, request.bytes.clone()).await {
-        Ok(answer) => match rpc.name.as_str() {
-            "RunPodSandbox" => world.sandboxes.extend(first_text(&answer)),
-            "CreateContainer" => world.containers.extend(first_text(&answer)),
-            _ => {}
-        },
-        Err(status) => {
-            let told: String = status.message().chars().take(100).collect();
-            *refused.entry(format!("{} {told}", rpc.name)).or_insert(0) += 1;
-            if let Some(what) = fault(&status) {
-                faults.note(rpc, &what, &request);
-            }
-            return 0;
-        }
-    }
-    1
+/// What came of a node's requests.
+#[derive(Default)]
+struct Outcome {
+    faults: Faults,
+    /// How often each RPC did what it was asked.
+    answered: BTreeMap<String, u64>,
+    /// Why it did not, and how often.
+    refused: BTreeMap<String, u64>,
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_generated_request_is_a_fault_of_the_daemon() -> Result<()> {
-    let (count, seed) = (setting("BERTH_GENERATED", 150), setting("BERTH_SEED", 7));
+impl Outcome {
+    async fn send(&mut self, client: &mut Client, generator: &mut Generator<'_>, rpc: &Rpc) {
+        let request = generator.request(&rpc.name, &rpc.request);
+        let world = &mut generator.world;
+        match client.send(rpc, request.bytes.clone()).await {
+            Ok(answer) => {
+                *self.answered.entry(rpc.name.clone()).or_insert(0) += 1;
+                match rpc.name.as_str() {
+                    "RunPodSandbox" => world.sandboxes.extend(first_text(&answer)),
+                    "CreateContainer" => world.containers.extend(first_text(&answer)),
+                    _ => {}
+                }
+            }
+            Err(status) => {
+                let told: String = status.message().chars().take(100).collect();
+                *self.refused.entry(format!("{} {told}", rpc.name)).or_insert(0) += 1;
+                if let Some(what) = fault(&status) {
+                    self.faults.note(rpc, &what, &request);
+                }
+            }
+        }
+    }
+
+    /// Requests that are all refused show little.
+    fn check(&self, count: u64) -> Result<()> {
+        for rpc in ["RunPodSandbox", "CreateContainer", "UpdateContainerResources", "ExecSync"] {
+            let times = self.answered.get(rpc).copied().unwrap_or(0);
+            let why = || self.refused.iter().filter(|(key, _)| key.starts_with(rpc));
+            let often = || why().collect::<Vec<_>>();
+            anyhow::ensure!(times * 20 >= count, "{rpc}: {times} of {count} times: {:#?}", often());
+        }
+        Ok(())
+    }
+}
+
+/// Memory of its own that the daemon has, bytes.
+fn memory(node: &Node) -> Result<u64> {
+    let pid = node.daemon().pid().context("the daemon does not run")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next());
+    Ok(kilobytes.context("no RssAnon")?.parse::<u64>()? << 10)
+}
+
+/// Sends `count` requests of each RPC to a node of its own.
+async fn requests(count: u64, seed: u64) -> Result<()> {
     let schema = Schema::read()?;
     let mut node = Node::start().await?;
     let mut client = Client::connect(node.daemon().socket()).await?;
     let world = world(&mut node).await?;
     let mut generator = Generator::new(&schema, seed, world);
-    let (mut faults, mut answered) = (Faults::default(), BTreeMap::new());
-    let mut refused = BTreeMap::new();
+    let (mut outcome, mut small) = (Outcome::default(), None);
     let daemon = node.daemon().pid();
     for number in 0..count {
         renew(&mut node, &mut generator.world, number).await?;
         for rpc in &schema.rpcs {
-            let done = send(&mut client, &mut generator, rpc, &mut faults, &mut refused).await;
-            *answered.entry(rpc.name.clone()).or_insert(0) += done;
-            if faults.0.len() >= SHOWN {
-                faults.check()?;
-            }
+            outcome.send(&mut client, &mut generator, rpc).await;
+        }
+        if outcome.faults.0.len() >= SHOWN {
+            outcome.faults.check()?;
         }
         trim(&mut node, &mut generator.world, KEPT).await?;
+        if number >= WARM {
+            small.get_or_insert(memory(&node)?);
+        }
     }
     trim(&mut node, &mut generator.world, 0).await?;
-    faults.check().with_context(|| format!("seed {seed}"))?;
+    outcome.faults.check()?;
     assert_eq!(node.daemon().pid(), daemon, "the daemon was restarted");
     let log = std::fs::read_to_string(node.daemon().log())?;
     let panics: Vec<_> = log.lines().filter(|line| line.contains("panicked")).collect();
-    anyhow::ensure!(panics.is_empty(), "seed {seed}: {panics:#?}");
-    // Requests that are all refused show little.
-    for rpc in ["RunPodSandbox", "CreateContainer", "UpdateContainerResources", "ExecSync"] {
-        let times = answered.get(rpc).copied().unwrap_or(0);
-        let often = || refused.iter().filter(|(key, _)| key.starts_with(rpc)).collect::<Vec<_>>();
-        anyhow::ensure!(times * 20 >= count, "{rpc}: {times} of {count} times: {:#?}", often());
+    anyhow::ensure!(panics.is_empty(), "{panics:#?}");
+    outcome.check(count)?;
+    if let Some(small) = small {
+        let large = memory(&node)?;
+        anyhow::ensure!(large <= small + GROWTH, "berthd grew from {small} to {large} bytes");
     }
     berth_testkit::remove_cgroups(&generator.world.cgroup)?;
     node.assert_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_generated_request_is_a_fault_of_the_daemon() -> Result<()> {
+    let (count, seed) = (setting("BERTH_GENERATED", 150), setting("BERTH_SEED", 7));
+    let each = count.div_ceil(NODES);
+    let nodes = (0..NODES).map(|node| seed.wrapping_add(node));
+    let nodes: Vec<_> = nodes.map(|seed| (seed, tokio::spawn(requests(each, seed)))).collect();
+    for (seed, node) in nodes {
+        node.await?.with_context(|| format!("seed {seed}"))?;
+    }
+    Ok(())
 }
