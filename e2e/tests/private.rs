@@ -62,7 +62,7 @@ async fn open_node() -> Result<(Node, String, String)> {
     Ok((node, id, image))
 }
 
-/// teeth: crates/daemon/src/listen.rs: `0o660` → `0o666`
+/// teeth: crates/daemon/src/listen.rs: `from_mode(0o660)` → `from_mode(0o666)`
 #[tokio::test(flavor = "multi_thread")]
 async fn d3_no_socket_is_reachable_by_name_or_by_strangers() -> Result<()> {
     let (mut node, id, _) = open_node().await?;

@@ -254,7 +254,7 @@ fn cgroup_mounts() -> Result<Vec<PathBuf>> {
     Ok(mounts.lines().filter_map(cgroup).collect())
 }
 
-/// teeth: crates/cri/src/stats.rs: `io: sample.and_then(io),` → `io: None,`
+/// teeth: crates/cri/src/stats.rs: `sample.and_then(io),\n    }` → `None,\n    }`
 #[tokio::test(flavor = "multi_thread")]
 async fn pressure_and_swap_are_told_where_the_kernel_tells_them() -> Result<()> {
     let (mut node, image, pod) = Node::with_pod().await?;

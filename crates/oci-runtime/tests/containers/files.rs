@@ -171,7 +171,7 @@ fn r18_a_device_that_is_not_allowed_cannot_be_opened() {
     assert_eq!(outcome.stdout, "opened\n", "{outcome:?}");
 }
 
-/// teeth: crates/oci-runtime/src/init/root.rs: `if links == Links::Refused {` → `if false {`
+/// teeth: crates/oci-runtime/src/init/root.rs: `resolve |= ResolveFlags::NO_SYMLINKS;` → ``
 fn r9_dev_that_is_a_link_is_refused() {
     for target in ["/tmp", "tmp", "dev", "../../../tmp"] {
         let fixture = Fixture::new(&["true"]);
@@ -183,7 +183,7 @@ fn r9_dev_that_is_a_link_is_refused() {
     }
 }
 
-/// teeth: crates/oci-runtime/src/init/root.rs: `if links == Links::Refused {` → `if false {`
+/// teeth: crates/oci-runtime/src/init/root.rs: `resolve |= ResolveFlags::NO_SYMLINKS;` → ``
 fn r5_procfs_and_sysfs_are_mounted_on_no_link() {
     for name in ["proc", "sys"] {
         let fixture = Fixture::new(&["true"]);
