@@ -286,7 +286,7 @@ async fn mount_options_hold_for_the_mount_that_asked_for_them() -> Result<()> {
 
 /// The sandbox's hosts file lies on the node and may be written to (CVE-2020-8557).
 ///
-/// teeth: crates/engine/src/stats/mod.rs: `*bytes > MADE` → `false`
+/// teeth: crates/engine/src/stats/layers.rs: `*bytes > MADE` → `false`
 #[tokio::test(flavor = "multi_thread")]
 async fn d10_what_is_written_to_the_hosts_file_is_counted() -> Result<()> {
     let (mut node, image, pod) = Node::with_pod().await?;

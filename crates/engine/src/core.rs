@@ -8,7 +8,6 @@ use berth_failpoint::Point;
 use berth_image::Images;
 use berth_metadata::{ContainerRecord, PodStore, SandboxRecord};
 use berth_model::sandbox::SandboxName;
-use berth_model::stats::DiskUsage;
 use berth_model::{ContainerId, SandboxId, SandboxSpec};
 use berth_network::Network;
 use berth_nri::Nri;
@@ -26,7 +25,7 @@ use crate::names::Names;
 use crate::pending::Pending;
 use crate::sandbox::Sandbox;
 use crate::spawner::Spawner;
-use crate::stats::Filesystem;
+use crate::stats::{Filesystem, Layers};
 use crate::worker::{Pool, Worker};
 use crate::{Config, Error, NetworkUsage};
 
@@ -71,7 +70,7 @@ pub(crate) struct Core {
     /// Devices by the names of their vendors.
     pub(crate) cdi: berth_cdi::Catalogue,
     /// Writable layers as last measured.
-    pub(crate) layers: Readings<ContainerId, Option<DiskUsage>>,
+    pub(crate) layers: Layers,
     /// Interfaces of sandboxes as last read.
     pub(crate) interfaces: Readings<SandboxId, NetworkUsage>,
     /// What of files, images and writable layers does not move.

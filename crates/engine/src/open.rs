@@ -86,7 +86,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         feed: Arc::new(Feed::open(&config.state.join("events"))),
         modules: crate::lsm::Modules::find(),
         cdi: berth_cdi::Catalogue::new(config.cdi_dirs.clone()),
-        layers: Readings::dear(stats::LAYER_AGE),
+        layers: stats::Layers::new(),
         interfaces: Readings::dear(config.stats_age),
         filesystem: std::sync::OnceLock::new(),
         pending: Arc::new(Pending::new(tasks.clone(), shutdown.clone())),

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// a hundredth of the time.
 const COST: u32 = 100;
 
+/// How many times longer than it is good a reading is told while it is read anew.
+const PATIENCE: u32 = 3;
+
 /// What was read last, and when.
 #[derive(Clone, Debug)]
 struct Reading<V> {
@@ -72,6 +75,26 @@ impl<K: Clone + Eq + Hash, V: Clone> Readings<K, V> {
         read: impl FnOnce(Option<(Instant, &V)>) -> Result<V, E>,
     ) -> Result<V, E> {
         self.get_at(Instant::now(), key, read)
+    }
+
+    /// The last reading of `key`, if it is good still, or was not long ago; and whether it is:
+    /// else the caller has it read anew, and need not wait for that.
+    pub fn recent<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<(V, bool)>
+    where
+        K: Borrow<Q>,
+    {
+        self.recent_at(Instant::now(), key)
+    }
+
+    fn recent_at<Q: Eq + Hash + ?Sized>(&self, now: Instant, key: &Q) -> Option<(V, bool)>
+    where
+        K: Borrow<Q>,
+    {
+        let slot = lock(&self.slots).get(key).cloned()?;
+        let last = lock(&slot.last);
+        let last = last.as_ref()?;
+        let told = last.is_fresh(now, self.max_age * PATIENCE, self.times * PATIENCE);
+        told.then(|| (last.value.clone(), last.is_fresh(now, self.max_age, self.times)))
     }
 
     pub(crate) fn get_at<E>(
@@ -182,6 +205,17 @@ mod tests {
         assert_eq!((later, readings.last("a"), readings.last("b")), (2, Some(2), None));
         readings.forget("a");
         assert_eq!(readings.last("a"), None);
+    }
+
+    /// teeth: crates/stats/src/readings.rs: `self.max_age * PATIENCE` → `Duration::MAX`
+    #[test]
+    fn what_was_good_not_long_ago_is_told_as_such() {
+        let (readings, start) = (Readings::new(10 * SECOND), Instant::now());
+        let recent = |seconds| readings.recent_at(start + seconds * SECOND, "a");
+        assert_eq!(recent(0), None);
+        let Ok(_) = readings.get_at(start, &"a", |_| Ok::<_, Infallible>(1));
+        assert_eq!((recent(9), recent(10)), (Some((1, true)), Some((1, false))));
+        assert_eq!((recent(29), recent(30)), (Some((1, false)), None));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use berth_model::ContainerState;
 
-use super::{Parents, details, layer_now, members, network, shared};
+use super::{Parents, details, layers, members, network, shared};
 use crate::container::Container;
 use crate::core::Core;
 use crate::sandbox::Sandbox;
@@ -36,13 +36,13 @@ fn of(core: &Core, sandbox: &Arc<Sandbox>, parents: &Parents) -> SandboxMetrics 
     }
 }
 
-fn container(core: &Core, container: &Container) -> Option<ContainerMetrics> {
+fn container(core: &Core, container: &Arc<Container>) -> Option<ContainerMetrics> {
     let status = container.status.get();
     let ContainerState::Running { pid, .. } = status.state else { return None };
     Some(ContainerMetrics {
         cgroup_path: container.cgroup.to_string(),
         cgroup: details(core, &container.cgroup, Some(pid), &container.removed)?,
-        writable_layer: layer_now(core, container),
+        writable_layer: layers::now(core, container),
         status,
     })
 }

@@ -4,23 +4,21 @@
 //! never asked of a shim: a shim that hangs delays no list.
 
 mod filesystem;
+mod layers;
 mod metrics;
 mod network;
 mod total;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use berth_cgroup::CgroupPath;
 use berth_model::ContainerState;
-use berth_model::stats::DiskUsage;
-use berth_snapshot::SnapshotKey;
 use berth_stats::{Details, Sample};
 
 pub(crate) use self::filesystem::Filesystem;
+pub(crate) use self::layers::Layers;
 pub(crate) use self::metrics::metrics;
 pub(crate) use self::network::Namespace;
 use crate::container::Container;
@@ -28,8 +26,6 @@ use crate::core::{Core, cgroup_error, warn_failure};
 use crate::sandbox::Sandbox;
 use crate::{ContainerStats, Error, SandboxStats};
 
-/// A measurement of a writable layer is good at least this long.
-pub(crate) const LAYER_AGE: Duration = Duration::from_secs(10);
 /// Most threads that read at the same time, for all requests together.
 pub(crate) const THREADS: usize = 4;
 /// Fewest objects that are worth a further thread.
@@ -71,6 +67,7 @@ async fn shared<T: Send + Sync + 'static, S: Send + 'static>(
         objects = rest;
     }
     let parts = futures_util::future::try_join_all(parts).await?;
+    layers::walk_stale(core);
     Ok(parts.into_iter().flatten().collect())
 }
 
@@ -101,49 +98,9 @@ fn container_now(core: &Core, container: &Arc<Container>) -> ContainerStats {
     }
     ContainerStats {
         cgroup: running.then(|| sample(core, &container.cgroup, &container.removed)).flatten(),
-        writable_layer: layer_now(core, container),
+        writable_layer: layers::now(core, container),
         status,
     }
-}
-
-fn layer_now(core: &Core, container: &Container) -> Option<DiskUsage> {
-    let usage = core.layers.get(&container.id, |before| {
-        let usage = core.snapshots.usage(&SnapshotKey::from(&container.id));
-        let usage = usage.map(|usage| with_files(usage, &container.sandbox.dir));
-        walked(usage, before.and_then(|(_, before)| *before))
-    });
-    // Removed during the walk: nobody else would forget it.
-    if container.removed.load(Ordering::Acquire) {
-        core.layers.forget(&container.id);
-    }
-    usage.ok().flatten()
-}
-
-/// What is kept of a walk. A tree that changes under it is as it was, until it is walked the
-/// next time; of one that is too large it is kept that it has no size, since to find that out
-/// costs the most.
-fn walked(
-    usage: Result<DiskUsage, berth_snapshot::Error>,
-    before: Option<DiskUsage>,
-) -> Result<Option<DiskUsage>, berth_snapshot::Error> {
-    match (usage, before) {
-        (Ok(usage), _) => Ok(Some(usage)),
-        (Err(_), Some(before)) => Ok(Some(before)),
-        (Err(berth_snapshot::Error::TooManyEntries(_)), None) => Ok(None),
-        (Err(error), None) => Err(error),
-    }
-}
-
-/// What a container can write beside its layer: files of its sandbox, which nobody else
-/// would count (CVE-2020-8557). As they are made they are small, and are left out.
-fn with_files(usage: DiskUsage, sandbox: &Path) -> DiskUsage {
-    use std::os::unix::fs::MetadataExt as _;
-    const MADE: u64 = 64 << 10;
-    let written = ["hosts", "hostname", "resolv.conf"].iter().filter_map(|name| {
-        let found = std::fs::symlink_metadata(sandbox.join(name)).ok()?;
-        Some(found.blocks().saturating_mul(512)).filter(|bytes| *bytes > MADE)
-    });
-    DiskUsage { bytes: usage.bytes.saturating_add(written.sum()), ..usage }
 }
 
 fn sandbox_now(core: &Core, sandbox: &Arc<Sandbox>, parents: &Parents) -> SandboxStats {
@@ -200,22 +157,5 @@ fn unless_gone<T>(path: &CgroupPath, read: Result<T, berth_cgroup::Error>) -> Op
             warn_failure("read usage", &cgroup_error("read", path)(error));
             None
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// teeth: crates/engine/src/stats/mod.rs: `TooManyEntries(_)), None) => Ok(None)` → `TooManyEntries(number)), None) => Err(berth_snapshot::Error::TooManyEntries(number))`
-    #[test]
-    fn a_layer_that_is_too_large_is_not_walked_for_each_question() {
-        use berth_snapshot::Error::{NotFound, TooManyEntries};
-        let known = DiskUsage { bytes: 7, ..DiskUsage::default() };
-        assert_eq!(walked(Ok(known), None).unwrap(), Some(known));
-        assert_eq!(walked(Err(TooManyEntries(1)), Some(known)).unwrap(), Some(known));
-        assert_eq!(walked(Err(TooManyEntries(1)), None).unwrap(), None);
-        let missing = || NotFound("a".parse().unwrap());
-        assert!(walked(Err(missing()), None).is_err(), "it may be there the next time");
     }
 }
