@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Mutex;
 
 use anyhow::{Context as _, Result};
+use berth_api::nri::{CdiDevice, ContainerAdjustment, CreateContainerResponse, KeyValue};
 use berth_api::v1;
+use berth_testkit::nri::{Options, Plugin, Reaction};
 use berth_testkit::{Node, NodeOptions, Pod, sandbox_security, script, security};
 use tonic::Code;
 
@@ -89,6 +92,54 @@ async fn a_device_by_name_brings_what_its_vendor_says() -> Result<()> {
     config.command[2] += "; ls /dev/kmsg";
     let finished = node.finish(&pod, &config).await?;
     assert_eq!(finished.stdout, "0\nthing0\nthing1\n3\n/dev/kmsg\n", "{}", finished.stderr);
+    node.assert_clean().await
+}
+
+/// What a plugin names is found, checked and owned as what the request names, which it comes
+/// beside; what the plugin adjusts besides counts more.
+///
+/// teeth: crates/engine/src/container/create.rs: `let names = devices.into_iter().map(|device| device.name).collect();` → `let names = Vec::new();`
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_gives_devices_by_name_as_a_request_does() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let text = SPECIFICATION.replace("LIBRARY", &directory.path().display().to_string());
+    fs::write(directory.path().join("thing.yaml"), text)?;
+    let (mut node, image, pod) = node_with(directory.path()).await?;
+    let wanted = |name: &str| CreateContainerResponse {
+        adjust: Some(ContainerAdjustment {
+            cdi_devices: vec![CdiDevice { name: name.to_owned() }],
+            env: vec![KeyValue { key: "ALL".into(), value: "adjusted".into() }],
+            ..ContainerAdjustment::default()
+        }),
+        ..CreateContainerResponse::default()
+    };
+    let named_by = Mutex::new(vec![
+        wanted("vendor.test/thing=0"),
+        wanted("vendor.test/thing=none"),
+        wanted("no name"),
+    ]);
+    let options = Options::reacting("10", move |heard| match heard.method.as_str() {
+        "CreateContainer" => Reaction::answer(&named_by.lock().unwrap().remove(0)),
+        _ => Reaction::Nothing,
+    });
+    let plugin = Plugin::connect(&node.path("nri/nri.sock"), options).await?;
+    let probe = "echo $ALL $THING; ls /dev | grep thing; stat -c '%a %u' /dev/thing0; \
+                 head -c 2 /dev/thing0 | wc -c; id -G";
+    let mut config = script(&image, probe);
+    security(&mut config).run_as_user = Some(v1::Int64Value { value: 1000 });
+    config.cdi_devices = named(&["vendor.test/thing=1"]);
+    let finished = node.finish(&pod, &config).await?;
+    let expected = "adjusted 0\nthing0\nthing1\n600 1000\n2\n1000 2000 4242\n";
+    assert_eq!(finished.stdout, expected, "{}", finished.stderr);
+    let told = plugin.wait_for("it", |heard| heard.method == "CreateContainer").await?.container();
+    let told: Vec<_> = told.cdi_devices.into_iter().map(|device| device.name).collect();
+    assert_eq!(told, ["vendor.test/thing=1"]);
+    for name in ["vendor.test/thing=none", "no name"] {
+        let refused = node.cri.create_container(&pod.id, &pod.config, &config).await.err();
+        let refused = refused.with_context(|| format!("{name} was given"))?;
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+        assert!(refused.message().contains(name), "{refused:?}");
+    }
     node.assert_clean().await
 }
 

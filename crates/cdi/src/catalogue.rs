@@ -1,6 +1,6 @@
 //! All specifications of the node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -58,11 +58,15 @@ impl Catalogue {
     ///
     /// # Errors
     /// Any [`Error`], for the first device that has one.
-    pub fn resolve(&self, names: &[String]) -> Result<Edits, Error> {
+    pub fn resolve<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a String>,
+    ) -> Result<Edits, Error> {
         let mut wanted: Vec<DeviceName> = Vec::new();
+        let mut asked = HashSet::new();
         for name in names {
             let name = DeviceName::parse(name)?;
-            if !wanted.contains(&name) {
+            if asked.insert(name.clone()) {
                 wanted.push(name);
             }
         }

@@ -9,8 +9,8 @@
 //! are read again: nothing has to be watched, and nothing is ever out of date. Invariants:
 //! a file that cannot be read or understood costs its own devices and no others; every
 //! read is bounded; of two files with one device that of the later directory counts, and
-//! in one directory neither does. Only names of a request's own field are resolved: no
-//! annotation is read. Not here: making any of it (`spec` and the runtime do).
+//! in one directory neither does. No annotation is read: who may label a pod may not
+//! give it devices. Not here: making any of it (`spec` and the runtime do).
 //!
 //! What a specification may ask for and Berth does not do — hooks, resctrl, network devices
 //! that move — is refused by name when one of its devices is asked for.

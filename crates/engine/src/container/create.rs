@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use berth_failpoint::Point;
 use berth_image::Hold;
+use berth_metadata::ContainerRecord;
 use berth_model::{ContainerId, ContainerSpec, SandboxId};
 use berth_nri::Passage;
 use berth_snapshot::{Durability, SnapshotKey};
@@ -115,21 +116,15 @@ async fn build(
     volumes::check_shim(sandbox, &spec.mounts).await?;
     let volumes = volumes::hold(core, &spec.mounts).await?;
     step(Point::CREATE_IMAGE_HELD).await?;
-    let image = Image {
+    let image = Arc::new(Image {
         config: config(core, &hold).await?,
         record: hold.image.clone(),
         volumes: volumes::found(&volumes),
-    };
-    let mut plan = {
-        let (core, sandbox) = (Arc::clone(core), Arc::clone(sandbox));
-        let disk = core.disk.clone();
-        let id = id.clone();
-        let work = move || Plan::new(&core, &sandbox, id, spec, &image);
-        disk.run(work).instrument(debug_span!("spec")).await??
-    };
+    });
+    let plan = plan(core, sandbox, id.clone(), spec, &image, Vec::new()).await?;
     step(Point::CREATE_PLANNED).await?;
     let passage = hooks::pass(core, &id).await?;
-    hooks::create_container(core, sandbox, &mut plan.record, &mut plan.oci, undo).await?;
+    let plan = adjusted(core, sandbox, plan, &image, undo).await?;
     let bundle = core.config.containers().join(&id);
     undo.push("remove bundle", {
         let (core, bundle) = (Arc::clone(core), bundle.clone());
@@ -166,6 +161,41 @@ async fn build(
     core.save_container(&plan.record).instrument(debug_span!("store")).await?;
     step(Point::CREATE_STORED).await?;
     Ok((plan, passage))
+}
+
+async fn plan(
+    core: &Arc<Core>,
+    sandbox: &Arc<Sandbox>,
+    id: ContainerId,
+    spec: ContainerSpec,
+    image: &Arc<Image>,
+    more: Vec<String>,
+) -> Result<Plan, Error> {
+    let (core, sandbox, image) = (Arc::clone(core), Arc::clone(sandbox), Arc::clone(image));
+    let disk = core.disk.clone();
+    let work = move || Plan::new(&core, &sandbox, id, spec, &image, &more);
+    disk.run(work).instrument(debug_span!("spec")).await?
+}
+
+/// The plan as plugins want it. With the devices that they name it is made anew, as if the
+/// request had named them: what these bring is checked, made and owned in one place.
+async fn adjusted(
+    core: &Arc<Core>,
+    sandbox: &Arc<Sandbox>,
+    mut made: Plan,
+    image: &Arc<Image>,
+    undo: &Undo,
+) -> Result<Plan, Error> {
+    let asked = hooks::create_container(core, sandbox, &made.record, &made.oci, undo).await?;
+    let Some(mut wanted) = asked else { return Ok(made) };
+    let devices = std::mem::take(&mut wanted.adjustment.cdi_devices);
+    if !devices.is_empty() {
+        let ContainerRecord { id, spec, .. } = made.record;
+        let names = devices.into_iter().map(|device| device.name).collect();
+        made = plan(core, sandbox, id, spec, image, names).await?;
+    }
+    hooks::adjust(core, sandbox, &mut made.record, &mut made.oci, wanted)?;
+    Ok(made)
 }
 
 async fn hold(core: &Core, name: &str) -> Result<Hold, Error> {

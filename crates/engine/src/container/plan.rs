@@ -42,19 +42,22 @@ pub(super) struct Image {
 }
 
 impl Plan {
+    /// `more` are devices by the names of their vendors that the container gets beside those
+    /// it asks for.
     pub(super) fn new(
         core: &Core,
         sandbox: &Sandbox,
         id: ContainerId,
         spec: ContainerSpec,
         image: &Image,
+        more: &[String],
     ) -> Result<Self, Error> {
         check_privileged(&spec, sandbox)?;
         let refused = {
             let name = spec.name.name.clone();
             move |source| Error::Spec { name, source }
         };
-        let edits = mounts::cdi::edits(&core.cdi, &spec)?;
+        let edits = mounts::cdi::edits(&core.cdi, &spec, more)?;
         let user = runs_as(core, sandbox, &spec, image, &edits)?;
         let stop_signal = stop_signal(&spec, image).map_err(refused.clone())?;
         let log_path =

@@ -62,9 +62,6 @@ fn refuse(wanted: &ContainerAdjustment) -> Result<(), Error> {
     if wanted.hooks.as_ref().is_some_and(|hooks| *hooks != Hooks::default()) {
         return refuse("OCI hooks");
     }
-    if !wanted.cdi_devices.is_empty() {
-        return refuse("CDI devices");
-    }
     let Some(linux) = &wanted.linux else { return Ok(()) };
     let resources = linux.resources.as_ref();
     for (is_wanted, what) in [

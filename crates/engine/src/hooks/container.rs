@@ -6,7 +6,7 @@ use std::path::Path;
 use berth_model::ContainerState as State;
 use berth_model::container::Profile;
 use berth_nri::api::{
-    Container, ContainerState, HugepageLimit, Image, LinuxContainer, LinuxCpu, LinuxDevice,
+    CdiDevice, Container, ContainerState, HugepageLimit, Image, LinuxContainer, LinuxCpu, LinuxDevice,
     LinuxDeviceCgroup, LinuxMemory, LinuxNamespace, LinuxPids, LinuxResources, Mount, OptionalBool,
     OptionalInt, OptionalUInt32, OptionalUInt64, PosixRlimit, SecurityProfile, User,
 };
@@ -89,7 +89,7 @@ pub(super) fn container(status: &ContainerStatus, oci: &Value) -> Container {
         exit_code: exit.map_or(0, |exit| exit.code),
         status_reason: exit.map_or("", |exit| exit.reason.as_str()).to_owned(),
         status_message: exit.map(|exit| exit.message.clone()).unwrap_or_default(),
-        cdi_devices: Vec::new(),
+        cdi_devices: spec.cdi_devices.iter().map(|name| CdiDevice { name: name.clone() }).collect(),
         user: Some(User {
             uid: status.uid,
             gid: status.gid,

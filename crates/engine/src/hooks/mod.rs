@@ -98,17 +98,18 @@ pub(crate) async fn remove_sandbox(core: &Core, sandbox: &Sandbox) {
     noted(&sandbox.id, nri.remove_pod_sandbox(&told::pod(sandbox)).await);
 }
 
-/// A container is about to be made as `oci` says: changes that to what plugins want.
+/// A container is about to be made as `oci` says: what plugins want of it, which is for
+/// [`adjust`] but for the devices that they name, `None` if there is nobody to ask.
 pub(crate) async fn create_container(
     core: &Arc<Core>,
     sandbox: &Sandbox,
-    record: &mut ContainerRecord,
-    oci: &mut Spec,
+    record: &ContainerRecord,
+    oci: &Spec,
     undo: &Undo,
-) -> Result<(), Error> {
+) -> Result<Option<Wanted>, Error> {
     let asked = [Event::CreateContainer, Event::ValidateContainerAdjustment];
     let Some(nri) = asked.into_iter().find_map(|event| listening(core, event)) else {
-        return Ok(());
+        return Ok(None);
     };
     let status = crate::container::status_of(record, Arc::new(record.spec.clone()));
     let pod = told::pod(sandbox);
@@ -130,7 +131,17 @@ pub(crate) async fn create_container(
         }
     });
     let asked = nri.create_container(&pod, &container).instrument(debug_span!("plugins"));
-    let mut wanted = asked.await.map_err(refused(&record.id))?;
+    asked.await.map(Some).map_err(refused(&record.id))
+}
+
+/// Changes what a container is going to be to what plugins want.
+pub(crate) fn adjust(
+    core: &Arc<Core>,
+    sandbox: &Sandbox,
+    record: &mut ContainerRecord,
+    oci: &mut Spec,
+    mut wanted: Wanted,
+) -> Result<(), Error> {
     let adjustment = std::mem::take(&mut wanted.adjustment);
     let limits = adjusted_limits(&record.spec.resources, &adjustment);
     adjust::apply(oci, adjustment, &sandbox.spec.namespaces)?;

@@ -14,13 +14,15 @@ use oci_spec::runtime::LinuxDeviceType;
 use super::narrow;
 use crate::Error;
 
-/// The devices that `spec` asks for by name.
+/// The devices that `spec` asks for by name, and `more`.
 pub(in crate::container) fn edits(
     catalogue: &Catalogue,
     spec: &ContainerSpec,
+    more: &[String],
 ) -> Result<Edits, Error> {
     let name = spec.name.name.clone();
-    catalogue.resolve(&spec.cdi_devices).map_err(|source| Error::Cdi { name, source })
+    let names = spec.cdi_devices.iter().chain(more);
+    catalogue.resolve(names).map_err(|source| Error::Cdi { name, source })
 }
 
 /// Variables, which count more than those of the request.

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use berth_nri::api::{
-    CdiDevice, Hook, HugepageLimit, LinuxCpu, LinuxIoPriority, LinuxMemory, LinuxMemoryPolicy,
+    Hook, HugepageLimit, LinuxCpu, LinuxIoPriority, LinuxMemory, LinuxMemoryPolicy,
     LinuxNetDevice, LinuxPids, LinuxRdt, LinuxResources, LinuxScheduler, LinuxSyscall, OptionalInt,
     OptionalString, OptionalUInt32, OptionalUInt64,
 };
@@ -178,8 +178,6 @@ fn a_seccomp_policy_and_a_namespace_replace_what_was_there() {
 fn what_the_runtime_cannot_do_is_refused_by_its_name() {
     let hooks = Hooks { prestart: vec![Hook::default()], ..Hooks::default() };
     refused(ContainerAdjustment { hooks: Some(hooks), ..Default::default() }, "OCI hooks");
-    let cdi_devices = vec![CdiDevice { name: "a/b=c".into() }];
-    refused(ContainerAdjustment { cdi_devices, ..Default::default() }, "CDI");
     let none = LinuxContainerAdjustment::default;
     let net_devices: BTreeMap<_, _> = [("eth9".into(), LinuxNetDevice::default())].into();
     for (wanted, words) in [
