@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use anyhow::{Context as _, Result};
-use berth_api::nri::{CdiDevice, ContainerAdjustment, CreateContainerResponse, KeyValue};
+use berth_api::nri::{
+    CdiDevice, ContainerAdjustment, CreateContainerResponse, Hook, Hooks, KeyValue,
+};
 use berth_api::v1;
 use berth_testkit::nri::{Options, Plugin, Reaction};
 use berth_testkit::{Node, NodeOptions, Pod, sandbox_security, script, security};
@@ -45,10 +47,18 @@ devices:
     env: ['THING=1']
     deviceNodes:
     - {path: /dev/thing1, hostPath: /dev/zero}
+- name: late
+  containerEdits:
+    hooks:
+    - {hookName: poststop, path: /bin/true}
 - name: hooked
   containerEdits:
     hooks:
-    - {hookName: createContainer, path: /bin/true}
+    - {hookName: createContainer, path: /bin/sh, args: [sh, -c, 'cat > rootfs/hooked']}
+- name: failing
+  containerEdits:
+    hooks:
+    - {hookName: createRuntime, path: /bin/sh, args: [sh, -c, 'echo no GPU; exit 9']}
 ";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,9 +153,52 @@ async fn a_plugin_gives_devices_by_name_as_a_request_does() -> Result<()> {
     node.assert_clean().await
 }
 
+/// As GPU vendors' do, which make links and caches in the container's root.
+///
+/// teeth: crates/engine/src/container/plan.rs: `oci.set_hooks(mounts::cdi::hooks(&edits)?);` → ``
+#[tokio::test(flavor = "multi_thread")]
+async fn hooks_of_devices_and_plugins_run_before_the_program() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    fs::write(directory.path().join("thing.yaml"), SPECIFICATION.replace("LIBRARY", "/"))?;
+    let (mut node, image, pod) = node_with(directory.path()).await?;
+    let note = directory.path().join("note").display().to_string();
+    let hook = Hook {
+        path: "/bin/sh".into(),
+        args: ["sh", "-c", &format!("cat > {note}")].map(str::to_owned).to_vec(),
+        ..Hook::default()
+    };
+    let hooks = Hooks { create_runtime: vec![hook], ..Hooks::default() };
+    let adjust = ContainerAdjustment { hooks: Some(hooks), ..ContainerAdjustment::default() };
+    let answer = CreateContainerResponse { adjust: Some(adjust), ..Default::default() };
+    let options = Options::reacting("10", move |heard| match heard.method.as_str() {
+        "CreateContainer" => Reaction::answer(&answer),
+        _ => Reaction::Nothing,
+    });
+    let _plugin = Plugin::connect(&node.path("nri/nri.sock"), options).await?;
+    let mut config = script(&image, "cat /hooked; echo; echo done; sleep 1000");
+    config.cdi_devices = named(&["vendor.test/thing=hooked"]);
+    let id = node.run(&pod, &config).await?;
+    node.wait_for_line("pod", "main", "done").await?;
+    let lines = node.read_log("pod", "main")?;
+    assert!(lines.iter().any(|line| line.text.contains(&id)), "{lines:?}");
+    assert!(fs::read_to_string(&note)?.contains(&id), "the plugin's has not run");
+
+    config.metadata = Some(v1::ContainerMetadata { name: "failing".into(), attempt: 0 });
+    config.cdi_devices = named(&["vendor.test/thing=failing"]);
+    let id = node.cri.create_container(&pod.id, &pod.config, &config).await?;
+    let failed = node.cri.start_container(&id).await.err().context("it was started")?;
+    assert_eq!(failed.code(), Code::FailedPrecondition, "{failed:?}");
+    let words = "createRuntime hook /bin/sh: exit code 9: no GPU";
+    assert!(failed.message().contains(words), "{failed:?}");
+    let status = node.cri.container_status(&id).await?;
+    assert_eq!(status.reason, "StartError");
+    assert!(status.message.contains(words), "{status:?}");
+    node.assert_clean().await
+}
+
 /// Only the request's own field names devices: whoever may label a pod may not have them.
 #[tokio::test(flavor = "multi_thread")]
-async fn d9_annotations_bring_no_devices_and_hooks_are_refused_by_name() -> Result<()> {
+async fn d9_annotations_bring_no_devices_and_what_is_not_done_is_refused_by_name() -> Result<()> {
     let directory = tempfile::tempdir()?;
     fs::write(directory.path().join("thing.yaml"), SPECIFICATION.replace("LIBRARY", "/"))?;
     let (mut node, image, mut pod) = node_with(directory.path()).await?;
@@ -156,7 +209,7 @@ async fn d9_annotations_bring_no_devices_and_hooks_are_refused_by_name() -> Resu
     assert_eq!(node.finish(&pod, &config).await?.stdout, "<>\n");
 
     for (name, code) in [
-        ("vendor.test/thing=hooked", Code::Unimplemented),
+        ("vendor.test/thing=late", Code::Unimplemented),
         ("vendor.test/thing=9", Code::InvalidArgument),
         ("vendor.test/thing", Code::InvalidArgument),
         ("../../etc=passwd", Code::InvalidArgument),

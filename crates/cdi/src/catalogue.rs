@@ -1,6 +1,6 @@
 //! All specifications of the node.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -38,9 +38,24 @@ struct Stamp {
     changed: (i64, i64),
 }
 
+/// What there is, as an operator sees it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Overview {
+    /// Later ones count more.
+    pub directories: Vec<PathBuf>,
+    /// The names of the devices that files have.
+    pub devices: BTreeSet<String>,
+    /// Files and directories that cannot be read or understood, and why.
+    pub broken: Vec<(PathBuf, String)>,
+}
+
 /// A device, the file that has it and what that file gives to all of its devices.
 struct Found<'a> {
     path: &'a Path,
+    /// Another file of the same directory that has it.
+    conflict: Option<&'a Path>,
+    /// How much the directory counts; 0 is most.
+    rank: usize,
     common: &'a Part,
     own: &'a Part,
 }
@@ -58,10 +73,7 @@ impl Catalogue {
     ///
     /// # Errors
     /// Any [`Error`], for the first device that has one.
-    pub fn resolve<'a>(
-        &self,
-        names: impl IntoIterator<Item = &'a String>,
-    ) -> Result<Edits, Error> {
+    pub fn resolve<'a>(&self, names: impl IntoIterator<Item = &'a String>) -> Result<Edits, Error> {
         let mut wanted: Vec<DeviceName> = Vec::new();
         let mut asked = HashSet::new();
         for name in names {
@@ -76,11 +88,17 @@ impl Catalogue {
         let mut known = self.lock();
         let order = self.refresh(&mut known);
         let mut all = Edits::default();
-        let mut seen: Vec<&Path> = Vec::new();
-        for name in &wanted {
-            let found = find(&order, &known, name)?;
-            if !seen.contains(&found.path) {
-                seen.push(found.path);
+        let mut seen = HashSet::new();
+        for (name, found) in wanted.iter().zip(locate(&order, &known, &wanted).0) {
+            let found = found.ok_or_else(|| unknown(&known, name))?;
+            if let Some(second) = found.conflict {
+                return Err(Error::Conflict {
+                    name: name.to_string(),
+                    first: found.path.to_owned(),
+                    second: second.to_owned(),
+                });
+            }
+            if seen.insert(found.path) {
                 add(&mut all, found.common, name)?;
             }
             add(&mut all, found.own, name)?;
@@ -88,12 +106,40 @@ impl Catalogue {
         Ok(all)
     }
 
+    /// What there is, for operators. Reads what has changed. Blocks.
+    #[must_use]
+    pub fn overview(&self) -> Overview {
+        let mut known = self.lock();
+        let order = self.refresh(&mut known);
+        let mut overview =
+            Overview { directories: self.directories.clone(), ..Overview::default() };
+        for directory in &self.directories {
+            match fs::read_dir(directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    overview.broken.push((directory.clone(), error.to_string()));
+                }
+                _ => {}
+            }
+        }
+        for (path, file) in order.iter().flatten().filter_map(|path| known.get_key_value(path)) {
+            match &file.document {
+                Err(why) => overview.broken.push((path.clone(), why.clone())),
+                Ok(document) => {
+                    let name = |device| format!("{}={device}", document.kind);
+                    overview.devices.extend(document.devices.keys().map(name));
+                }
+            }
+        }
+        overview
+    }
+
     /// Reads what is new or has changed, forgets what is gone, and says which files there
     /// are, by directory, that which counts most first.
     fn refresh(&self, known: &mut BTreeMap<PathBuf, File>) -> Vec<Vec<PathBuf>> {
         let order: Vec<Vec<PathBuf>> =
             self.directories.iter().rev().map(|directory| files(directory)).collect();
-        known.retain(|path, _| order.iter().flatten().any(|there| there == path));
+        let there: HashSet<&PathBuf> = order.iter().flatten().collect();
+        known.retain(|path, _| there.contains(path));
         for path in order.iter().flatten() {
             let stamp = fs::metadata(path).ok().filter(fs::Metadata::is_file).map(|m| stamp(&m));
             let Some(stamp) = stamp else {
@@ -118,36 +164,57 @@ impl Catalogue {
     }
 }
 
-/// The device in the directory that counts most of those that have it.
-fn find<'a>(
+/// For each name the device in the directory that counts most of those that have it; and how
+/// often a name was looked up: never more often than there are devices.
+fn locate<'a>(
     order: &'a [Vec<PathBuf>],
     known: &'a BTreeMap<PathBuf, File>,
-    name: &DeviceName,
-) -> Result<Found<'a>, Error> {
-    let in_file = |path: &'a PathBuf| {
-        let document = known.get(path)?.document.as_ref().ok()?;
-        let own = document.devices.get(&name.device).filter(|_| document.kind == name.kind)?;
-        Some(Found { path, common: &document.common, own })
-    };
-    for files in order {
-        let mut found = files.iter().filter_map(in_file);
-        match (found.next(), found.next()) {
-            (None, _) => {}
-            (Some(only), None) => return Ok(only),
-            (Some(first), Some(second)) => {
-                return Err(Error::Conflict {
-                    name: name.to_string(),
-                    first: first.path.to_owned(),
-                    second: second.path.to_owned(),
-                });
+    wanted: &[DeviceName],
+) -> (Vec<Option<Found<'a>>>, usize) {
+    let mut of_kind: HashMap<&str, HashMap<&str, usize>> = HashMap::new();
+    for (place, name) in wanted.iter().enumerate() {
+        of_kind.entry(&name.kind).or_default().insert(&name.device, place);
+    }
+    let mut all: Vec<Option<Found<'a>>> = wanted.iter().map(|_| None).collect();
+    let mut lookups = 0;
+    let files = order
+        .iter()
+        .enumerate()
+        .flat_map(|(rank, files)| files.iter().map(move |path| (rank, path.as_path())));
+    for (rank, path) in files {
+        let Some(Ok(document)) = known.get(path).map(|file| &file.document) else { continue };
+        let Some(names) = of_kind.get(document.kind.as_str()) else { continue };
+        // The shorter list is gone through, and looked up in the longer one.
+        let both: Vec<(usize, &Part)> = if names.len() < document.devices.len() {
+            let part =
+                |(name, place): (&&str, &usize)| Some((*place, document.devices.get(*name)?));
+            lookups += names.len();
+            names.iter().filter_map(part).collect()
+        } else {
+            lookups += document.devices.len();
+            let place = |(name, own): (&String, _)| Some((*names.get(name.as_str())?, own));
+            document.devices.iter().filter_map(place).collect()
+        };
+        for (place, own) in both {
+            match &mut all[place] {
+                Some(found) if found.rank == rank => found.conflict = found.conflict.or(Some(path)),
+                Some(_) => {}
+                none => {
+                    let common = &document.common;
+                    *none = Some(Found { path, conflict: None, rank, common, own });
+                }
             }
         }
     }
+    (all, lookups)
+}
+
+fn unknown(known: &BTreeMap<PathBuf, File>, name: &DeviceName) -> Error {
     let broken = |(path, file): (&PathBuf, &File)| {
         file.document.as_ref().err().map(|why| (path.clone(), why.clone()))
     };
     let broken = known.iter().filter_map(broken).collect();
-    Err(Error::Unknown { name: name.to_string(), broken })
+    Error::Unknown { name: name.to_string(), broken }
 }
 
 fn add(all: &mut Edits, part: &Part, name: &DeviceName) -> Result<(), Error> {
@@ -158,6 +225,7 @@ fn add(all: &mut Edits, part: &Part, name: &DeviceName) -> Result<(), Error> {
     all.nodes.extend(part.edits.nodes.iter().cloned());
     all.mounts.extend(part.edits.mounts.iter().cloned());
     all.groups.extend(&part.edits.groups);
+    all.hooks.extend(part.edits.hooks.iter().cloned());
     Ok(())
 }
 
@@ -259,6 +327,40 @@ mod tests {
         fs::create_dir(&run).unwrap();
         fs::write(run.join("a.yaml"), text("v/c", "d", "3")).unwrap();
         assert_eq!(resolve(&catalogue, &["v/c=d"]).unwrap(), ["ALL=3", "ONE=3"]);
+    }
+
+    /// Drivers that write a file for each claim have many of one kind.
+    ///
+    /// teeth: crates/cdi/src/catalogue.rs: `if names.len() < document.devices.len() {` → `if true {`
+    #[test]
+    fn many_names_in_many_files_are_looked_up_once_for_each_device() {
+        let (_dir, etc, _run, catalogue) = catalogue();
+        let files: Vec<PathBuf> = (0..MAX_FILES).map(|n| etc.join(format!("{n}.yaml"))).collect();
+        for (number, path) in files.iter().enumerate() {
+            let text = text("v/c", &format!("d{number}"), "1").replace("- name: other\n", "");
+            fs::write(path, text).unwrap();
+        }
+        let names: Vec<_> = (0..MAX_FILES).map(|n| format!("v/c=d{n}")).collect();
+        let edits = catalogue.resolve(&names).unwrap();
+        assert_eq!(edits.env.len(), 2 * MAX_FILES);
+        let wanted: Vec<_> = names.iter().map(|name| DeviceName::parse(name).unwrap()).collect();
+        let (order, known) = ([files], catalogue.lock());
+        let (found, lookups) = locate(&order, &known, &wanted);
+        assert!(found.iter().all(Option::is_some));
+        assert!(lookups <= MAX_FILES, "{lookups}");
+    }
+
+    #[test]
+    fn an_operator_sees_devices_and_what_is_wrong() {
+        let (_dir, etc, run, catalogue) = catalogue();
+        fs::write(etc.join("a.yaml"), text("v/c", "d", "1")).unwrap();
+        fs::write(etc.join("b.yaml"), "kind: [").unwrap();
+        fs::write(&run, "no directory").unwrap();
+        let overview = catalogue.overview();
+        assert_eq!(overview.directories, [etc.clone(), run.clone()]);
+        assert_eq!(overview.devices.into_iter().collect::<Vec<_>>(), ["v/c=d", "v/c=other"]);
+        let broken: Vec<_> = overview.broken.into_iter().map(|(path, _)| path).collect();
+        assert_eq!(broken, [run, etc.join("b.yaml")]);
     }
 
     #[test]

@@ -69,6 +69,39 @@ pub enum NodeKind {
     Fifo,
 }
 
+/// A program of the vendor's, run while the container is made.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Hook {
+    /// When, and in whose namespaces.
+    pub point: HookPoint,
+    /// The program, on the node; in the container for [`HookPoint::StartContainer`].
+    pub path: PathBuf,
+    /// Its arguments, its name first.
+    pub args: Vec<String>,
+    /// Its environment, `NAME=value`.
+    pub env: Vec<String>,
+    /// How many seconds it may take.
+    pub timeout: Option<u32>,
+}
+
+/// When a hook runs (OCI runtime specification, config.md, "POSIX-platform Hooks").
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HookPoint {
+    /// As `CreateRuntime`, and before it.
+    Prestart,
+    /// In the node's namespaces, before the container's root is entered.
+    CreateRuntime,
+    /// In the container's namespaces, before its root is entered.
+    CreateContainer,
+    /// In the container, before its program is executed.
+    StartContainer,
+    /// In the node's namespaces, after the program was executed.
+    Poststart,
+    /// In the node's namespaces, after the container is gone.
+    Poststop,
+}
+
 /// A mount, as the OCI runtime specification has it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Mount {
@@ -112,7 +145,7 @@ struct RawEdits {
     env: Option<Vec<String>>,
     device_nodes: Option<Vec<RawNode>>,
     net_devices: Option<Vec<IgnoredAny>>,
-    hooks: Option<Vec<IgnoredAny>>,
+    hooks: Option<Vec<RawHook>>,
     mounts: Option<Vec<RawMount>>,
     intel_rdt: Option<IgnoredAny>,
     additional_gids: Option<Vec<u32>>,
@@ -131,6 +164,16 @@ struct RawNode {
     permissions: Option<String>,
     uid: Option<u32>,
     gid: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawHook {
+    hook_name: HookPoint,
+    path: String,
+    args: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    timeout: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -177,10 +220,12 @@ impl Document {
 
 impl Part {
     fn new(raw: RawEdits) -> Result<Self, String> {
-        let some = |list: &Option<Vec<IgnoredAny>>| list.as_ref().is_some_and(|l| !l.is_empty());
-        let unsupported = if some(&raw.hooks) {
-            Some("hooks")
-        } else if some(&raw.net_devices) {
+        let hooks = raw.hooks.unwrap_or_default().into_iter().map(hook);
+        let hooks: Vec<Hook> = hooks.collect::<Result<_, _>>()?;
+        let late = |hook: &Hook| matches!(hook.point, HookPoint::Poststart | HookPoint::Poststop);
+        let unsupported = if hooks.iter().any(late) {
+            Some("poststart or poststop hooks")
+        } else if raw.net_devices.is_some_and(|devices| !devices.is_empty()) {
             Some("network devices")
         } else {
             raw.intel_rdt.map(|_| "intelRdt")
@@ -200,6 +245,7 @@ impl Part {
             nodes: nodes.collect::<Result<_, _>>()?,
             mounts: mounts.collect::<Result<_, _>>()?,
             groups,
+            hooks,
         };
         Ok(Self { edits, unsupported })
     }
@@ -233,6 +279,19 @@ fn node(raw: RawNode) -> Result<DeviceNode, String> {
         uid: raw.uid,
         gid: raw.gid,
     })
+}
+
+fn hook(raw: RawHook) -> Result<Hook, String> {
+    let env = raw.env.unwrap_or_default();
+    for entry in &env {
+        variable(entry)?;
+    }
+    let args = raw.args.unwrap_or_default();
+    if env.iter().chain(&args).any(|text| text.contains('\0')) || raw.timeout == Some(0) {
+        return Err(format!("hook {:?} cannot be run", raw.path));
+    }
+    let path = absolute(&raw.path)?;
+    Ok(Hook { point: raw.hook_name, path, args, env, timeout: raw.timeout })
 }
 
 fn mount(raw: RawMount) -> Result<Mount, String> {
@@ -286,10 +345,29 @@ mod tests {
     }
 
     #[test]
+    fn hooks_are_taken_as_their_vendor_wrote_them() {
+        let first = "{hookName: createContainer, path: /usr/bin/tool, args: [tool, hook], \
+                     env: ['DEBUG=false'], timeout: 5}";
+        let document = yaml(&format!(
+            "cdiVersion: 1.0.0\nkind: v/c\ndevices: [{{name: d}}]\ncontainerEdits: \
+             {{hooks: [{first}, {{hookName: prestart, path: /bin/x}}]}}"
+        ));
+        let hooks = document.unwrap().common.edits.hooks;
+        let first = Hook {
+            point: HookPoint::CreateContainer,
+            path: "/usr/bin/tool".into(),
+            args: vec!["tool".into(), "hook".into()],
+            env: vec!["DEBUG=false".into()],
+            timeout: Some(5),
+        };
+        assert_eq!((&hooks[0], hooks[1].point), (&first, HookPoint::Prestart));
+    }
+
+    #[test]
     fn what_berth_does_not_do_is_noted_and_costs_nobody_else() {
         let document = yaml(
             "cdiVersion: 1.0.0\nkind: v/c\ndevices:\n\
-             - name: a\n  containerEdits:\n    hooks:\n    - hookName: createContainer\n      path: /bin/x\n\
+             - name: a\n  containerEdits:\n    hooks:\n    - hookName: poststop\n      path: /bin/x\n\
              - name: b\n  containerEdits:\n    intelRdt: {closID: x}\n\
              - name: c\n",
         );
@@ -297,7 +375,7 @@ mod tests {
         let unsupported = |name: &str| document.devices[name].unsupported;
         assert_eq!(
             [unsupported("a"), unsupported("b"), unsupported("c")],
-            [Some("hooks"), Some("intelRdt"), None]
+            [Some("poststart or poststop hooks"), Some("intelRdt"), None]
         );
     }
 
@@ -318,6 +396,12 @@ mod tests {
             ("v/c", "{name: d, containerEdits: {deviceNodes: [{path: /d, permissions: x}]}}"),
             ("v/c", "{name: d, containerEdits: {deviceNodes: [{path: /d, type: q}]}}"),
             ("v/c", "{name: d, containerEdits: {mounts: [{hostPath: '', containerPath: /a}]}}"),
+            ("v/c", "{name: d, containerEdits: {hooks: [{hookName: later, path: /a}]}}"),
+            ("v/c", "{name: d, containerEdits: {hooks: [{hookName: prestart, path: a}]}}"),
+            (
+                "v/c",
+                "{name: d, containerEdits: {hooks: [{hookName: prestart, path: /a, timeout: 0}]}}",
+            ),
             ("v/c", "{name: d, containerEdits: {future: 1}}"),
         ] {
             assert!(file(kind, device).is_err(), "{kind} {device}");

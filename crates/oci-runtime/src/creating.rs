@@ -11,6 +11,8 @@ use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, Signal, WaitIdStatus};
 
 use crate::error::{AnyErrno, Error};
+use crate::hooks::{self, Runner};
+use crate::plan::RuntimeHooks;
 use crate::wire::{self, Report};
 
 /// How long killed processes may take to die, all together, before they are [`Leftover`]: one
@@ -37,6 +39,9 @@ pub struct Creating {
     worker: Option<Child>,
     process: Option<Child>,
     cgroup: Option<(Hierarchy, CgroupPath)>,
+    /// To be run when the process asks for it.
+    hooks: Option<RuntimeHooks>,
+    runner: Option<Runner>,
     /// Whether there is something to undo.
     armed: bool,
     leftover: Leftover,
@@ -110,6 +115,7 @@ impl Creating {
         socket: OwnedFd,
         worker: berth_sys::process::Forked,
         cgroup: Option<(Hierarchy, CgroupPath)>,
+        hooks: Option<RuntimeHooks>,
         began: Instant,
     ) -> Self {
         let part = Instant::now();
@@ -118,6 +124,8 @@ impl Creating {
             worker: Some(Child { pid: worker.pid, pidfd: worker.pidfd }),
             process: None,
             cgroup,
+            hooks,
+            runner: None,
             armed: true,
             leftover: Leftover::default(),
             timing: Timing { plan: part - began, ..Timing::default() },
@@ -180,6 +188,7 @@ impl Creating {
                     self.process = Some(Child::of(pid)?);
                     self.timing.worker = self.lap();
                 }
+                Some(Report::Hooks) => self.run_hooks()?,
                 Some(Report::Ready(console)) => {
                     self.timing.init = self.lap();
                     return Ok(Some(console));
@@ -190,12 +199,33 @@ impl Creating {
         }
     }
 
+    /// Has the hooks run that the process waits for.
+    fn run_hooks(&mut self) -> Result<(), Error> {
+        let (Some(hooks), Some(process)) = (self.hooks.take(), &self.process) else {
+            return Err(Error::Protocol("a process that asks for hooks".into()));
+        };
+        let pid = rustix::process::Pid::from_raw(process.pid.as_raw())
+            .ok_or_else(|| Error::Protocol("a process without a number".into()))?;
+        self.runner = Some(hooks::begin(&hooks, pid, self.socket.as_fd())?);
+        Ok(())
+    }
+
+    /// Ends the runner of hooks, which kills them first.
+    fn end_runner(&mut self, until: Instant) {
+        if let Some(Runner { forked, alive }) = self.runner.take() {
+            drop(alive);
+            self.end(Child { pid: forked.pid, pidfd: forked.pidfd }, DEATH, until);
+        }
+    }
+
     fn complete(&mut self, console: Option<OwnedFd>) -> Result<Created, Error> {
         // The worker ends right after it has cloned the process; one that does not is stopped
         // or traced, and of no further use.
         if let Some(worker) = self.worker.take() {
             self.end(worker, GRACE, Instant::now() + DEATH);
         }
+        // It ends right after it has answered.
+        self.end_runner(Instant::now() + DEATH);
         let cgroup = self.cgroup.as_ref().map(|(hierarchy, path)| hierarchy.at(path));
         let socket = self.socket.try_clone().map_err(Error::setup("copy a socket"))?;
         let process = self
@@ -230,6 +260,7 @@ impl Creating {
         if !std::mem::take(&mut self.armed) {
             return;
         }
+        self.end_runner(Instant::now() + DEATH);
         let end = Instant::now() + DEATH;
         if let Some(worker) = self.worker.take() {
             self.end(worker, Duration::ZERO, end);
@@ -303,7 +334,7 @@ impl Child {
     }
 }
 
-fn describe(status: &WaitIdStatus) -> String {
+pub(crate) fn describe(status: &WaitIdStatus) -> String {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (_, Some(signal)) => format!("signal {signal}"),
@@ -356,7 +387,7 @@ impl Starting {
             match wire::receive(self.socket.as_fd())? {
                 Some(Report::End) => return Ok(()),
                 Some(Report::Failed(error)) => return Err(error),
-                Some(Report::Hello(_) | Report::Ready(_)) => {
+                Some(Report::Hello(_) | Report::Hooks | Report::Ready(_)) => {
                     return Err(Error::Protocol("a process that was ready".into()));
                 }
                 None => {

@@ -172,6 +172,16 @@ pub enum Error {
         #[serde(with = "errno")]
         source: Errno,
     },
+    /// A hook of the spec failed.
+    #[error("{point} hook {path}: {problem}")]
+    Hook {
+        /// The list it is in, as the specification calls it.
+        point: Cow<'static, str>,
+        /// Its program.
+        path: String,
+        /// How it ended, and what it said.
+        problem: String,
+    },
     /// The program cannot be executed; the text starts as callers expect it.
     #[error("exec {program}: {}", exec_reason(*.errno))]
     Exec {
@@ -218,6 +228,7 @@ impl Error {
             | Self::Namespace { .. }
             | Self::Gone { .. }
             | Self::Cwd { .. }
+            | Self::Hook { .. }
             | Self::UnmappedMount { .. } => ErrorKind::FailedPrecondition,
             // What the image has there is something else than the request needs.
             Self::Path { source, .. }

@@ -9,7 +9,7 @@ mod console;
 mod credentials;
 pub(crate) mod devices;
 pub(crate) mod filesystem;
-mod finish;
+pub(crate) mod finish;
 mod masks;
 pub(crate) mod mounts;
 pub(crate) mod pivot;
@@ -27,6 +27,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::Mode;
 
 use crate::error::Error;
+use crate::hooks;
 use crate::plan::{ContainerPlan, ProcessPlan};
 use crate::request::Stdio;
 use crate::wire;
@@ -54,7 +55,9 @@ pub(crate) struct Inherited<'a> {
 /// Runs the init of a new container; returns only when that failed, with its exit code.
 pub(crate) fn container(child: &InChild, plan: &ContainerPlan, from: &Inherited<'_>) -> u8 {
     let failed = match set_up_container(child, plan, from) {
-        Ok(()) => finish::execute_when_told(&plan.process, from.socket),
+        Ok(()) => finish::execute_when_told(&plan.process, from.socket, || {
+            hooks::before_start(&plan.hooks, from.bundle)
+        }),
         Err(error) => Some(error),
     };
     exit_code(failed, from.socket)
@@ -68,7 +71,7 @@ pub(crate) fn process(
     from: &Inherited<'_>,
 ) -> u8 {
     let failed = match set_up_process(child, plan, init, from) {
-        Ok(()) => finish::execute_when_told(plan, from.socket),
+        Ok(()) => finish::execute_when_told(plan, from.socket, || Ok(())),
         Err(error) => Some(error),
     };
     exit_code(failed, from.socket)
@@ -142,6 +145,9 @@ fn build_root(
         None
     };
     root.ensure_directory(&plan.process.cwd, root::Links::Inside)?;
+    // While what they are for can still be written to, whatever the program may.
+    hooks::before_pivot(&plan.hooks, from.bundle, from.socket)?;
+    procfs.label_next_program(&plan.process.labels)?;
     masks::hide(&root, &plan.masked_paths, null.as_fd())?;
     masks::protect(&root, &plan.readonly_paths)?;
     later.apply()?;
@@ -157,7 +163,7 @@ fn set_up_process(
     init: BorrowedFd<'_>,
     from: &Inherited<'_>,
 ) -> Result<(), Error> {
-    arrive(child, plan, from, &[init])?;
+    arrive(child, plan, from, &[init])?.label_next_program(&plan.labels)?;
     let mut namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC
@@ -213,7 +219,6 @@ fn arrive(
     rustix::process::setsid().map_err(Error::setup("start a session"))?;
     let procfs = Procfs::of_host()?;
     procfs.with_key_label(&plan.labels, || join_keyring(plan))?;
-    procfs.label_next_program(&plan.labels)?;
     if let Some(score) = plan.oom_score_adj {
         procfs.set_oom_score_adj(score)?;
     }

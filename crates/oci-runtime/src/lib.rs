@@ -43,11 +43,14 @@
 //! In a user namespace the worker also mounts the root file system and `/dev`, with the host's
 //! privileges ([`mod@outside`]), enters the namespace, and clones an init that has none of them.
 //!
-//! Not here: pods, logs, events, reaping of running containers, hooks (refused with
-//! [`Error::Unsupported`]).
+//! Hooks of the spec ([`mod@hooks`]) run before a program is executed: those for afterwards,
+//! `poststart` and `poststop`, are refused with [`Error::Unsupported`].
+//!
+//! Not here: pods, logs, events, reaping of running containers.
 
 mod creating;
 mod error;
+mod hooks;
 mod image_volumes;
 mod init;
 mod outside;
@@ -99,7 +102,13 @@ pub fn create(request: CreateRequest<'_>) -> Result<Creating, Error> {
     let caller = rustix::process::getpid();
     let forked = fork(&worker_options(), |child| worker::create(child, &plan, &around, caller))
         .map_err(Error::fork("the worker"))?;
-    Ok(Creating::new(ours, forked, Some((request.cgroups.clone(), plan.cgroup)), began))
+    let hooks = plan::RuntimeHooks {
+        hooks: plan.hooks.runtime,
+        about: plan.hooks.about,
+        bundle: request.bundle.to_owned(),
+    };
+    let cgroup = (request.cgroups.clone(), plan.cgroup);
+    Ok(Creating::new(ours, forked, Some(cgroup), Some(hooks), began))
 }
 
 /// Begins to make a further process in a running container.
@@ -121,7 +130,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Creating, Error> {
     let caller = rustix::process::getpid();
     let forked = fork(&worker_options(), |child| worker::exec(child, &plan, &around, caller))
         .map_err(Error::fork("the worker"))?;
-    Ok(Creating::new(ours, forked, None, began))
+    Ok(Creating::new(ours, forked, None, None, began))
 }
 
 /// Quiet, so that a caller who reaps orphans by `wait(2)` for any child reaps neither a worker

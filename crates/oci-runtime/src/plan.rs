@@ -4,6 +4,7 @@
 //! cannot be done is refused before it costs a process.
 
 mod capability;
+mod hooks;
 mod ids;
 mod limits;
 mod linux;
@@ -24,6 +25,7 @@ use oci_spec::runtime::{LinuxResources, LinuxSeccomp, Process, Spec};
 use crate::error::{Error, Reported};
 
 pub(crate) use capability::CapabilitySets;
+pub(crate) use hooks::{HookPlan, Hooks, RuntimeHooks, State};
 pub(crate) use linux::{DeviceNode, NodeKind};
 pub(crate) use mount_options::Attributes;
 pub(crate) use mounts::{MountPlan, MountWhat};
@@ -48,6 +50,7 @@ pub(crate) struct ContainerPlan {
     pub(crate) readonly_paths: Vec<PathBuf>,
     pub(crate) sysctls: Vec<(String, String)>,
     pub(crate) process: ProcessPlan,
+    pub(crate) hooks: Hooks,
 }
 
 impl ContainerPlan {
@@ -56,10 +59,11 @@ impl ContainerPlan {
         let process =
             spec.process().as_ref().ok_or_else(|| Error::invalid("process", "is missing"))?;
         let linux = spec.linux().as_ref().ok_or_else(|| Error::invalid("linux", "is missing"))?;
-        linux::refuse_unsupported(spec, linux)?;
+        linux::refuse_unsupported(linux)?;
         let namespaces = Namespaces::new(linux)?;
         let mount_label = process::label("linux.mountLabel", linux.mount_label())?;
         let mounts = mounts::plan(spec, mount_label.as_deref())?;
+        let process = ProcessPlan::new(id, spec, process, Some(linux))?;
         Ok(Self {
             hostname: linux::host_name("hostname", spec.hostname(), &namespaces)?,
             domainname: linux::host_name("domainname", spec.domainname(), &namespaces)?,
@@ -71,7 +75,8 @@ impl ContainerPlan {
             masked_paths: linux::paths("linux.maskedPaths", linux.masked_paths())?,
             readonly_paths: linux::paths("linux.readonlyPaths", linux.readonly_paths())?,
             sysctls: linux::sysctls(linux, &namespaces)?,
-            process: ProcessPlan::new(id, spec, process, Some(linux))?,
+            hooks: Hooks::new(id, spec, &process)?,
+            process,
             mounts,
             namespaces,
         })

@@ -104,7 +104,7 @@ impl MakingMounts {
                 Ok(Some(SharedMounts { namespace: Some(namespace) }))
             }
             Some(Report::Failed(error)) => Err(error),
-            Some(Report::Hello(_) | Report::Ready(None)) => {
+            Some(Report::Hello(_) | Report::Hooks | Report::Ready(None)) => {
                 Err(Error::Protocol("the maker of shared mounts".into()))
             }
             Some(Report::End) => {

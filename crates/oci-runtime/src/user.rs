@@ -98,7 +98,7 @@ impl Holder {
             match wire::receive(self.socket.as_fd())? {
                 Some(Report::Ready(_)) => return Ok(()),
                 Some(Report::Failed(error)) => return Err(error),
-                Some(Report::Hello(_)) => {
+                Some(Report::Hello(_) | Report::Hooks) => {
                     return Err(Error::Protocol("the holder of a user namespace".into()));
                 }
                 Some(Report::End) => {

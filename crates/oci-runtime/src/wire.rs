@@ -4,9 +4,12 @@
 //!
 //! ```text
 //! H            hello: the new process exists          process -> caller
+//! K            wants hooks run by the caller          process -> caller
 //! R            ready, with the console's master       process -> caller
 //! F + JSON     failure: an `Error`                    worker or process -> caller
 //! G            go: execute the program                caller -> process
+//! R            hooks have run                         their runner -> process
+//! F + JSON     a hook failed: an `Error`              their runner -> process
 //! ```
 //!
 //! The kernel adds the sender's pid, as the caller's pid namespace numbers it. So the caller
@@ -33,6 +36,8 @@ const LONGEST: usize = 16 * 1024;
 pub(crate) enum Report {
     /// The process exists.
     Hello(Pid),
+    /// It waits for the caller's hooks.
+    Hooks,
     /// It waits for its start; with its terminal's master if it has one.
     Ready(Option<OwnedFd>),
     /// It, or the worker, failed.
@@ -56,6 +61,11 @@ pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
 /// Tells the caller that this process exists.
 pub(crate) fn send_hello(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     send(socket, b"H", None)
+}
+
+/// Asks the caller to run hooks.
+pub(crate) fn send_hooks(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    send(socket, b"K", None)
 }
 
 /// Tells the caller that this process waits for its start.
@@ -146,6 +156,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Report>, Error> {
 fn parse(bytes: &[u8], sender: Option<Pid>, descriptor: Option<OwnedFd>) -> Result<Report, Error> {
     match (bytes.split_first(), sender) {
         (Some((b'H', [])), Some(pid)) => Ok(Report::Hello(pid)),
+        (Some((b'K', [])), _) => Ok(Report::Hooks),
         (Some((b'R', [])), _) => Ok(Report::Ready(descriptor)),
         (Some((b'F', json)), _) => serde_json::from_slice(json)
             .map(Report::Failed)

@@ -186,6 +186,13 @@ async fn adjusted(
     image: &Arc<Image>,
     undo: &Undo,
 ) -> Result<Plan, Error> {
+    let refused = |plan: &Plan| match (plan.oci.hooks(), &sandbox.spec.namespaces.user) {
+        (Some(_), Some(_)) => {
+            Err(Error::Unsupported("OCI hooks in a sandbox with users of its own".to_owned()))
+        }
+        _ => Ok(()),
+    };
+    refused(&made)?;
     let asked = hooks::create_container(core, sandbox, &made.record, &made.oci, undo).await?;
     let Some(mut wanted) = asked else { return Ok(made) };
     let devices = std::mem::take(&mut wanted.adjustment.cdi_devices);
@@ -195,6 +202,7 @@ async fn adjusted(
         made = plan(core, sandbox, id, spec, image, names).await?;
     }
     hooks::adjust(core, sandbox, &mut made.record, &mut made.oci, wanted)?;
+    refused(&made)?;
     Ok(made)
 }
 

@@ -38,11 +38,16 @@ pub(super) fn resolve(mounts: &[BindMount]) -> Result<Vec<BindMount>, Error> {
         }
         let host_path = found(path)
             .map_err(|source| Error::MissingMountSource { path: path.clone(), source })?;
-        let resolved = BindMount { host_path, ..mount.clone() };
-        propagation::check(&resolved)?;
-        Ok(resolved)
+        Ok(BindMount { host_path, ..mount.clone() })
     };
-    mounts.iter().map(one).collect()
+    let resolved: Vec<_> = mounts.iter().map(one).collect::<Result<_, Error>>()?;
+    // After all of them were looked at, which may have mounted some (autofs(5)); and read
+    // once, since it has a line for each mount of the host.
+    let mut table = propagation::Table::default();
+    for mount in resolved.iter().filter(|mount| mount.image.is_none()) {
+        propagation::check(mount, &mut table)?;
+    }
+    Ok(resolved)
 }
 
 /// Where `path` is, without symbolic links. What is not there is made, as a directory:

@@ -1,8 +1,8 @@
 //! What a container will be: its specification, user, log. Reads what the request names
 //! and the image holds; makes nothing.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 
 use berth_cdi::Edits;
 use berth_metadata::ContainerRecord;
@@ -92,7 +92,8 @@ impl Plan {
             defaults: &core.defaults.get(),
         };
         relabel(core, &wanted)?;
-        let oci = berth_spec::build(&wanted).map_err(refused)?;
+        let mut oci = berth_spec::build(&wanted).map_err(refused)?;
+        oci.set_hooks(mounts::cdi::hooks(&edits)?);
         let record = ContainerRecord {
             limits: None,
             id,
@@ -158,17 +159,15 @@ fn devices(
         false => mounts::devices(&spec.devices)?,
     };
     let named = mounts::cdi::nodes(edits, user, sandbox.spec.namespaces.user.as_ref())?;
-    devices.retain(|device| named.iter().all(|named| named.path != device.path));
+    let replaced: HashSet<&Path> = named.iter().map(|device| device.path.as_path()).collect();
+    devices.retain(|device| !replaced.contains(device.path.as_path()));
     devices.extend(named);
     Ok(devices)
 }
 
 fn add_groups(user: &mut ResolvedUser, more: &[u32]) {
-    for group in more {
-        if !user.groups.contains(group) {
-            user.groups.push(*group);
-        }
-    }
+    let mut known: HashSet<u32> = user.groups.iter().copied().collect();
+    user.groups.extend(more.iter().copied().filter(|group| known.insert(*group)));
 }
 
 /// Later than whatever else was made for the sandbox.

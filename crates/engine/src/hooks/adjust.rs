@@ -40,6 +40,7 @@ pub(super) fn apply(
         spec["process"]["args"] = json!(wanted.args);
     }
     mounts(&mut spec, wanted.mounts)?;
+    hooks(&mut spec, wanted.hooks.unwrap_or_default())?;
     rlimits(&mut spec, wanted.rlimits);
     if let Some(linux) = wanted.linux {
         adjust_linux(&mut spec, linux, namespaces)?;
@@ -59,8 +60,9 @@ fn invalid(what: &str, problem: impl Into<String>) -> Error {
 /// What the runtime does not do, by its name.
 fn refuse(wanted: &ContainerAdjustment) -> Result<(), Error> {
     let refuse = |what: &str| Err(Error::Unsupported(format!("adjustment of {what} by a plugin")));
-    if wanted.hooks.as_ref().is_some_and(|hooks| *hooks != Hooks::default()) {
-        return refuse("OCI hooks");
+    let late = |hooks: &Hooks| !hooks.poststart.is_empty() || !hooks.poststop.is_empty();
+    if wanted.hooks.as_ref().is_some_and(late) {
+        return refuse("OCI hooks after the start");
     }
     let Some(linux) = &wanted.linux else { return Ok(()) };
     let resources = linux.resources.as_ref();
@@ -178,6 +180,34 @@ fn mounts(spec: &mut Value, wanted: Vec<Mount>) -> Result<(), Error> {
         let destination = mount["destination"].as_str().unwrap_or_default();
         Path::new(destination).components().count()
     });
+    Ok(())
+}
+
+/// Programs of the node's, but for those of `startContainer`, which are the container's own
+/// and run with its rights.
+fn hooks(spec: &mut Value, wanted: Hooks) -> Result<(), Error> {
+    for (point, hooks) in [
+        ("prestart", wanted.prestart),
+        ("createRuntime", wanted.create_runtime),
+        ("createContainer", wanted.create_container),
+        ("startContainer", wanted.start_container),
+    ] {
+        for hook in hooks {
+            check_path("hooks", &hook.path)?;
+            if hook.args.iter().chain(&hook.env).any(|text| text.contains('\0')) {
+                return Err(invalid("hooks", format!("{:?} cannot be run", hook.path)));
+            }
+            let mut added = json!({"path": hook.path, "args": hook.args, "env": hook.env});
+            if let Some(timeout) = hook.timeout {
+                if timeout.value <= 0 {
+                    let problem = format!("{:?} has a timeout of {} s", hook.path, timeout.value);
+                    return Err(invalid("hooks", problem));
+                }
+                added["timeout"] = json!(timeout.value);
+            }
+            list(&mut spec["hooks"][point]).push(added);
+        }
+    }
     Ok(())
 }
 

@@ -6,9 +6,10 @@ use std::path::Path;
 use berth_model::ContainerState as State;
 use berth_model::container::Profile;
 use berth_nri::api::{
-    CdiDevice, Container, ContainerState, HugepageLimit, Image, LinuxContainer, LinuxCpu, LinuxDevice,
-    LinuxDeviceCgroup, LinuxMemory, LinuxNamespace, LinuxPids, LinuxResources, Mount, OptionalBool,
-    OptionalInt, OptionalUInt32, OptionalUInt64, PosixRlimit, SecurityProfile, User,
+    CdiDevice, Container, ContainerState, Hook, Hooks, HugepageLimit, Image, LinuxContainer,
+    LinuxCpu, LinuxDevice, LinuxDeviceCgroup, LinuxMemory, LinuxNamespace, LinuxPids,
+    LinuxResources, Mount, OptionalBool, OptionalInt, OptionalUInt32, OptionalUInt64, PosixRlimit,
+    SecurityProfile, User,
 };
 use oci_spec::runtime::Spec;
 use serde_json::Value;
@@ -70,7 +71,7 @@ pub(super) fn container(status: &ContainerStatus, oci: &Value) -> Container {
         args: texts(&process["args"]),
         env: texts(&process["env"]),
         mounts: list(&oci["mounts"]).map(mount).collect(),
-        hooks: None,
+        hooks: oci["hooks"].as_object().map(|_| hooks(&oci["hooks"])),
         linux: Some(LinuxContainer {
             namespaces: list(&linux["namespaces"]).map(namespace).collect(),
             devices: list(&linux["devices"]).map(device).collect(),
@@ -117,6 +118,27 @@ fn texts(value: &Value) -> Vec<String> {
 
 fn entries(value: &Value) -> impl Iterator<Item = (String, String)> {
     value.as_object().into_iter().flatten().map(|(key, value)| (key.clone(), text(value)))
+}
+
+fn hooks(value: &Value) -> Hooks {
+    let hooks = |point: &str| list(&value[point]).map(hook).collect();
+    Hooks {
+        prestart: hooks("prestart"),
+        create_runtime: hooks("createRuntime"),
+        create_container: hooks("createContainer"),
+        start_container: hooks("startContainer"),
+        poststart: hooks("poststart"),
+        poststop: hooks("poststop"),
+    }
+}
+
+fn hook(value: &Value) -> Hook {
+    Hook {
+        path: text(&value["path"]),
+        args: texts(&value["args"]),
+        env: texts(&value["env"]),
+        timeout: value["timeout"].as_i64().map(|value| OptionalInt { value }),
+    }
 }
 
 fn mount(value: &Value) -> Mount {

@@ -18,10 +18,14 @@ use crate::plan::{ProcessPlan, ResourceLimit};
 use crate::wire;
 
 /// Waits for the caller's word, then executes the program; the error says why it is still
-/// here. `None` if the caller has gone away instead.
-pub(crate) fn execute_when_told(plan: &ProcessPlan, socket: BorrowedFd<'_>) -> Option<Error> {
+/// here. `None` if the caller has gone away instead. What comes `before` runs with the word.
+pub(crate) fn execute_when_told(
+    plan: &ProcessPlan,
+    socket: BorrowedFd<'_>,
+    before: impl FnOnce() -> Result<(), Error>,
+) -> Option<Error> {
     match wire::wait_for_go(socket) {
-        Ok(true) => match execute(plan) {
+        Ok(true) => match before().and_then(|()| execute(plan)) {
             Ok(never) => match never {},
             Err(error) => Some(error),
         },
@@ -30,7 +34,8 @@ pub(crate) fn execute_when_told(plan: &ProcessPlan, socket: BorrowedFd<'_>) -> O
     }
 }
 
-fn execute(plan: &ProcessPlan) -> Result<Infallible, Error> {
+/// Executes the program of `plan` as that asks for.
+pub(crate) fn execute(plan: &ProcessPlan) -> Result<Infallible, Error> {
     // From here on it is a container's process, which ends when its cgroup is killed.
     rustix::process::set_parent_process_death_signal(None)
         .map_err(Error::setup("outlive the caller"))?;

@@ -73,7 +73,8 @@ pub(crate) fn give(stream: BorrowedFd<'_>, uid: u32) -> Result<(), Error> {
     fchown(stream, Some(Uid::from_raw(uid)), None).map_err(Error::setup(step))
 }
 
-fn put(streams: [BorrowedFd<'_>; 3]) -> Result<(), Error> {
+/// Makes these the first three descriptors.
+pub(crate) fn put(streams: [BorrowedFd<'_>; 3]) -> Result<(), Error> {
     let step = "put the standard streams in place";
     // A stream that is itself one of the first three must not be overwritten before its turn.
     let copies: Vec<OwnedFd> = streams

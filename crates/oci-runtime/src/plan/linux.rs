@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxPersonalityDomain, Spec};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxPersonalityDomain};
 
 use super::clean_absolute;
 use super::namespaces::Namespaces;
@@ -54,11 +54,7 @@ const DEFAULT_NODES: [(&str, u32, u32); 6] = [
 ];
 
 /// Refuses what would otherwise be ignored in silence.
-pub(super) fn refuse_unsupported(spec: &Spec, linux: &Linux) -> Result<(), Error> {
-    let hooks = spec.hooks().as_ref();
-    if hooks.is_some_and(|hooks| *hooks != Default::default()) {
-        return Err(Error::unsupported("hooks", "hooks"));
-    }
+pub(super) fn refuse_unsupported(linux: &Linux) -> Result<(), Error> {
     if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
         return Err(Error::unsupported("linux.netDevices", "moving network devices"));
     }

@@ -20,7 +20,7 @@ pub(crate) use rustix::process::Resource;
 const ENVIRONMENT_ANNOTATION: &str = "dev.berth.process.env";
 
 /// A process to run.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ProcessPlan {
     /// `args[0]`, for messages.
     pub(crate) program: String,
@@ -156,7 +156,7 @@ pub(super) fn label(field: &'static str, text: &Option<String>) -> Result<Option
     }
 }
 
-fn c_string(field: &'static str, bytes: &[u8]) -> Result<CString, Error> {
+pub(super) fn c_string(field: &'static str, bytes: &[u8]) -> Result<CString, Error> {
     CString::new(bytes).map_err(|_| Error::invalid(field, "contains a NUL byte"))
 }
 

@@ -160,10 +160,6 @@ fn what_is_not_supported_is_refused_before_anything_is_made() {
             |error| error.kind() == ErrorKind::InvalidArgument,
         ),
         (
-            |fixture| fixture.spec["hooks"] = json!({"poststart": [{"path": "/bin/true"}]}),
-            |error| error.kind() == ErrorKind::Unimplemented,
-        ),
-        (
             // Not loaded, or without a module that could load it.
             |fixture| fixture.spec["process"]["apparmorProfile"] = json!("no-such-profile"),
             |error| error.to_string().to_lowercase().contains("apparmor"),
@@ -223,7 +219,7 @@ pub(crate) fn give_up(fixture: Fixture) {
     fixture.assert_undone();
 }
 
-fn begin(fixture: &Fixture) -> berth_oci_runtime::Creating {
+pub(crate) fn begin(fixture: &Fixture) -> berth_oci_runtime::Creating {
     let (stdio, ..) = pipes();
     let spec = fixture.typed();
     create(CreateRequest {

@@ -14,6 +14,7 @@ mod timing;
 mod console;
 mod failures;
 mod files;
+mod hooks;
 mod identity;
 mod mounts;
 mod processes;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         mounts::TESTS,
         console::TESTS,
         failures::TESTS,
+        hooks::TESTS,
         users::TESTS,
         timing::TESTS,
     ];

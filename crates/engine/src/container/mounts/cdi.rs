@@ -4,12 +4,13 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
-use berth_cdi::{Catalogue, DeviceNode, Edits, NodeKind};
+use berth_cdi::{Catalogue, DeviceNode, Edits, HookPoint, NodeKind};
 use berth_model::container::EnvVar;
 use berth_model::{ContainerSpec, IdMappings};
 use berth_spec::user::ResolvedUser;
 use berth_spec::{DeviceMount, HostDevice};
-use oci_spec::runtime::LinuxDeviceType;
+use oci_spec::runtime::{Hooks, LinuxDeviceType};
+use serde_json::json;
 
 use super::narrow;
 use crate::Error;
@@ -32,6 +33,32 @@ pub(in crate::container) fn environment(edits: &Edits) -> impl Iterator<Item = E
         value: value.clone().into_bytes(),
     };
     edits.env.iter().map(variable)
+}
+
+/// Programs to run while the container is made.
+pub(in crate::container) fn hooks(edits: &Edits) -> Result<Option<Hooks>, Error> {
+    if edits.hooks.is_empty() {
+        return Ok(None);
+    }
+    let mut all = serde_json::Map::new();
+    for hook in &edits.hooks {
+        let point = match hook.point {
+            HookPoint::Prestart => "prestart",
+            HookPoint::CreateRuntime => "createRuntime",
+            HookPoint::CreateContainer => "createContainer",
+            HookPoint::StartContainer => "startContainer",
+            HookPoint::Poststart => "poststart",
+            HookPoint::Poststop => "poststop",
+        };
+        let mut one = json!({"path": hook.path, "args": hook.args, "env": hook.env});
+        if let Some(timeout) = hook.timeout {
+            one["timeout"] = json!(timeout);
+        }
+        let list = all.entry(point).or_insert_with(|| json!([]));
+        list.as_array_mut().into_iter().for_each(|list| list.push(one.clone()));
+    }
+    let hooks = serde_json::from_value(all.into());
+    hooks.map(Some).map_err(|error| Error::invalid("CDI hooks", error.to_string()))
 }
 
 /// Mounts; one without a type is a bind mount.

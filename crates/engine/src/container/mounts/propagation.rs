@@ -1,5 +1,6 @@
 //! Whether mounts can propagate from a place of the host (mount_namespaces(7)).
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -17,14 +18,12 @@ const MAX_DESCRIPTOR: u64 = 4096;
 
 /// Refuses a propagation that the source cannot give: without this the container would
 /// run, and never see what it waits for.
-pub(super) fn check(mount: &BindMount) -> Result<(), Error> {
+pub(super) fn check(mount: &BindMount, table: &mut Table) -> Result<(), Error> {
     if mount.propagation == Propagation::Private {
         return Ok(());
     }
     let id = mount_id(&mount.host_path)?;
-    let table = files::read_bounded(Path::new("/proc/thread-self/mountinfo"), MAX_TABLE)?;
-    let table = String::from_utf8_lossy(&table);
-    if gives(&table, &id, mount.propagation) {
+    if table.read()?.gives(&id, mount.propagation) {
         return Ok(());
     }
     let needed = match mount.propagation {
@@ -47,15 +46,50 @@ fn mount_id(path: &Path) -> Result<String, Error> {
         .ok_or_else(|| Error::io("find mount of", path)(std::io::ErrorKind::InvalidData.into()))
 }
 
-/// Whether mount `id` of a mountinfo table has a peer group that gives `wanted`. The
-/// optional fields lie between the sixth and a dash (proc_pid_mountinfo(5)).
-fn gives(table: &str, id: &str, wanted: Propagation) -> bool {
-    let of_mount = |line: &&str| line.split(' ').next() == Some(id);
-    let Some(line) = table.lines().find(of_mount) else { return false };
-    line.split(' ').skip(6).take_while(|field| *field != "-").any(|field| {
-        field.starts_with("shared:")
-            || (wanted == Propagation::HostToContainer && field.starts_with("master:"))
-    })
+/// The mounts of the host that propagate, by id; read when it is asked for, once.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    peers: Option<HashMap<String, Peers>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Peers {
+    shared: bool,
+    slave: bool,
+}
+
+impl Table {
+    fn read(&mut self) -> Result<&Self, Error> {
+        if self.peers.is_none() {
+            let text = files::read_bounded(Path::new("/proc/thread-self/mountinfo"), MAX_TABLE)?;
+            *self = Self::parse(&String::from_utf8_lossy(&text));
+        }
+        Ok(self)
+    }
+
+    /// The optional fields lie between the sixth and a dash (proc_pid_mountinfo(5)).
+    fn parse(text: &str) -> Self {
+        let mut peers: HashMap<String, Peers> = HashMap::new();
+        for line in text.lines() {
+            let mut fields = line.split(' ');
+            let id = fields.next().unwrap_or_default();
+            let mut found = Peers::default();
+            for field in fields.skip(5).take_while(|field| *field != "-") {
+                found.shared |= field.starts_with("shared:");
+                found.slave |= field.starts_with("master:");
+            }
+            if found.shared || found.slave {
+                peers.insert(id.to_owned(), found);
+            }
+        }
+        Self { peers: Some(peers) }
+    }
+
+    /// Whether mount `id` has a peer group that gives `wanted`.
+    fn gives(&self, id: &str, wanted: Propagation) -> bool {
+        let found = self.peers.as_ref().and_then(|peers| peers.get(id));
+        found.is_some_and(|it| it.shared || (wanted == Propagation::HostToContainer && it.slave))
+    }
 }
 
 #[cfg(test)]
@@ -70,13 +104,20 @@ mod tests {
                      25 22 0:22 / /d rw - ext4 shared:9 rw\n";
         let both = |id| {
             [Propagation::Bidirectional, Propagation::HostToContainer]
-                .map(|wanted| gives(table, id, wanted))
+                .map(|wanted| Table::parse(table).gives(id, wanted))
         };
         assert_eq!(both("22"), [true, true]);
         assert_eq!(both("23"), [false, true]);
         assert_eq!(both("24"), [true, true]);
         assert_eq!(both("25"), [false, false]);
         assert_eq!(both("2"), [false, false]);
+    }
+
+    #[test]
+    fn the_table_is_read_once_for_all_mounts() {
+        let mut table = Table::parse("");
+        let found = table.read().unwrap().peers.as_ref().map(HashMap::len);
+        assert_eq!(found, Some(0), "what was read is what counts");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
 
 use berth_nri::api::{
-    Hook, HugepageLimit, LinuxCpu, LinuxIoPriority, LinuxMemory, LinuxMemoryPolicy,
-    LinuxNetDevice, LinuxPids, LinuxRdt, LinuxResources, LinuxScheduler, LinuxSyscall, OptionalInt,
-    OptionalString, OptionalUInt32, OptionalUInt64,
+    Hook, HugepageLimit, LinuxCpu, LinuxIoPriority, LinuxMemory, LinuxMemoryPolicy, LinuxNetDevice,
+    LinuxPids, LinuxRdt, LinuxResources, LinuxScheduler, LinuxSyscall, OptionalInt, OptionalString,
+    OptionalUInt32, OptionalUInt64,
 };
 
 use super::*;
@@ -149,6 +149,31 @@ fn limits_are_set_one_by_one() {
     assert_eq!(all["unified"], json!({"memory.high": "50"}));
 }
 
+/// teeth: crates/engine/src/hooks/adjust.rs: `("createContainer", wanted.create_container),` → ``
+#[test]
+fn hooks_are_added_to_those_that_devices_brought() {
+    let hook = |path: &str, seconds: i64| Hook {
+        path: path.into(),
+        args: vec!["tool".into()],
+        timeout: Some(OptionalInt { value: seconds }),
+        ..Hook::default()
+    };
+    let hooks = |hook: Hook| {
+        let hooks = Hooks { create_container: vec![hook], ..Hooks::default() };
+        ContainerAdjustment { hooks: Some(hooks), ..ContainerAdjustment::default() }
+    };
+    let mut spec = spec();
+    let device = json!({"createContainer": [{"path": "/bin/device"}]});
+    spec.set_hooks(Some(serde_json::from_value(device).unwrap()));
+    apply(&mut spec, hooks(hook("/bin/added", 7)), &NamespaceOptions::default()).unwrap();
+    let all = container::json(&spec).unwrap();
+    let list = &all["hooks"]["createContainer"];
+    assert_eq!((&list[0]["path"], &list[1]["path"]), (&json!("/bin/device"), &json!("/bin/added")));
+    assert_eq!(list[1]["timeout"], 7);
+    refused(hooks(hook("bin/added", 7)), "hooks");
+    refused(hooks(hook("/bin/added", 0)), "timeout");
+}
+
 #[test]
 fn a_seccomp_policy_and_a_namespace_replace_what_was_there() {
     let rule = LinuxSyscall {
@@ -176,7 +201,7 @@ fn a_seccomp_policy_and_a_namespace_replace_what_was_there() {
 /// teeth: crates/engine/src/hooks/adjust.rs: `refuse(&wanted)?;` → ``
 #[test]
 fn what_the_runtime_cannot_do_is_refused_by_its_name() {
-    let hooks = Hooks { prestart: vec![Hook::default()], ..Hooks::default() };
+    let hooks = Hooks { poststop: vec![Hook::default()], ..Hooks::default() };
     refused(ContainerAdjustment { hooks: Some(hooks), ..Default::default() }, "OCI hooks");
     let none = LinuxContainerAdjustment::default;
     let net_devices: BTreeMap<_, _> = [("eth9".into(), LinuxNetDevice::default())].into();
