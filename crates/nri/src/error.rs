@@ -62,9 +62,6 @@ pub enum Error {
     /// Another runtime listens for plugins there.
     #[error("another runtime listens for plugins at {}", .0.display())]
     InUse(PathBuf),
-    /// A file of the plugin directory has no name that a plugin may have.
-    #[error("{} is no name of a plugin: it must be two digits, a dash and a name", .0.display())]
-    Name(PathBuf),
     /// The interface is shutting down.
     #[error("the plugin interface is shutting down")]
     ShuttingDown,
@@ -80,7 +77,6 @@ impl Error {
             | Self::Conflict { .. }
             | Self::UpdateInCreation { .. }
             | Self::InUse(_) => ErrorKind::FailedPrecondition,
-            Self::Name(_) => ErrorKind::InvalidArgument,
             Self::Io { source, .. } => ErrorKind::of_io(source),
             Self::ShuttingDown => ErrorKind::Cancelled,
         }

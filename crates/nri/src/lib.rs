@@ -35,4 +35,4 @@ pub use berth_api::nri as api;
 
 pub use error::Error;
 pub use merge::Wanted;
-pub use nri::{Answer, Config, Nri, Passage, Runtime, Snapshot};
+pub use nri::{Answer, Config, Nri, Passage, PluginStatus, Runtime, Snapshot, Status};

@@ -14,6 +14,8 @@ use tokio::sync::Semaphore;
 use crate::nri::{MAX_PLUGINS, Shared};
 use crate::{Error, join};
 
+/// How often a socket is looked at that another runtime has.
+const AGAIN: Duration = Duration::from_secs(20);
 /// How long nothing is accepted after an error (`EMFILE`).
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -23,6 +25,13 @@ pub(crate) struct Listening {
     listener: UnixListener,
     path: PathBuf,
     file: (u64, u64),
+}
+
+impl Listening {
+    /// Which file it is.
+    pub(crate) fn file(&self) -> (u64, u64) {
+        self.file
+    }
 }
 
 impl Drop for Listening {
@@ -35,7 +44,7 @@ impl Drop for Listening {
 }
 
 /// Device and inode of what has the name.
-fn file(path: &Path) -> std::io::Result<(u64, u64)> {
+pub(crate) fn file(path: &Path) -> std::io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
@@ -72,6 +81,43 @@ pub(crate) async fn bind(socket: &Path) -> Result<Listening, Error> {
     std::fs::set_permissions(socket, private).map_err(failed("close to others", socket))?;
     let file = file(socket).map_err(cannot())?;
     Ok(Listening { listener, path: socket.to_owned(), file })
+}
+
+/// Takes the socket once it is free, and accepts plugins. It is looked at seldom, and has to
+/// be found without a listener twice: a runtime that starts anew is back by then, and plugins
+/// that it had find it.
+pub(crate) async fn take_over(shared: Arc<Shared>, socket: PathBuf) {
+    let taking = async {
+        let mut free = false;
+        loop {
+            tokio::time::sleep(AGAIN).await;
+            let was_free = std::mem::replace(&mut free, is_free(&socket).await);
+            if !(free && was_free) {
+                continue;
+            }
+            match bind(&socket).await {
+                Ok(listening) => return listening,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::debug!(error, "no plugin can connect still");
+                }
+            }
+        }
+    };
+    let shutdown = shared.shutdown.clone();
+    if let Some(listening) = shutdown.run_until_cancelled(taking).await {
+        tracing::info!(socket = %socket.display(), "plugins can connect now");
+        shared.listens(&listening);
+        accept(shared, listening).await;
+    }
+}
+
+/// Whether nobody listens there.
+async fn is_free(socket: &Path) -> bool {
+    match UnixStream::connect(socket).await {
+        Ok(_) => false,
+        Err(error) => matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused),
+    }
 }
 
 /// Accepts plugins until the runtime goes, and the socket with it; each joins on its own.

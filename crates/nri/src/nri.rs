@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::listen::Listening;
 use crate::names::{ALL, bit};
 use crate::plugin::Plugin;
 use crate::{Error, join, launch, listen};
@@ -71,6 +72,30 @@ pub struct Nri {
     pub(crate) shared: Arc<Shared>,
 }
 
+/// The plugins as an operator sees them.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Status {
+    /// Where plugins connect.
+    pub socket: Option<PathBuf>,
+    /// Whether that is ours: another runtime may have it, or have taken its name.
+    pub listening: bool,
+    /// In the order in which they are asked.
+    pub plugins: Vec<PluginStatus>,
+    /// How many are about to join.
+    pub joining: u32,
+}
+
+/// One plugin.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PluginStatus {
+    /// Two digits.
+    pub index: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it is not being let go.
+    pub connected: bool,
+}
+
 /// Held while something comes to be or ceases to be: no plugin is told meanwhile of all
 /// that exists, so it is told of each thing either then or by its hooks.
 #[derive(Debug)]
@@ -79,6 +104,8 @@ pub struct Passage(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePer
 pub(crate) struct Shared {
     pub(crate) config: Config,
     runtime: OnceLock<Arc<dyn Runtime>>,
+    /// Which file the socket is, since it is there.
+    listening: OnceLock<(u64, u64)>,
     /// Bits of all that some plugin wants to hear.
     wanted: AtomicU32,
     /// In the order of their indices.
@@ -106,6 +133,7 @@ impl Nri {
         let shared = Shared {
             config,
             runtime: OnceLock::new(),
+            listening: OnceLock::new(),
             wanted: AtomicU32::new(0),
             plugins: Mutex::default(),
             passages: Arc::new(Semaphore::new(usize::try_from(PASSAGES).unwrap_or(usize::MAX))),
@@ -143,13 +171,16 @@ impl Nri {
         if let Some(socket) = &self.shared.config.socket {
             match listen::bind(socket).await {
                 Ok(listening) => {
+                    self.shared.listens(&listening);
                     self.shared.tasks.spawn(listen::accept(Arc::clone(&self.shared), listening));
                 }
                 // Every runtime's default is the same socket: the first one has it.
-                Err(error @ Error::InUse(_)) => tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "no plugin can connect"
-                ),
+                Err(error @ Error::InUse(_)) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "no plugin can connect until it is free");
+                    let shared = Arc::clone(&self.shared);
+                    self.shared.tasks.spawn(listen::take_over(shared, socket.clone()));
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -171,6 +202,25 @@ impl Nri {
         self.shared.tasks.wait().await;
     }
 
+    /// Who is connected, and whether others can connect. Looks at the socket's file.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let told = |plugin: &Arc<Plugin>| PluginStatus {
+            index: plugin.index.clone(),
+            name: plugin.name.clone(),
+            connected: !plugin.connection.is_closed(),
+        };
+        let socket = self.shared.config.socket.clone();
+        let own = self.shared.listening.get();
+        let own_file = |socket: &PathBuf| listen::file(socket).ok().as_ref() == own;
+        Status {
+            listening: own.is_some() && socket.as_ref().is_some_and(own_file),
+            socket,
+            plugins: self.shared.plugins().iter().map(told).collect(),
+            joining: self.shared.joining.load(Ordering::SeqCst),
+        }
+    }
+
     /// Whether any plugin wants to hear of `event`. Costs the reading of an integer.
     #[must_use]
     pub fn wants(&self, event: Event) -> bool {
@@ -190,6 +240,12 @@ impl Nri {
 }
 
 impl Shared {
+    /// Plugins can connect from now on.
+    pub(crate) fn listens(&self, listening: &Listening) {
+        // It is made once.
+        let _set_before = self.listening.set(listening.file());
+    }
+
     pub(crate) fn runtime(&self) -> Option<&Arc<dyn Runtime>> {
         self.runtime.get()
     }

@@ -95,9 +95,11 @@ async fn a_plugin_hears_each_event_once_in_order_and_only_what_it_wants() {
     assert!(!test.socket.exists());
 }
 
-/// teeth: crates/nri/src/nri.rs: `Err(error @ Error::InUse(_)) => tracing` → `Err(error @ Error::InUse(_)) if false => tracing`
-#[tokio::test(flavor = "multi_thread")]
-async fn a_socket_that_another_runtime_has_is_left_to_it() {
+/// Time passes by itself here, so that nobody waits.
+///
+/// teeth: crates/nri/src/listen.rs: `Ok(_) => false,` → `Ok(_) => { std::fs::remove_file(socket).ok(); true }`
+#[tokio::test(start_paused = true)]
+async fn a_socket_that_another_runtime_has_is_left_to_it_and_taken_once_it_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let config = node::config(dir.path());
     let socket = config.socket.clone().unwrap();
@@ -105,12 +107,37 @@ async fn a_socket_that_another_runtime_has_is_left_to_it() {
     let nri = berth_nri::Nri::new(config);
     nri.start(std::sync::Arc::new(node::Node::default())).await.unwrap();
     nri.run_pod_sandbox(&pod("goes on")).await.unwrap();
-    nri.shutdown().await;
-    // What looked whether anybody listens.
-    let _looked = other.accept().await.unwrap();
+    assert!(!nri.status().listening);
+    // What looks whether anybody listens, again and again.
+    for _ in 0..4 {
+        let _looked = other.accept().await.unwrap();
+    }
     let (_client, answered) =
         tokio::join!(tokio::net::UnixStream::connect(&socket), other.accept());
     answered.unwrap();
+    assert!(!nri.status().listening);
+
+    drop(other);
+    let taken = async {
+        while !nri.status().listening {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+    };
+    timeout(LONG * 10, taken).await.unwrap();
+    tokio::time::resume();
+    let plugin = Plugin::connect(&socket, Options::observer("10", "late")).await.unwrap();
+    // It has joined once it has answered what it was told last.
+    let joined = async {
+        while nri.status().plugins.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, joined).await.unwrap();
+    let plugins = nri.status().plugins;
+    assert_eq!((plugins[0].index.as_str(), plugins[0].name.as_str()), ("10", "late"));
+    drop(plugin);
+    nri.shutdown().await;
+    assert!(!socket.exists());
 }
 
 /// teeth: crates/nri/src/synchronize.rs: `let _still = still.map_err(going_away)?;` → `drop(still);`
