@@ -179,6 +179,17 @@ async fn version_and_status_are_what_kubelet_checks() -> Result<()> {
     let request = v1::StatusRequest { verbose: true };
     let status = node.cri.runtime.status(request).await?.into_inner();
     assert!(status.info.values().any(|info| info.contains("\"undo\"")), "{:?}", status.info);
+    let part = |key: &str| -> Result<serde_json::Value> {
+        Ok(serde_json::from_str(status.info.get(key).with_context(|| format!("no {key}"))?)?)
+    };
+    let config = part("config")?;
+    let root = config["root"].as_str().context("no root")?;
+    assert!(std::path::Path::new(root).starts_with(node.dir()), "{config}");
+    assert!(config["runtime"]["handlers"]["berth"]["shim"].is_string(), "{config}");
+    assert!(part("streaming")?["address"].as_str().is_some_and(|url| url.starts_with("http")));
+    let nri = part("nri")?;
+    assert_eq!((&nri["listening"], &nri["plugins"]), (&true.into(), &serde_json::json!([])));
+    assert!(part("cdi")?["directories"].is_array() && part("network")?["subnet"].is_string());
     let silent = node.cri.runtime.status(v1::StatusRequest { verbose: false }).await?.into_inner();
     assert!(silent.info.is_empty(), "{:?}", silent.info);
     let conditions = status.status.context("no status")?.conditions;

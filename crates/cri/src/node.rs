@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use berth_api::v1::*;
-use berth_engine::{Condition, Engine, UndoStatus};
+use berth_engine::{Condition, Engine, NamedDevices, PluginStatus, PluginsStatus, UndoStatus};
+use berth_streaming::Urls;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::Error;
 
@@ -54,6 +56,63 @@ pub(crate) async fn status(
             user_namespaces_host_network: user_namespaces,
             mount_options: true,
         }),
+    })
+}
+
+/// What operators look for when a node is not as they meant it, each under a key of its own:
+/// crictl prints them beside the conditions. Nothing of it is secret.
+pub(crate) async fn describe(
+    info: &mut BTreeMap<String, String>,
+    engine: &Engine,
+    urls: &Urls,
+    config: &watch::Receiver<String>,
+) {
+    let devices = match engine.named_devices().await {
+        Ok(devices) => named_devices(&devices),
+        Err(error) => json!({"error": error.to_string()}),
+    };
+    let network = engine.network();
+    let network = json!({
+        "bridge": network.bridge,
+        "subnet": network.subnet.to_string(),
+        "mtu": network.mtu,
+        "masquerade": network.masquerade,
+    });
+    for (key, value) in [
+        ("config", config.borrow().clone()),
+        ("streaming", json!({"address": urls.base()}).to_string()),
+        ("nri", plugins(engine.plugins()).to_string()),
+        ("cdi", devices.to_string()),
+        ("network", network.to_string()),
+    ] {
+        info.insert(key.to_owned(), value);
+    }
+}
+
+fn plugins(status: Option<PluginsStatus>) -> Value {
+    let Some(status) = status else { return json!({"enabled": false}) };
+    let plugin = |plugin: &PluginStatus| {
+        let state = if plugin.connected { "connected" } else { "leaving" };
+        json!({"index": plugin.index, "name": plugin.name, "state": state})
+    };
+    json!({
+        "enabled": true,
+        "socket": status.socket,
+        "listening": status.listening,
+        "plugins": status.plugins.iter().map(plugin).collect::<Vec<_>>(),
+        "joining": status.joining,
+    })
+}
+
+fn named_devices(devices: &NamedDevices) -> Value {
+    let broken = devices.broken.iter().take(MAX_SHOWN);
+    let broken = broken.map(|(path, why)| json!({"path": path, "error": why}));
+    json!({
+        "directories": devices.directories,
+        "devices": devices.devices.len(),
+        "names": devices.devices.iter().take(MAX_SHOWN).collect::<Vec<_>>(),
+        "broken": devices.broken.len(),
+        "errors": broken.collect::<Vec<_>>(),
     })
 }
 

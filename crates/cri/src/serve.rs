@@ -12,6 +12,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -37,15 +38,16 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// fail at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers CRI requests from `incoming` until `shutdown` is ready and requests in flight
+/// Answers CRI requests from `incoming`, and shows `config`, which is JSON, until `shutdown` is ready and requests in flight
 /// are answered, but not longer than five seconds after it.
 pub async fn serve(
     mut incoming: UnixListenerStream,
     engine: Engine,
     urls: Urls,
+    config: watch::Receiver<String>,
     shutdown: impl Future<Output = ()>,
 ) {
-    let routes = routes(Service::new(engine.clone(), urls));
+    let routes = routes(Service::new(engine.clone(), urls, config));
     let (connections, stop) = (TaskTracker::new(), CancellationToken::new());
     tokio::pin!(shutdown);
     loop {

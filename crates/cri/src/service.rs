@@ -7,7 +7,7 @@ use berth_api::v1::runtime_service_server::RuntimeService;
 use berth_api::v1::*;
 use berth_engine::Engine;
 use berth_streaming::Urls;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 use tonic::{Request, Response, Status};
 
 use crate::batch::Parts;
@@ -20,13 +20,15 @@ pub(crate) struct Service {
     engine: Engine,
     /// Where clients are sent for streams.
     urls: Urls,
+    /// The daemon's configuration, as JSON.
+    config: watch::Receiver<String>,
     /// Where images and writable layers are; asked once, since it does not move.
     filesystem: Arc<OnceCell<String>>,
 }
 
 impl Service {
-    pub(crate) fn new(engine: Engine, urls: Urls) -> Self {
-        Self { engine, urls, filesystem: Arc::default() }
+    pub(crate) fn new(engine: Engine, urls: Urls, config: watch::Receiver<String>) -> Self {
+        Self { engine, urls, config, filesystem: Arc::default() }
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -311,7 +313,11 @@ impl RuntimeService for Service {
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
         answer(request_span!(DEBUG, "cri.status"), request, async |request| {
-            node::status(&self.engine, request).await
+            let mut answer = node::status(&self.engine, request).await?;
+            if !answer.info.is_empty() {
+                node::describe(&mut answer.info, &self.engine, &self.urls, &self.config).await;
+            }
+            Ok(answer)
         })
         .await
     }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use document::{Document, Key, Position};
 use rules::Wrong;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use host::find_shim;
 
@@ -71,7 +71,7 @@ fn prefix(key: Option<&Key>) -> String {
 }
 
 /// The whole configuration.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     pub(crate) root: PathBuf,
@@ -89,7 +89,7 @@ pub(crate) struct Config {
 }
 
 /// The CRI front.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Cri {
     /// `None` means `berth.sock` below the state directory.
@@ -97,7 +97,7 @@ pub(crate) struct Cri {
 }
 
 /// The server for exec, attach and port-forward.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Streaming {
     pub(crate) address: String,
@@ -109,7 +109,7 @@ pub(crate) struct Streaming {
 }
 
 /// Logging.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Log {
     pub(crate) format: String,
@@ -117,7 +117,7 @@ pub(crate) struct Log {
 }
 
 /// Pulling.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Image {
     pub(crate) plain_http: Vec<String>,
@@ -126,14 +126,14 @@ pub(crate) struct Image {
 }
 
 /// Who serves the images of which registry.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Registry {
     pub(crate) config_path: PathBuf,
 }
 
 /// Numbers for Prometheus.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Metrics {
     /// Where they are served; empty means nowhere.
@@ -141,7 +141,7 @@ pub(crate) struct Metrics {
 }
 
 /// Pod networks.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Network {
     pub(crate) bridge: String,
@@ -152,7 +152,7 @@ pub(crate) struct Network {
 }
 
 /// What containers get when the client does not say.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Container {
     pub(crate) cgroup_base: String,
@@ -163,7 +163,7 @@ pub(crate) struct Container {
 }
 
 /// Plugins of the Node Resource Interface.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Nri {
     pub(crate) enabled: bool,
@@ -175,7 +175,7 @@ pub(crate) struct Nri {
 }
 
 /// Runtime handlers.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Runtime {
     pub(crate) default: String,
@@ -183,7 +183,7 @@ pub(crate) struct Runtime {
 }
 
 /// One runtime handler.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Handler {
     pub(crate) shim: PathBuf,

@@ -10,6 +10,7 @@ use berth_engine::Engine;
 use berth_registry::Client;
 use berth_telemetry::{Filter, Telemetry};
 use tokio::signal::unix::Signal;
+use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::{configuration, notify, settings};
@@ -20,6 +21,8 @@ pub(crate) struct Reloading<'a> {
     /// As the command line named the file.
     pub(crate) path: Option<PathBuf>,
     pub(crate) running: Config,
+    /// That, as operators see it.
+    pub(crate) shown: watch::Sender<String>,
     pub(crate) telemetry: &'a Telemetry,
     pub(crate) client: Client,
     pub(crate) engine: Engine,
@@ -72,6 +75,7 @@ impl Reloading<'_> {
         self.telemetry.set_filter(filter)?;
         self.engine.set_defaults(settings::pids_limit(&new), new.container.shm_size);
         adopt(&mut self.running, &new);
+        self.shown.send_replace(settings::shown(&self.running));
         Ok(waiting(&self.running, &new))
     }
 }

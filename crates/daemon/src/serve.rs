@@ -13,6 +13,7 @@ use berth_snapshot::Snapshots;
 use berth_streaming::Server;
 use berth_telemetry::{Collector, Metrics, Telemetry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -125,7 +126,9 @@ async fn run(plan: Plan, telemetry: &Telemetry) -> Result<()> {
     let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
     let stop = shutdown.clone().cancelled_owned();
     let urls = streams.urls();
-    let mut front = tokio::spawn(berth_cri::serve(incoming, engine.clone(), urls, stop));
+    let (shown, config_shown) = watch::channel(settings::shown(&config));
+    let front = berth_cri::serve(incoming, engine.clone(), urls, config_shown, stop);
+    let mut front = tokio::spawn(front);
     let backend = berth_cri::StreamBackend::new(engine.clone());
     let streams = tokio::spawn(streams.serve(backend, shutdown.clone()));
     let trimmer = tokio::spawn(trim(shutdown.clone()));
@@ -137,7 +140,7 @@ async fn run(plan: Plan, telemetry: &Telemetry) -> Result<()> {
         .context("notify supervisor")?;
     tracing::info!(socket = %socket.display(), root = %config.root.display(), "ready");
     let mut reloading =
-        Reloading { path, running: config, telemetry, client, engine: engine.clone() };
+        Reloading { path, running: config, shown, telemetry, client, engine: engine.clone() };
     let early = tokio::select! {
         () = ends.come() => None,
         ended = &mut front => Some(ended),

@@ -42,6 +42,11 @@ pub(crate) fn streaming(config: &Config) -> Result<berth_streaming::Config, Addr
     })
 }
 
+/// The configuration as `crictl info` shows it. It names files with secrets, and has none.
+pub(crate) fn shown(config: &Config) -> String {
+    serde_json::to_string(config).unwrap_or_else(|error| format!("{:?}", error.to_string()))
+}
+
 /// Proxies that the environment names.
 pub(crate) fn proxies() -> Proxies {
     Proxies::from_environment(|name| std::env::var(name).ok())

@@ -11,6 +11,7 @@ use berth_model::container::{Resources, Timestamp};
 use berth_model::image::ImageRecord;
 use berth_model::sandbox::PodLimits;
 use berth_model::{ChainId, ContainerId, ContainerSpec, Reference, SandboxId, SandboxSpec};
+use berth_network::NetworkConfig;
 use tracing::field::Empty;
 use tracing::{Instrument as _, debug_span, info_span};
 
@@ -89,6 +90,27 @@ impl Engine {
         let defaults = berth_spec::Defaults { pids_limit, ..(*self.core.defaults.get()).clone() };
         self.core.defaults.set(Arc::new(defaults));
         self.core.shm_bytes.set(shm_bytes);
+    }
+
+    /// The network that sandboxes get.
+    #[must_use]
+    pub fn network(&self) -> &NetworkConfig {
+        &self.core.config.network
+    }
+
+    /// The plugins that hear of pods; `None` if there can be none.
+    #[must_use]
+    pub fn plugins(&self) -> Option<berth_nri::Status> {
+        self.core.nri.as_ref().map(berth_nri::Nri::status)
+    }
+
+    /// The devices that containers can have by name.
+    ///
+    /// # Errors
+    /// [`Error::TaskDied`].
+    pub async fn named_devices(&self) -> Result<berth_cdi::Overview, Error> {
+        let core = Arc::clone(&self.core);
+        self.core.disk.run(move || core.cdi.overview()).await
     }
 
     /// Whether pods can have users of their own on this node.

@@ -45,7 +45,9 @@ mod undo;
 mod users;
 mod worker;
 
+pub use berth_cdi::Overview as NamedDevices;
 pub use berth_image::{Auth, FsInfo};
+pub use berth_nri::{PluginStatus, Status as PluginsStatus};
 pub use berth_shim_client::ShimInfo;
 pub use client::{Duplex, Io, Reader, Size, Writer};
 pub use config::{Config, RuntimeConfig};

@@ -71,6 +71,12 @@ impl From<Streams> for Wanted {
 }
 
 impl Urls {
+    /// What every URL begins with: scheme, address and port.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// A URL to run `command` at, once.
     ///
     /// # Errors
