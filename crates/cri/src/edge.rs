@@ -6,7 +6,6 @@ use tonic::{Code, Request, Response, Status};
 use tracing::{Instrument as _, Span};
 
 use crate::Error;
-use crate::error::chain;
 
 /// The span of a request, and its name: a span below the level that is logged has none.
 #[derive(Debug)]
@@ -58,7 +57,7 @@ pub(crate) async fn answer<Q, A>(
 
 fn log(rpc: &'static str, error: &Error) -> Status {
     let status = error.status();
-    let (code, kind, error) = (status.code(), error.kind(), chain(error));
+    let (code, kind, error) = (status.code(), error.kind(), berth_model::chain(error));
     match kind {
         ErrorKind::Internal | ErrorKind::ResourceExhausted | ErrorKind::Unavailable => {
             tracing::error!(rpc, ?code, error, "request failed");

@@ -138,25 +138,13 @@ impl Error {
 
     /// The answer: a code, and the error with all of its causes.
     pub(crate) fn status(&self) -> Status {
-        let mut text = chain(self);
+        let mut text = berth_model::chain(self);
         if text.len() > MAX_MESSAGE_BYTES {
             text.truncate(text.floor_char_boundary(MAX_MESSAGE_BYTES));
             text.push('…');
         }
         Status::new(self.code(), text)
     }
-}
-
-/// An error and its causes, outermost first, joined by colons.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

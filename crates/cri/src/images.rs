@@ -191,7 +191,7 @@ mod tests {
     fn i7_credentials_that_cannot_be_read_are_not_shown() {
         let config = AuthConfig { auth: "hunter2!".to_owned(), ..Default::default() };
         let Err(error) = auth(config) else { panic!("it is not base64") };
-        assert!(!crate::error::chain(&error).contains("hunter2"), "{error}");
+        assert!(!berth_model::chain(&error).contains("hunter2"), "{error}");
     }
 
     #[test]

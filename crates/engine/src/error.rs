@@ -363,13 +363,7 @@ impl Error {
 
     /// The error and what caused it, on one line for people.
     pub(crate) fn told(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(next) = cause {
-            text += &format!(": {next}");
-            cause = next.source();
-        }
-        text.chars().take(4096).collect()
+        berth_model::chain(self).chars().take(4096).collect()
     }
 
     pub(crate) fn io(

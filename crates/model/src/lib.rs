@@ -20,7 +20,7 @@ pub mod task;
 
 pub use container::{ContainerSpec, ContainerState};
 pub use digest::{ChainId, DiffId, Digest};
-pub use error::ErrorKind;
+pub use error::{ErrorKind, chain};
 pub use id::{ContainerId, ExecId, SandboxId};
 pub use ids::{IdMappings, IdRange};
 pub use reference::Reference;

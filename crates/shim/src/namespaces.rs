@@ -116,12 +116,7 @@ fn told(error: &berth_oci_runtime::Error) -> Result<(), Error> {
         berth_oci_runtime::Error::Sysctl { name, source } => (Some(name), *source as i32),
         _ => (None, 0),
     };
-    let mut problem = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        problem = format!("{problem}: {error}");
-        source = error.source();
-    }
+    let problem = berth_model::chain(error);
     let words = serde_json::json!({ "problem": problem, "sysctl": sysctl, "errno": errno });
     let written = std::io::stdout().write_all(words.to_string().as_bytes());
     written.map_err(|source| Error::Io("answer", source))

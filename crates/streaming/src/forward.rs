@@ -13,7 +13,6 @@ use tokio::time::{Instant, sleep_until};
 use crate::backend::Backend;
 use crate::mux::{Mux, Pair, Reader, Writer};
 use crate::spdy::{Headers, Incoming};
-use crate::status::chain;
 
 /// What a client was promised by its token.
 #[derive(Clone, Debug)]
@@ -159,7 +158,7 @@ async fn connect<B: Backend>(
 ) {
     let ended = backend.port_forward(&target.sandbox, port, Box::new(data)).await;
     if let Err(failure) = ended {
-        let failure = chain(&*failure);
+        let failure = berth_model::chain(&*failure);
         tracing::debug!(sandbox.id = %target.sandbox, port, failure, "port-forward failed");
         let sandbox = &target.sandbox;
         let words = format!("error forwarding port {port} to pod {sandbox}, uid : {failure}");

@@ -74,7 +74,7 @@ impl Ending {
                 ..Status::default()
             },
             Self::Failed(what, error) => {
-                let message = format!("{what}: {}", chain(&**error));
+                let message = format!("{what}: {}", berth_model::chain(&**error));
                 Status {
                     status: "Failure",
                     message: format!("Internal error occurred: {message}"),
@@ -90,18 +90,6 @@ impl Ending {
 
 fn cause(reason: &'static str, message: String) -> Option<Details> {
     Some(Details { causes: [Cause { reason, message }] })
-}
-
-/// An error and its causes, outermost first, joined by colons.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

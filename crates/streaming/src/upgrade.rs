@@ -110,9 +110,33 @@ async fn remote_spdy<B: Backend>(
         };
         remote::run(streams, version.form, process.start).await
     };
+    over_spdy(socket, connection, &mux, session, context).await
+}
+
+/// Moves the frames of `session`, which is over SPDY, until it has ended.
+async fn over_spdy<B: Backend>(
+    socket: impl AsyncRead + AsyncWrite,
+    connection: spdy::Connection,
+    mux: &Mux,
+    session: impl Future<Output = Vec<Reader>>,
+    context: &Context<B>,
+) -> Result<(), Error> {
     let drive = spdy::drive(socket, connection);
     let last = Last { when_done: false, frame: spdy::farewell() };
-    Ok(supervise(&mux, context.limits, &context.shutdown, drive, session, last).await?)
+    Ok(supervise(mux, context.limits, &context.shutdown, drive, session, last).await?)
+}
+
+/// Moves the messages of `session`, which is over a WebSocket, until it has ended.
+async fn over_websocket<B: Backend>(
+    socket: impl AsyncRead + AsyncWrite,
+    protocol: Protocol,
+    mux: &Mux,
+    session: impl Future<Output = Vec<Reader>>,
+    context: &Context<B>,
+) -> Result<(), Error> {
+    let drive = websocket::drive(socket, mux.clone(), protocol.codec, protocol.closes);
+    let last = Last { when_done: true, frame: websocket::farewell() };
+    Ok(supervise(mux, context.limits, &context.shutdown, drive, session, last).await?)
 }
 
 async fn remote_channels<B: Backend>(
@@ -125,9 +149,7 @@ async fn remote_channels<B: Backend>(
     let (streams, lowest) = open_channels(&mux, process.wanted);
     mux.control_now(websocket::greeting(protocol.codec, lowest));
     let session = remote::run(streams, protocol.form, process.start);
-    let drive = websocket::drive(socket, mux.clone(), protocol.codec, protocol.closes);
-    let last = Last { when_done: true, frame: websocket::farewell() };
-    Ok(supervise(&mux, context.limits, &context.shutdown, drive, session, last).await?)
+    over_websocket(socket, protocol, &mux, session, context).await
 }
 
 /// The channels of a process, and the lowest one that the client gets something on.
@@ -165,9 +187,7 @@ async fn forward_spdy<B: Backend>(
     let (connection, opened) = spdy::Connection::new(mux.clone())?;
     let backend = context.backend.clone();
     let session = forward::over_spdy(backend, target, opened, context.limits.creation);
-    let drive = spdy::drive(socket, connection);
-    let last = Last { when_done: false, frame: spdy::farewell() };
-    Ok(supervise(&mux, context.limits, &context.shutdown, drive, session, last).await?)
+    over_spdy(socket, connection, &mux, session, context).await
 }
 
 async fn forward_channels<B: Backend>(
@@ -178,9 +198,7 @@ async fn forward_channels<B: Backend>(
 ) -> Result<(), Error> {
     let mux = Mux::new(context.peer.clone());
     let session = forward::over_channels(context.backend.clone(), target, mux.clone());
-    let drive = websocket::drive(socket, mux.clone(), protocol.codec, protocol.closes);
-    let last = Last { when_done: true, frame: websocket::farewell() };
-    Ok(supervise(&mux, context.limits, &context.shutdown, drive, session, last).await?)
+    over_websocket(socket, protocol, &mux, session, context).await
 }
 
 /// SPDY whose bytes travel in WebSocket messages: one inside the other.
@@ -199,7 +217,5 @@ async fn forward_tunnel<B: Backend>(
         }
         Vec::<Reader>::new()
     };
-    let drive = websocket::drive(socket, mux.clone(), protocol.codec, protocol.closes);
-    let last = Last { when_done: true, frame: websocket::farewell() };
-    Ok(supervise(&mux, context.limits, &context.shutdown, drive, session, last).await?)
+    over_websocket(socket, protocol, &mux, session, context).await
 }

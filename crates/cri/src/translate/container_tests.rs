@@ -4,7 +4,7 @@ use berth_model::container::{Profile, RunAs, SupplementalGroupsPolicy};
 use berth_model::sandbox::NamespaceMode;
 
 use super::*;
-use crate::error::chain;
+use berth_model::chain;
 
 fn config() -> v1::ContainerConfig {
     v1::ContainerConfig {

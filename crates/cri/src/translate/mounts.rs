@@ -110,7 +110,7 @@ fn check_readonly(field: &impl Fn(&str) -> String, mount: &BindMount) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::chain;
+    use berth_model::chain;
 
     fn bind() -> v1::Mount {
         v1::Mount {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::error::chain;
+use berth_model::chain;
 
 fn config() -> v1::PodSandboxConfig {
     let metadata = v1::PodSandboxMetadata {
