@@ -31,7 +31,7 @@ pub(crate) fn change(mounts: &Mounts, path: &CgroupPath, limits: &Limits) -> Res
 /// v2 takes any limit, and kills until it is met (memory.max of the kernel's cgroup-v2). v1
 /// refuses by itself what it cannot reclaim down to.
 fn fits(mounts: &Mounts, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
-    let Some(limit @ 1..) = limits.memory.limit else { return Ok(()) };
+    let Some(limit @ 0..) = memory_limit(limits) else { return Ok(()) };
     let Some(Place::V2(directory)) = mounts.place(Controller::Memory, path) else { return Ok(()) };
     let used = directory.number("memory.current")?.unwrap_or(0);
     let cache = keyed(&directory.read("memory.stat")?, "inactive_file");
@@ -40,6 +40,36 @@ fn fits(mounts: &Mounts, path: &CgroupPath, limits: &Limits) -> Result<(), Error
         true => Err(Error::MemoryInUse { limit, usage }),
         false => Ok(()),
     }
+}
+
+/// The least that memory is limited to, if only until the next write.
+fn memory_limit(limits: &Limits) -> Option<i64> {
+    let named = limits.unified.get("memory.max");
+    let named = named.into_iter().flat_map(|value| value.lines().filter_map(bytes));
+    named.chain(limits.memory.limit.filter(|limit| *limit > 0)).min()
+}
+
+/// A number of bytes as the kernel takes it (`memparse`: decimal, octal or hexadecimal, with
+/// one of K to E); `None` for `max`, and for what it takes for no number. Too much is the most.
+fn bytes(text: &str) -> Option<i64> {
+    let text = text.trim();
+    let (digits, radix) = match text.as_bytes() {
+        [b'0', b'x' | b'X', ..] => (&text[2..], 16),
+        [b'0', _, ..] => (&text[1..], 8),
+        _ => (text, 10),
+    };
+    let end = digits.find(|c: char| !c.is_digit(radix)).unwrap_or(digits.len());
+    let (digits, unit) = digits.split_at(end);
+    let shift = match unit {
+        "" if end == 0 => return None,
+        "" => 0,
+        unit if unit.len() > 1 => return None,
+        unit => 10 * (1 + "kmgtpe".find(&unit.to_ascii_lowercase())?),
+    };
+    // Without a digit, the octal zero stands alone: `0K`.
+    let number = if digits.is_empty() { Ok(0) } else { u64::from_str_radix(digits, radix) };
+    let number = number.ok().and_then(|number| number.checked_mul(1 << shift));
+    Some(number.and_then(|number| i64::try_from(number).ok()).unwrap_or(i64::MAX))
 }
 
 impl Before {

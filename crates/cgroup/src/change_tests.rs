@@ -86,3 +86,49 @@ fn v2_is_not_asked_for_less_memory_than_is_in_use() {
     let refused = check("151").unwrap_err();
     assert!(matches!(refused, Error::MemoryInUse { limit: 100, usage: 101 }), "{refused}");
 }
+
+/// teeth: crates/cgroup/src/change.rs: `.filter_map(bytes))` → `.filter_map(|_| None))`
+#[test]
+fn v2_is_not_asked_for_it_by_the_name_of_the_file_either() {
+    let check = |typed: Option<i64>, named: &str| {
+        let files =
+            [("memory.max", "max"), ("memory.current", "2000"), ("memory.stat", "anon 5\n")];
+        let (_root, mounts, path) = host(true, &files);
+        let memory = MemoryLimits { limit: typed, ..MemoryLimits::default() };
+        let unified = [("memory.max".to_owned(), named.to_owned())].into();
+        change(&mounts, &path, &Limits { memory, unified, ..Limits::default() }).map(drop)
+    };
+    for enough in ["2000", "2k", "max", "0x7d0", "max\n1M\n"] {
+        check(None, enough).unwrap();
+    }
+    check(Some(1), "2000").unwrap_err();
+    for little in ["1999", "1K\n", "0", "01750", "0x7cf", "1999\nmax"] {
+        for typed in [None, Some(4000)] {
+            let refused = check(typed, little).unwrap_err();
+            assert!(matches!(refused, Error::MemoryInUse { usage: 2000, .. }), "{little}");
+        }
+    }
+}
+
+#[test]
+fn bytes_are_those_that_the_kernel_reads() {
+    for (text, expected) in [
+        ("0", Some(0)),
+        ("0k", Some(0)),
+        ("4096", Some(4096)),
+        ("4K", Some(4096)),
+        ("1g", Some(1 << 30)),
+        ("0x10", Some(16)),
+        ("010", Some(8)),
+        ("99999999999999999999", Some(i64::MAX)),
+        ("16E", Some(i64::MAX)),
+        ("max", None),
+        ("", None),
+        ("-1", None),
+        ("1KB", None),
+        ("1.5K", None),
+        ("1x", None),
+    ] {
+        assert_eq!(bytes(text), expected, "{text:?}");
+    }
+}

@@ -278,8 +278,17 @@ fn files_of_v2_can_be_named_on_v2_only() {
     let host = Host::new(Version::V2);
     host.apply(&unified("memory.high", "5")).unwrap();
     assert_eq!(host.written(), BTreeMap::from([("memory.high", "5".to_owned())]));
-    let missing = host.apply(&unified("memory.zswap.max", "5"));
-    assert!(matches!(missing, Err(Error::MissingFile { .. })));
+    let missing = |file: &str, value: &str| {
+        let refused = host.apply(&unified(file, value)).unwrap_err();
+        assert!(matches!(refused, Error::MissingFile { .. }), "{refused}");
+    };
+    missing("memory.zswap.max", "5");
+    // Without swap accounting there is none to be given, and none to be forbidden.
+    std::fs::remove_file(host.file("memory.swap.max")).unwrap();
+    missing("memory.swap.max", "5");
+    for value in ["0", "max\n"] {
+        host.apply(&unified("memory.swap.max", value)).unwrap();
+    }
     for refused in [
         host.apply(&unified("cgroup.procs", "1")),
         Host::new(Version::V1).apply(&unified("memory.high", "5")),

@@ -83,6 +83,9 @@ pub(super) fn unified(
     for (name, value) in files {
         for line in value.lines() {
             match directory.write(name, line) {
+                // A kernel without swap accounting has no swap to give, or to forbid.
+                Err(Error::MissingFile { .. })
+                    if name == "memory.swap.max" && matches!(line.trim(), "max" | "0") => {}
                 // The root and the kernel protect some files from everyone.
                 Err(Error::Write { source: Errno::EACCES | Errno::EPERM, .. }) => {
                     return invalid(name, "the kernel does not let it be written");
