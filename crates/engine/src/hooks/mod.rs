@@ -165,9 +165,6 @@ fn adjusted_limits(asked: &Resources, wanted: &ContainerAdjustment) -> Option<Re
     // What cannot be is refused when the adjustment is made.
     let limits = limits::wanted(resources).unwrap_or_default();
     let mut all = asked.changed(&limits);
-    if limits.memory_limit != 0 && limits.memory_swap_limit == 0 && all.memory_swap_limit != 0 {
-        all.memory_swap_limit = all.memory_limit;
-    }
     if let Some(score) = linux.oom_score_adj {
         all.oom_score_adj = score.value;
     }

@@ -1,5 +1,6 @@
 //! Limits that plugins want.
 
+use berth_model::container::swap_kept;
 use berth_nri::api::{LinuxCpu, LinuxDeviceCgroup, LinuxMemory, LinuxResources};
 use serde_json::{Value, json};
 
@@ -59,6 +60,8 @@ pub(super) fn adjust(all: &mut Value, wanted: LinuxResources) -> Result<(), Erro
 }
 
 fn memory(all: &mut Value, wanted: LinuxMemory) {
+    let former = |name: &str| all[name].as_i64().unwrap_or(0);
+    let (limit, swap) = (former("limit"), former("swap"));
     for (name, value) in
         [("limit", wanted.limit), ("reservation", wanted.reservation), ("swap", wanted.swap)]
     {
@@ -66,11 +69,10 @@ fn memory(all: &mut Value, wanted: LinuxMemory) {
             all[name] = json!(value.value);
         }
     }
-    // Swap counts memory and swap: a new limit of memory alone is a limit of both.
-    if let (Some(limit), None) = (wanted.limit, wanted.swap)
-        && all.get("swap").is_some()
+    if let (Some(new), None) = (wanted.limit, wanted.swap)
+        && swap != 0
     {
-        all["swap"] = json!(limit.value);
+        all["swap"] = json!(swap_kept(limit, swap, new.value));
     }
 }
 
