@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
-use berth_api::v1::{ContainerState, NamespaceMode};
+use berth_api::v1::{self, ContainerState, NamespaceMode};
 use berth_testkit::tar::Tar;
 use berth_testkit::{
     Node, container_config, failpoints, image, sandbox_security, script, security,
@@ -50,6 +50,19 @@ async fn containers(node: &mut Node, image: &str) -> Result<()> {
     let pod = node.pod_with(config).await?;
     let stopped = node.run(&pod, &container_config("main", image, &["sleep", "1000"])).await?;
     node.cri.exec(&stopped, &["true"], 10).await?;
+    let linux = Some(v1::LinuxContainerResources { cpu_shares: 512, ..Default::default() });
+    let request = v1::UpdateContainerResourcesRequest {
+        container_id: stopped.clone(),
+        linux: linux.clone(),
+        ..Default::default()
+    };
+    node.cri.runtime.update_container_resources(request).await?;
+    let request = v1::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: pod.id.clone(),
+        resources: linux,
+        ..Default::default()
+    };
+    node.cri.runtime.update_pod_sandbox_resources(request).await?;
     node.cri.stop_container(&stopped, 1).await?;
     node.cri.remove_container(&stopped).await?;
     let missing = container_config("missing", image, &["/no/such/program"]);

@@ -238,3 +238,124 @@ async fn many_changes_at_once_end_with_one_of_them() -> Result<()> {
     node.cri.remove_container(&id).await?;
     node.assert_clean().await
 }
+
+/// A daemon that is killed amid a change leaves the kernel with some of it; the next one
+/// puts all of it in force.
+///
+/// teeth: crates/engine/src/container/driver.rs: `record.changing.clone().map(Change::cut_off)` → `None::<Change>`
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_that_a_daemon_was_killed_amid_are_in_force_after_it() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    for point in ["update.begun", "update.in_force", "update.stored"] {
+        let config = script(&image, "echo up; exec sleep 1000");
+        let id = node.cri.create_container(&pod.id, &pod.config, &config).await?;
+        let created = v1::LinuxContainerResources { cpu_shares: 300, ..Default::default() };
+        cut_off(&mut node, &id, point, created.clone()).await?;
+        assert_eq!(settled(&mut node, &id).await?.cpu_shares, 300, "{point}");
+        node.cri.start_container(&id).await?;
+        assert_eq!(in_force(&mut node, &id).await?[0], "300", "{point}");
+
+        cut_off(&mut node, &id, point, some_limits()).await?;
+        assert_eq!(settled(&mut node, &id).await?, some_limits(), "{point}");
+        let now = in_force(&mut node, &id).await?;
+        assert_eq!(now[..5], SOME, "{point}");
+        assert!(now[5..].iter().any(|score| score == "700"), "{point}: {now:?}");
+        node.cri.remove_container(&id).await?;
+    }
+    node.assert_clean().await
+}
+
+/// What is refused when it is begun anew leaves the former limits, all of them.
+///
+/// teeth: crates/engine/src/container/update.rs: `if cut_off { Some(limits(now)?) } else { None }` → `None::<ChangedLimits>.filter(|_| cut_off)`
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_that_are_refused_after_a_kill_are_not_half_in_force() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    let mut config = script(&image, "echo up; exec sleep 1000");
+    *resources(&mut config) = some_limits();
+    let id = node.run(&pod, &config).await?;
+    node.wait_for_line("pod", "main", "up").await?;
+    node.daemon().arm("update.in_force kill\n")?;
+    let more = v1::LinuxContainerResources { cpu_shares: 900, ..Default::default() };
+    update(&mut node, &id, more).await.err().context("the daemon did not die")?;
+    node.daemon().arm("update.begun error EIO times=1\n")?;
+    node.kill_and_restart().await?;
+    assert_eq!(settled(&mut node, &id).await?, some_limits());
+    assert_eq!(in_force(&mut node, &id).await?[..5], SOME);
+    // Nor is it begun again.
+    node.daemon().arm("")?;
+    node.kill_and_restart().await?;
+    assert_eq!(settled(&mut node, &id).await?, some_limits());
+    assert_eq!(in_force(&mut node, &id).await?[..5], SOME);
+    node.assert_clean().await
+}
+
+/// Has the daemon die at `point` of a change of limits, and starts it again.
+async fn cut_off(
+    node: &mut Node,
+    id: &str,
+    point: &str,
+    change: v1::LinuxContainerResources,
+) -> Result<()> {
+    node.daemon().arm(&format!("{point} kill\n"))?;
+    let died = update(node, id, change).await.err();
+    died.with_context(|| format!("the daemon did not die at {point}"))?;
+    node.daemon().arm("")?;
+    node.kill_and_restart().await
+}
+
+/// The limits that are told once every change before now is made: changes wait for each other.
+async fn settled(node: &mut Node, id: &str) -> Result<v1::LinuxContainerResources> {
+    update(node, id, v1::LinuxContainerResources::default()).await?;
+    told(node, id).await
+}
+
+/// A kernel may take long to make room for less memory; nothing else waits for that, and what
+/// waits for its turn behind it is not begun once its client has given up.
+///
+/// teeth: crates/engine/src/container/update.rs: `&self.core.reclaim` → `&self.core.disk`
+/// teeth: crates/engine/src/container/update.rs: `reply.as_ref().is_some_and(Reply::is_closed)` → `false`
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_reclaim_holds_up_nothing_but_reclaim() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    let mut ids = Vec::new();
+    for number in 0..5 {
+        let config = container_config(&format!("main-{number}"), &image, &["sleep", "1000"]);
+        ids.push(node.run(&pod, &config).await?);
+    }
+    let less =
+        v1::LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() };
+    let request = |id: &String| v1::UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(less.clone()),
+        ..Default::default()
+    };
+    let late = ids.pop().context("five")?;
+    node.daemon().arm("update.begun hold\n")?;
+    let mut asked = Vec::new();
+    for id in &ids {
+        let (mut runtime, request) = (node.cri.runtime.clone(), request(id));
+        asked.push(tokio::spawn(async move { runtime.update_container_resources(request).await }));
+    }
+    while node.daemon().passes("update.begun")? < ids.len() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let mut impatient = tonic::Request::new(request(&late));
+    impatient.set_timeout(std::time::Duration::from_millis(50));
+    let refused = node.cri.runtime.update_container_resources(impatient).await.err();
+    let refused = refused.context("there is no place for it")?;
+    assert!(matches!(refused.code(), Code::DeadlineExceeded | Code::Cancelled), "{refused:?}");
+
+    // All of this needs the disk pool.
+    assert_eq!(node.shell(&pod, &image, "echo up").await?, "up\n");
+    node.daemon().arm("")?;
+    for asked in asked {
+        asked.await??;
+    }
+    for id in &ids {
+        assert_eq!(told(&mut node, id).await?.memory_limit_in_bytes, 64 << 20);
+    }
+    assert_eq!(settled(&mut node, &late).await?.memory_limit_in_bytes, 0);
+    assert_ne!(in_force(&mut node, &late).await?[4], (64 << 20).to_string());
+    node.assert_clean().await
+}

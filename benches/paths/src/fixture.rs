@@ -123,6 +123,7 @@ impl Fixture {
         spec.name.name = id.to_string();
         ContainerRecord {
             limits: None,
+            changing: None,
             id,
             sandbox: self.sandbox.clone(),
             spec,

@@ -55,6 +55,8 @@ pub(crate) struct Core {
     /// Whether pods can have users of their own, once that was asked.
     pub(crate) users: tokio::sync::OnceCell<Result<(), String>>,
     pub(crate) disk: Pool,
+    /// For limits below which a kernel first has to make room, which may take it long.
+    pub(crate) reclaim: Pool,
     pub(crate) links: Pool,
     /// For statistics: they wait for nobody's disk, and nobody waits for them.
     pub(crate) readers: Pool,

@@ -27,6 +27,8 @@ use crate::{Config, Error, clock, files};
 const STORE_QUEUE: usize = 256;
 /// Blocking threads for files, cgroups and snapshots.
 const DISK_THREADS: usize = 4;
+/// Blocking threads for limits that a kernel may have to make room for.
+const RECLAIM_THREADS: usize = 4;
 /// Blocking threads for the network; the kernel does one change at a time anyway.
 const LINK_THREADS: usize = 2;
 /// Longest state directory, bytes: a socket's path has 107 (unix(7)).
@@ -77,6 +79,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         spawner: Spawner::default(),
         users: tokio::sync::OnceCell::new(),
         disk: Pool::new("the disk pool", DISK_THREADS),
+        reclaim: Pool::new("the pool of limits", RECLAIM_THREADS),
         links: Pool::new("the network pool", LINK_THREADS),
         readers: Pool::new("the statistics pool", stats::THREADS),
         cleaner: Pool::new("the cleaning pool", 1),

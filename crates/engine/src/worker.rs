@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::Error;
 
@@ -61,22 +61,42 @@ impl Pool {
         Self { name, permits: Arc::new(Semaphore::new(threads)) }
     }
 
+    /// Waits for a thread.
+    pub(crate) async fn place(&self) -> Result<Place, Error> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        Ok(Place { name: self.name, permit: permit.map_err(|_| Error::TaskDied(self.name))? })
+    }
+
     /// Runs `work` on a thread of its own. Once begun, it is done even if the caller
     /// goes away.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let permit = Arc::clone(&self.permits)
-            .acquire_owned()
-            .await
-            .map_err(|_| Error::TaskDied(self.name))?;
+        self.place().await?.run(work).await
+    }
+}
+
+/// A thread of a [`Pool`], for one piece of work.
+#[derive(Debug)]
+pub(crate) struct Place {
+    name: &'static str,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// As [`Pool::run`], at once.
+    pub(crate) async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let Self { name, permit } = self;
         let span = tracing::Span::current();
         let job = move || {
             let _permit = permit;
             span.in_scope(work)
         };
-        tokio::task::spawn_blocking(job).await.map_err(|_| Error::TaskDied(self.name))
+        tokio::task::spawn_blocking(job).await.map_err(|_| Error::TaskDied(name))
     }
 }
 

@@ -88,6 +88,11 @@ points! {
     START_PUBLISHED "start.published" "a container is listed as running, and the client is not told" [sure]
     START_REFUSED "start.refused" "a container could not start, its task is gone, and no record says so"
 
+    UPDATE_BEGUN "update.begun" "new limits of a container are stored as wanted, and the former are in force"
+    UPDATE_IN_FORCE "update.in_force" "new limits of a container are in force, and no record says so"
+    UPDATE_STORED "update.stored" "new limits of a container are stored, and not told" [sure]
+    UPDATE_SANDBOX_STORED "update.sandbox_stored" "what a whole pod may use is stored, and not told"
+
     STOP_SIGNALLED "stop.signalled" "a container has got the signal that asks it to stop"
     STOP_KILLED "stop.killed" "a shim has killed a container"
     STOP_CGROUP_KILLED "stop.cgroup_killed" "what is in the cgroup of a container is killed"
@@ -170,8 +175,8 @@ mod tests {
 
     #[test]
     fn names_are_different_and_say_their_verb() {
-        let verbs =
-            ["pull", "run", "create", "start", "stop", "remove", "exec", "collect", "recover"];
+        let verbs: Vec<_> =
+            "pull run create start update stop remove exec collect recover".split(' ').collect();
         let mut names: Vec<_> = POINTS.iter().map(|point| point.name).collect();
         for name in &names {
             let (verb, step) = name.split_once('.').unwrap();

@@ -155,6 +155,9 @@ pub struct ContainerRecord {
     /// Its limits, if they were changed since it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Resources>,
+    /// Limits that are being put in force: the kernel may have them, some of them, or none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changing: Option<Resources>,
 }
 
 impl ContainerRecord {

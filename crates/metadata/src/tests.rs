@@ -55,6 +55,7 @@ fn sandbox(id: &str, attempt: u32) -> SandboxRecord {
 fn container(id: &str, sandbox: &str, name: &str) -> ContainerRecord {
     ContainerRecord {
         limits: None,
+        changing: None,
         id: ContainerId::new(id).unwrap(),
         sandbox: SandboxId::new(sandbox).unwrap(),
         spec: ContainerSpec {

@@ -157,6 +157,7 @@ fn container(number: u32, sandbox: &SandboxRecord) -> ContainerRecord {
     let name = ContainerName { name: format!("c-{number}"), attempt: 0 };
     ContainerRecord {
         limits: None,
+        changing: None,
         id: ContainerId::new(format!("{:064x}", number + 1000)).unwrap(),
         sandbox: sandbox.id.clone(),
         spec: ContainerSpec { name, command, ..ContainerSpec::default() },

@@ -96,6 +96,7 @@ fn container(id: &str, sandbox: &str) -> ContainerRecord {
     let name = ContainerName { name: format!("name-{id}"), attempt: 0 };
     ContainerRecord {
         limits: None,
+        changing: None,
         id: ContainerId::new(id).unwrap(),
         sandbox: SandboxId::new(sandbox).unwrap(),
         spec: ContainerSpec { name, ..ContainerSpec::default() },

@@ -9,7 +9,7 @@ use std::time::Duration;
 use berth_failpoint::Point;
 use berth_metadata::ContainerRecord;
 use berth_model::ContainerState;
-use berth_model::container::{ContainerEvent, Resources};
+use berth_model::container::ContainerEvent;
 use berth_shim_client::{Exited, Shim};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -18,14 +18,14 @@ use tracing::{Instrument as _, debug_span, info_span};
 use super::finish::Unfinished;
 use super::start::Starting;
 use super::stop::{Stopping, Waiter};
-use super::update::Updating;
+use super::update::{Change, Updating, place};
 use super::{Asked, Command, Container, exit, status_of};
 use crate::Error;
 use crate::again::Again;
 use crate::core::{Core, step};
 use crate::events::EventKind;
 use crate::pending::Object;
-use crate::sandbox::{Reply, answer};
+use crate::sandbox::answer;
 
 /// Resolves when the container's first process has ended; `None` when its shim is gone.
 pub(super) type Ending = Pin<Box<dyn Future<Output = Option<Exited>> + Send>>;
@@ -48,7 +48,7 @@ pub(super) struct Driver {
     /// Present while its limits are being changed.
     pub(super) updating: Option<Updating>,
     /// Changes of limits that wait, oldest first.
-    pub(super) updates: VecDeque<(Resources, Reply)>,
+    pub(super) updates: VecDeque<Change>,
     /// Whether plugins know that it goes, however often that is tried.
     pub(super) told_gone: bool,
     /// What could not be done and is tried again.
@@ -94,6 +94,7 @@ pub(crate) fn spawn(
     let tasks = core.tasks.clone();
     let object = Object::new("container", &container.id);
     let unfinished = Unfinished::new(Again::new(&core.pending, object));
+    let updates = record.changing.clone().map(Change::cut_off).into_iter().collect();
     let driver = Driver {
         core,
         container,
@@ -105,7 +106,7 @@ pub(crate) fn spawn(
         ending,
         stopping: None,
         updating: None,
-        updates: VecDeque::new(),
+        updates,
         told_gone: false,
         unfinished,
     };
@@ -116,7 +117,7 @@ impl Driver {
     async fn run(mut self) {
         let shutdown = self.core.shutdown.clone();
         loop {
-            self.update_next().await;
+            let update_pool = self.update_pool();
             let next_effort = self.stopping.as_ref().map(|stopping| stopping.next);
             let gone = tokio::select! {
                 biased;
@@ -131,6 +132,10 @@ impl Driver {
                 }
                 outcome = Updating::outcome(&mut self.updating) => {
                     self.updated(outcome).await;
+                    false
+                }
+                place = place(update_pool.as_ref()) => {
+                    self.update_next(place).await;
                     false
                 }
                 () = Stopping::died(&mut self.stopping) => {
@@ -163,7 +168,7 @@ impl Driver {
             Command::Halt(reply) => self.stop(Duration::ZERO, Waiter::Halted(reply)).await,
             Command::Remove(reply) => self.stop(Duration::ZERO, Waiter::Removed(reply)).await,
             Command::Update(change, reply) => {
-                self.updates.push_back((*change, reply));
+                self.updates.push_back(Change::asked(*change, reply));
                 false
             }
             Command::Sync(reply) => {
@@ -176,8 +181,8 @@ impl Driver {
     /// What still waits wants the container gone, which it is, or wants it started.
     fn refuse_rest(&mut self) {
         self.commands.close();
-        let late = self.updating.take().map(Updating::into_reply);
-        for reply in self.updates.drain(..).map(|(_, reply)| reply).chain(late) {
+        let late = self.updating.take().and_then(Updating::into_reply);
+        for reply in self.updates.drain(..).filter_map(Change::into_reply).chain(late) {
             answer(reply, Err(Error::ContainerNotFound(self.container.id.clone())));
         }
         while let Some((_, command)) =

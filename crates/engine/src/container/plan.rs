@@ -96,6 +96,7 @@ impl Plan {
         oci.set_hooks(mounts::cdi::hooks(&edits)?);
         let record = ContainerRecord {
             limits: None,
+            changing: None,
             id,
             sandbox: sandbox.id.clone(),
             state: ContainerState::Created,

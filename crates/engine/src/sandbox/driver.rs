@@ -127,7 +127,8 @@ impl Driver {
                 false
             }
             Command::Update(limits, reply) => {
-                let noted = self.change(None, |record| record.limits = Some(*limits)).await;
+                let stored = Some(Point::UPDATE_SANDBOX_STORED);
+                let noted = self.change(stored, |record| record.limits = Some(*limits)).await;
                 answer(reply, noted);
                 false
             }

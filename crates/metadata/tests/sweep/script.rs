@@ -334,6 +334,7 @@ fn container(id: &str, sandbox: &str, state: ContainerState) -> Step {
     let name = ContainerName { name: id.into(), attempt: 0 };
     Step::PutContainer(Box::new(ContainerRecord {
         limits: None,
+        changing: None,
         id: ContainerId::new(id).unwrap(),
         sandbox: SandboxId::new(sandbox).unwrap(),
         spec: ContainerSpec { name, ..ContainerSpec::default() },

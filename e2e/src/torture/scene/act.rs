@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use tonic::{Code, Status};
 
 use super::Scene::*;
-use super::{LATE, MISSING, Props, Scene};
+use super::{LATE, MISSING, Props, SHARES, Scene};
 
 /// Pause between two looks at a container.
 const LOOK: Duration = Duration::from_millis(5);
@@ -31,6 +31,8 @@ impl Scene {
                 Err(refused) if wants_program(&refused) => Ok(String::new()),
                 Err(failed) => Err(failed),
             },
+            Limit => limit(&mut cri, container).await.map(done),
+            LimitSandbox => limit_sandbox(&mut cri, sandbox).await.map(done),
             StopPolite => cri.stop_container(container, 20).await.map(done),
             StopAtOnce | StopWedged => cri.stop_container(container, 0).await.map(done),
             StopDeaf => cri.stop_container(container, 1).await.map(done),
@@ -101,6 +103,28 @@ impl Scene {
         }
         Ok(())
     }
+}
+
+async fn limit(cri: &mut Cri, id: &str) -> Result<(), Status> {
+    let request = v1::UpdateContainerResourcesRequest {
+        container_id: id.to_owned(),
+        linux: Some(shares()),
+        ..Default::default()
+    };
+    cri.runtime.update_container_resources(request).await.map(drop)
+}
+
+async fn limit_sandbox(cri: &mut Cri, id: &str) -> Result<(), Status> {
+    let request = v1::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: id.to_owned(),
+        overhead: None,
+        resources: Some(shares()),
+    };
+    cri.runtime.update_pod_sandbox_resources(request).await.map(drop)
+}
+
+fn shares() -> v1::LinuxContainerResources {
+    v1::LinuxContainerResources { cpu_shares: SHARES, ..Default::default() }
 }
 
 async fn remove_image(cri: &mut Cri, image: &str) -> Result<(), Status> {

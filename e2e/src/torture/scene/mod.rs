@@ -26,6 +26,8 @@ pub(crate) enum Scene {
     Create,
     Start,
     StartMissing,
+    Limit,
+    LimitSandbox,
     StopPolite,
     StopAtOnce,
     StopDeaf,
@@ -83,6 +85,8 @@ use Scene::*;
 const MISSING: &str = "/no/such/program";
 /// An argument by which a command is found that must not run for long.
 const LATE: &str = "99999";
+/// The CPU shares that a verb changes to; none has them before.
+const SHARES: i64 = 333;
 /// Lines of the container that is created.
 const CREATED_LINES: u64 = 5;
 /// Lines of the container that ends by itself.
@@ -90,7 +94,7 @@ const EXIT_LINES: u64 = 20;
 
 impl Scene {
     /// Every scene, the quick ones first.
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 26] = [
         Pull,
         PullMovedTag,
         RemoveImage,
@@ -100,6 +104,8 @@ impl Scene {
         Create,
         Start,
         StartMissing,
+        Limit,
+        LimitSandbox,
         StopPolite,
         StopAtOnce,
         Exit,
@@ -151,6 +157,7 @@ impl Scene {
                 let script = workload::server("0.01", props.code);
                 self.set_member(stage, &mut props, &script).await?;
             }
+            Limit => self.set_member(stage, &mut props, "exec sleep 1000000").await?,
             StopAtOnce | StopDeaf | RemoveRunning => {
                 self.set_member(stage, &mut props, &workload::deaf("0.02")).await?;
             }
@@ -164,7 +171,7 @@ impl Scene {
                 stage.node.wait_exit(&props.container_id).await?;
             }
             StopSandbox | RemoveSandbox | RemoveStopped | LoseShim | LoseShimUnseen
-            | StopWedged | EndShared => {
+            | StopWedged | EndShared | LimitSandbox => {
                 self.set_sandbox(stage, &mut props).await?;
             }
         }

@@ -7,12 +7,15 @@ use berth_api::v1;
 use berth_testkit::Pod;
 
 use super::Scene::*;
-use super::{CREATED_LINES, EXIT_LINES, LATE, Props, Scene, name_of};
+use super::{CREATED_LINES, EXIT_LINES, LATE, Props, SHARES, Scene, name_of};
 use crate::host::{self, Process};
 use crate::stage::Stage;
 
 /// How long processes may take to be gone once nobody wants them.
 const GONE: Duration = Duration::from_secs(10);
+
+/// What cgroup v2 makes of [`SHARES`].
+const WEIGHT: &str = "42";
 
 impl Scene {
     /// What is true once the verb has succeeded.
@@ -54,6 +57,8 @@ impl Scene {
                 ensure!(status.exit_code == props.code, "{status:?}");
                 no_process(LATE).await?;
             }
+            Limit => limited(stage, &props.container_id).await?,
+            LimitSandbox => limited_sandbox(stage, &props.sandbox_id).await?,
             StopPolite => ended(stage, &props.container_id, props, None).await?,
             StopAtOnce | StopDeaf | StopWedged => killed(stage, props, 137).await?,
             RemoveRunning | RemoveExited | RemoveSandbox | RemoveStopped => gone(props)?,
@@ -90,6 +95,30 @@ impl Scene {
         ensure!(status.state() == v1::ContainerState::ContainerCreated, "{status:?}");
         Ok(())
     }
+}
+
+/// The container's new limits are told, and are what its processes have.
+async fn limited(stage: &mut Stage, id: &str) -> Result<()> {
+    let cri = &mut stage.node.cri;
+    let told = cri.container_status(id).await?.resources.and_then(|all| all.linux);
+    let shares = told.context("no resources in the status")?.cpu_shares;
+    ensure!(shares == SHARES, "told to have {shares} shares");
+    let show = "cd /sys/fs/cgroup; cat cpu/cpu.shares || cat cpu.weight";
+    let shown = cri.exec(id, &["sh", "-c", show], 10).await?;
+    let shown = String::from_utf8_lossy(&shown.stdout).trim().to_owned();
+    ensure!([SHARES.to_string().as_str(), WEIGHT].contains(&shown.as_str()), "it has {shown}");
+    Ok(())
+}
+
+/// What the whole pod may use now is told.
+async fn limited_sandbox(stage: &mut Stage, id: &str) -> Result<()> {
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
+    let status = stage.node.cri.runtime.pod_sandbox_status(request).await?.into_inner();
+    let info: serde_json::Value =
+        serde_json::from_str(status.info.get("info").context("no info")?)?;
+    let shares = &info["limits"]["resources"]["cpu_shares"];
+    ensure!(*shares == SHARES, "the sandbox may use {shares}");
+    Ok(())
 }
 
 /// The container ended as its program has it, and wrote all that it should.
