@@ -52,8 +52,8 @@ pub(crate) struct Core {
     /// Size of a sandbox's /dev/shm; may change while the daemon runs.
     pub(crate) shm_bytes: Published<u64>,
     pub(crate) spawner: Spawner,
-    /// Whether pods can have users of their own, once that was asked.
-    pub(crate) users: tokio::sync::OnceCell<Result<(), String>>,
+    /// Whether pods can have users of their own.
+    pub(crate) users: crate::users::Users,
     pub(crate) disk: Pool,
     /// For limits below which a kernel first has to make room, which may take it long.
     pub(crate) reclaim: Pool,

@@ -77,7 +77,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         network: Arc::new(network),
         network_fault: Published::new(network_fault),
         spawner: Spawner::default(),
-        users: tokio::sync::OnceCell::new(),
+        users: crate::users::Users::default(),
         disk: Pool::new("the disk pool", DISK_THREADS),
         reclaim: Pool::new("the pool of limits", RECLAIM_THREADS),
         links: Pool::new("the network pool", LINK_THREADS),

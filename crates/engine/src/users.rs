@@ -1,28 +1,72 @@
 //! Pods with users of their own (KEP-127).
 
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
 use berth_model::mount::Propagation;
 use berth_model::{ContainerSpec, IdMappings};
+use berth_shim_client::Error as Failure;
 use berth_spec::user::ResolvedUser;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 use crate::Error;
 use crate::core::Core;
 
+/// How long the kernel's refusal is good: `user.max_user_namespaces`, memory and a security
+/// module are no more lasting, and clients ask every few seconds.
+const REFUSED: Duration = Duration::from_secs(60);
+
+/// Whether pods can have users of their own, as far as that was asked.
+#[derive(Debug, Default)]
+pub(crate) struct Users {
+    /// The kernel and the file system of the layers do not unlearn it.
+    can: OnceCell<()>,
+    /// Why they could not, and when.
+    refused: Mutex<Option<(String, Instant)>>,
+}
+
+impl Users {
+    /// What `ask` answers, or has answered. Those that ask at one time wait for one answer.
+    async fn asked(&self, ask: impl AsyncFnOnce() -> Result<(), Failure>) -> Result<(), String> {
+        let asked = self.can.get_or_try_init(|| async {
+            if let Some(why) = self.refused() {
+                return Err(why);
+            }
+            let Err(source) = ask().await else { return Ok(()) };
+            // Of what could not even be asked, nothing is known.
+            let told = matches!(source, Failure::Refused { .. });
+            let action = "ask for user namespaces";
+            let why = Error::Shim { action, id: String::new(), source }.told();
+            tracing::info!(why, "no pods with users of their own");
+            if told {
+                *self.lock() = Some((why.clone(), Instant::now()));
+            }
+            Err(why)
+        });
+        asked.await.copied()
+    }
+
+    fn refused(&self) -> Option<String> {
+        let mut refused = self.lock();
+        refused.take_if(|(_, since)| since.elapsed() >= REFUSED);
+        refused.as_ref().map(|(why, _)| why.clone())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(String, Instant)>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Whether this node can run them; why not, if it cannot. The kernel and the file system of
-/// the layers are asked once, by a program that enters a user namespace.
+/// the layers are asked by a program that enters a user namespace.
 pub(crate) async fn probe(core: &Core) -> Result<(), String> {
-    let asked = core.users.get_or_init(|| async {
+    let asked = core.users.asked(async || {
         let Some((_, config)) = core.config.runtime("") else { return Ok(()) };
         let layers = core.snapshots.root().join("l");
-        let asked = berth_shim_client::probe_namespaces(&core.runtime(config), &layers).await;
-        asked.map_err(|source| {
-            let error =
-                Error::Shim { action: "ask for user namespaces", id: String::new(), source };
-            let why = error.told();
-            tracing::info!(why, "no pods with users of their own");
-            why
-        })
+        berth_shim_client::probe_namespaces(&core.runtime(config), &layers).await
     });
-    asked.await.clone()
+    asked.await
 }
 
 /// Refuses a pod with users of its own where they cannot be.
@@ -59,4 +103,35 @@ pub(crate) fn check_container(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ask(users: &Users, answer: Result<(), Failure>) -> Result<(), String> {
+        users.asked(async || answer).await
+    }
+
+    fn refused() -> Failure {
+        let (id, action, status) = (String::new(), "probe", 1);
+        Failure::Refused { id, action, status, output: "no overlay there".into() }
+    }
+
+    fn late() -> Failure {
+        Failure::Unanswered { id: String::new(), action: "probe", deadline: REFUSED }
+    }
+
+    /// teeth: crates/engine/src/users.rs: `if told {` → `if true {`
+    #[tokio::test(start_paused = true)]
+    async fn only_what_the_kernel_says_is_kept_and_a_refusal_not_for_ever() {
+        let users = Users::default();
+        ask(&users, Err(late())).await.unwrap_err();
+        let why = ask(&users, Err(refused())).await.unwrap_err();
+        assert!(why.contains("no overlay there"), "{why}");
+        assert_eq!(ask(&users, Ok(())).await, Err(why), "kept");
+        tokio::time::advance(REFUSED).await;
+        ask(&users, Ok(())).await.unwrap();
+        ask(&users, Err(refused())).await.unwrap();
+    }
 }
