@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use berth_api::v1::*;
-use berth_engine::{Condition, Engine, NamedDevices, PluginStatus, PluginsStatus, UndoStatus};
+use berth_engine::{
+    Condition, Engine, Handler, NamedDevices, PluginStatus, PluginsStatus, UndoStatus,
+};
 use berth_streaming::Urls;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -35,7 +37,7 @@ pub(crate) async fn status(
     let info = request.verbose.then(|| {
         info(&json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "runtimeHandlers": handlers,
+            "runtimeHandlers": handlers.iter().map(|handler| &handler.name).collect::<Vec<_>>(),
             "cgroupDriver": "cgroupfs",
             "sandboxes": engine.sandboxes().len(),
             "containers": engine.containers().len(),
@@ -50,7 +52,7 @@ pub(crate) async fn status(
             ],
         }),
         info: info.unwrap_or_default(),
-        runtime_handlers: runtime_handlers(handlers, user_namespaces),
+        runtime_handlers: runtime_handlers(&handlers, user_namespaces),
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: user_namespaces,
@@ -135,11 +137,18 @@ fn undo(status: &UndoStatus) -> Value {
     })
 }
 
-/// kubelet looks the default handler up under the empty name.
-fn runtime_handlers(names: Vec<String>, user_namespaces: bool) -> Vec<RuntimeHandler> {
-    let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
-    let handler = |name| RuntimeHandler { name, features: Some(features) };
-    std::iter::once(String::new()).chain(names).map(handler).collect()
+/// kubelet looks the default handler up under the empty name. Of another's program it is not
+/// known what it can: kubelet then refuses what needs it, before anything is made.
+fn runtime_handlers(handlers: &[Handler], user_namespaces: bool) -> Vec<RuntimeHandler> {
+    let told = |name: &str, handler: &Handler| RuntimeHandler {
+        name: name.to_owned(),
+        features: Some(RuntimeHandlerFeatures {
+            recursive_read_only_mounts: handler.in_tree,
+            user_namespaces: handler.in_tree && user_namespaces,
+        }),
+    };
+    let unnamed = handlers.first().map(|default| told("", default));
+    unnamed.into_iter().chain(handlers.iter().map(|handler| told(&handler.name, handler))).collect()
 }
 
 fn condition(kind: &str, condition: Condition) -> RuntimeCondition {
@@ -195,10 +204,32 @@ mod tests {
 
     #[test]
     fn the_default_handler_is_listed_under_the_empty_name_too() {
-        let handlers = runtime_handlers(vec!["berth".to_owned(), "kata".to_owned()], false);
+        let handlers = runtime_handlers(&[handler("berth"), handler("kata")], false);
         let names: Vec<_> = handlers.iter().map(|handler| handler.name.as_str()).collect();
         assert_eq!(names, ["", "berth", "kata"]);
         assert!(handlers.iter().all(|handler| !handler.features.unwrap().user_namespaces));
+    }
+
+    fn handler(name: &str) -> Handler {
+        Handler { name: name.to_owned(), in_tree: name == "berth" }
+    }
+
+    /// teeth: crates/cri/src/node.rs: `recursive_read_only_mounts: handler.in_tree` → `recursive_read_only_mounts: true`
+    #[test]
+    fn nothing_is_promised_of_a_program_of_another() {
+        for (handlers, expected) in [
+            (["berth", "kata"], [("", true), ("berth", true), ("kata", false)]),
+            (["kata", "berth"], [("", false), ("kata", false), ("berth", true)]),
+        ] {
+            for told in runtime_handlers(&handlers.map(handler), true).iter().zip(expected) {
+                let (told, (name, can)) = told;
+                let features = RuntimeHandlerFeatures {
+                    recursive_read_only_mounts: can,
+                    user_namespaces: can,
+                };
+                assert_eq!((told.name.as_str(), told.features), (name, Some(features)));
+            }
+        }
     }
 
     #[test]

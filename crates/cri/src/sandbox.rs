@@ -15,7 +15,7 @@ pub(crate) async fn run(
     request: RunPodSandboxRequest,
 ) -> Result<RunPodSandboxResponse, Error> {
     let handler = &request.runtime_handler;
-    if !handler.is_empty() && !engine.handlers().contains(handler) {
+    if !handler.is_empty() && !engine.handlers().iter().any(|known| known.name == *handler) {
         return Err(Error::invalid("runtime_handler", format!("{handler:?} is not configured")));
     }
     let id = engine.run_sandbox(sandbox_spec(&request)?).await?;

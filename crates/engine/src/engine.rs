@@ -20,12 +20,12 @@ use crate::container::Command as ContainerCommand;
 use crate::core::{Core, step, warn_failure};
 use crate::sandbox::Command as SandboxCommand;
 use crate::status::{
-    Condition, ContainerStats, ContainerStatus, ExecOutput, NodeMetrics, NodeStatus, SandboxStats,
-    SandboxStatus, UndoStatus,
+    Condition, ContainerStats, ContainerStatus, ExecOutput, Handler, NodeMetrics, NodeStatus,
+    SandboxStats, SandboxStatus, UndoStatus,
 };
 use crate::{
-    Auth, Config, Error, Events, EventsEnd, FsInfo, ShimInfo, attach, container, exec, forward,
-    hooks, open, recovery, sandbox, stats,
+    Auth, Config, Error, Events, EventsEnd, FsInfo, RuntimeConfig, ShimInfo, attach, container,
+    exec, forward, hooks, open, recovery, sandbox, stats,
 };
 
 /// How long work in flight may hold up a shutdown.
@@ -444,12 +444,17 @@ impl Engine {
         self.core.pending.status()
     }
 
-    /// Names of the configured runtime handlers, the default first.
+    /// The configured runtime handlers, the default first.
     #[must_use]
-    pub fn handlers(&self) -> Vec<String> {
+    pub fn handlers(&self) -> Vec<Handler> {
         let config = &self.core.config;
-        let others = config.runtimes.keys().filter(|name| **name != config.default_runtime);
-        std::iter::once(&config.default_runtime).chain(others).cloned().collect()
+        let (default, others): (Vec<_>, Vec<_>) =
+            config.runtimes.iter().partition(|(name, _)| **name == config.default_runtime);
+        let handler = |(name, runtime): (&String, &RuntimeConfig)| Handler {
+            name: name.clone(),
+            in_tree: runtime.in_tree,
+        };
+        default.into_iter().chain(others).map(handler).collect()
     }
 }
 

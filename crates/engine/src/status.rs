@@ -17,6 +17,16 @@ use berth_model::{SandboxId, SandboxSpec, SandboxState};
 use berth_network::InterfaceCounters;
 use berth_stats::{Details, Sample};
 
+/// A runtime handler, as it is configured.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Handler {
+    /// What a sandbox calls it.
+    pub name: String,
+    /// Whether its program is the one that comes with the daemon, which can all that the
+    /// daemon can.
+    pub in_tree: bool,
+}
+
 /// A sandbox as its driver last published it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct SandboxStatus {
