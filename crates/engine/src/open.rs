@@ -87,7 +87,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         containers: Board::new(),
         names: Names::new(),
         feed: Arc::new(Feed::open(&config.state.join("events"))),
-        modules: crate::lsm::Modules::find(),
+        modules: crate::lsm::Modules::find(vec![config.root.clone(), config.state.clone()]),
         cdi: berth_cdi::Catalogue::new(config.cdi_dirs.clone()),
         layers: stats::Layers::new(),
         interfaces: Readings::dear(config.stats_age),

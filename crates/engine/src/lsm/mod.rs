@@ -24,12 +24,14 @@ use selinux::Selinux;
 pub(crate) struct Modules {
     apparmor: Option<Apparmor>,
     selinux: Option<Selinux>,
+    /// The daemon's own directories, which no container is given the context of.
+    own: Vec<PathBuf>,
 }
 
 impl Modules {
     /// Looks at the kernel. Loads the default AppArmor profile where it is missing. Blocks.
-    pub(crate) fn find() -> Self {
-        Self { apparmor: Apparmor::find(), selinux: Selinux::find() }
+    pub(crate) fn find(own: Vec<PathBuf>) -> Self {
+        Self { apparmor: Apparmor::find(), selinux: Selinux::find(), own }
     }
 
     /// What a container is told to the kernel with.
@@ -61,7 +63,7 @@ impl Modules {
         let (Some(_), Some(label)) = (&self.selinux, &labels.mount) else { return Ok(()) };
         let asked = mounts.iter().filter(|mount| mount.selinux_relabel && mount.image.is_none());
         for path in asked.map(|mount| &mount.host_path) {
-            relabel::check(path)?;
+            relabel::check(path, &self.own)?;
             relabel::tree(path, label)?;
         }
         // They are the daemon's own, wherever its directory really is.

@@ -18,19 +18,8 @@ const ATTRIBUTE: &str = "security.selinux";
 const MAX_DEPTH: usize = 256;
 
 /// What belongs to the node: it and all below it.
-const WHOLE: [&str; 11] = [
-    "/bin",
-    "/boot",
-    "/dev",
-    "/etc",
-    "/lib",
-    "/lib64",
-    "/proc",
-    "/sbin",
-    "/sys",
-    "/usr",
-    "/var/lib/berth",
-];
+const WHOLE: [&str; 10] =
+    ["/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr"];
 /// What belongs to the node while parts of it may be a container's.
 const ITSELF: [&str; 15] = [
     "/",
@@ -51,9 +40,13 @@ const ITSELF: [&str; 15] = [
 ];
 
 /// Refuses what a container may see at most, and never own; `path` has no symbolic links.
-pub(super) fn check(path: &Path) -> Result<(), Error> {
+/// `own` are the daemon's directories: they and all below them, and all that holds them.
+pub(super) fn check(path: &Path, own: &[PathBuf]) -> Result<(), Error> {
     let whole = WHOLE.iter().any(|top| path.starts_with(top));
-    if whole || ITSELF.iter().any(|itself| path == Path::new(itself)) {
+    // As it is called, and wherever it really is.
+    let mut own = own.iter().flat_map(|own| [own.canonicalize().ok(), Some(own.clone())]).flatten();
+    let own = own.any(|own| path.starts_with(&own) || own.starts_with(path));
+    if whole || own || ITSELF.iter().any(|itself| path == Path::new(itself)) {
         let problem = format!("{} belongs to the node", path.display());
         return Err(Error::invalid("SELinux relabel", problem));
     }
@@ -147,12 +140,32 @@ mod tests {
     #[test]
     fn d6_what_belongs_to_the_node_is_not_relabelled() {
         for bad in ["/", "/etc", "/etc/kubernetes", "/usr", "/usr/share/x", "/var/lib", "/home"] {
-            let error = check(Path::new(bad)).unwrap_err();
+            let error = check(Path::new(bad), &[]).unwrap_err();
             assert_eq!(error.kind(), berth_model::ErrorKind::InvalidArgument, "{bad}");
             assert!(error.to_string().contains(bad), "{error}");
         }
         for good in ["/var/lib/kubelet/pods/u/volumes/v", "/srv/data", "/tmp/x", "/etcetera"] {
-            check(Path::new(good)).unwrap_or_else(|error| panic!("{error}"));
+            check(Path::new(good), &[]).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    /// teeth: crates/engine/src/lsm/relabel.rs: `path.starts_with(&own) || own.starts_with(path)` → `own.starts_with(path)`
+    /// teeth: crates/engine/src/lsm/relabel.rs: `path.starts_with(&own) || own.starts_with(path)` → `path.starts_with(&own)`
+    /// teeth: crates/engine/src/lsm/relabel.rs: `[own.canonicalize().ok(), Some(own.clone())]` → `[None, Some(own.clone())]`
+    #[test]
+    fn d6_what_is_the_daemons_is_not_relabelled() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(dir.join("disk/real")).unwrap();
+        std::os::unix::fs::symlink("disk/real", dir.join("root")).unwrap();
+        let own = [dir.join("root"), dir.join("run/berth")];
+        for bad in ["root", "root/images", "disk/real/l", "disk", "run/berth/sandboxes", "run", "."]
+        {
+            let bad = dir.join(bad);
+            check(&bad.components().collect::<PathBuf>(), &own).unwrap_err();
+        }
+        for good in ["disk/other", "run/berthed", "rooted"] {
+            check(&dir.join(good), &own).unwrap();
         }
     }
 
