@@ -163,6 +163,16 @@ impl Error {
         Self::ContentStore { action: "use the content store", source: failed_at(point, source) }
     }
 
+    /// The digest that a blob came with instead of its own.
+    pub(crate) fn wrong_digest(&self) -> Option<Digest> {
+        match self {
+            Self::Content { source: berth_content::Error::WrongDigest { actual, .. }, .. } => {
+                Some(*actual)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether a disk of this node is full, or lost what was written to it.
     pub(crate) fn wants_space(&self) -> bool {
         match self {

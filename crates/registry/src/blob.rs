@@ -28,6 +28,8 @@ pub struct Blob {
     others: VecDeque<Arc<Access>>,
     /// What those that failed answered.
     errors: Vec<(Arc<Access>, Error)>,
+    /// The host that gave the first byte.
+    first: Option<Arc<Access>>,
     subject: Subject,
     path: String,
     size: u64,
@@ -40,6 +42,33 @@ pub struct Blob {
     ranges: bool,
     /// The transfer under way, and how many of its first bytes were given out before.
     transfer: Option<(Body, u64)>,
+}
+
+/// Hosts whose bytes, all or some, were not those of one blob's digest.
+#[derive(Debug, Default)]
+pub struct Distrusted(Vec<(Arc<Access>, Error)>);
+
+impl Distrusted {
+    /// Adds the host that `blob` began with, which came out with the digest `actual`: what
+    /// others gave of it may be right. Says whether there was one to be added.
+    #[must_use]
+    pub fn add(&mut self, blob: &Blob, actual: Digest) -> bool {
+        let host = blob.first.as_ref().filter(|host| !self.contains(host));
+        if let Some(host) = host {
+            let expected = blob.digest;
+            let subject = host.subject(host.reference().clone(), Some(expected));
+            self.0.push((Arc::clone(host), Error::WrongDigest { subject, expected, actual }));
+        }
+        host.is_some()
+    }
+
+    pub(crate) fn contains(&self, host: &Arc<Access>) -> bool {
+        self.0.iter().any(|(known, _)| Arc::ptr_eq(known, host))
+    }
+
+    pub(crate) fn last(&self) -> Option<&(Arc<Access>, Error)> {
+        self.0.last()
+    }
 }
 
 impl Blob {
@@ -58,6 +87,7 @@ impl Blob {
             access,
             others: hosts,
             errors: Vec::new(),
+            first: None,
             size,
             received: 0,
             renewed: 0,
@@ -95,8 +125,15 @@ impl Blob {
                     bytes.advance(skipped);
                     skip -= length(skipped);
                     self.transfer = Some((body, skip));
-                    if !bytes.is_empty() {
-                        return self.give(bytes).map(Some);
+                    if bytes.is_empty() {
+                        continue;
+                    }
+                    match self.give(bytes) {
+                        Ok(bytes) => return Ok(Some(bytes)),
+                        Err(error) => {
+                            self.transfer = None;
+                            self.pause(Failure::last(error)).await?;
+                        }
                     }
                 }
                 Ok(None) => self.pause(self.ended()).await?,
@@ -112,6 +149,7 @@ impl Blob {
             return Err(Error::TooLarge { subject: self.subject.clone(), limit: self.size });
         }
         self.received = received;
+        self.first.get_or_insert_with(|| Arc::clone(&self.access));
         if received - self.renewed >= RENEWING_BYTES {
             self.renewed = received;
             self.attempts.renew();

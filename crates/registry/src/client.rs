@@ -13,7 +13,9 @@ use crate::attempts::{Attempts, Failure};
 use crate::body::Body;
 use crate::fallback::{Need, Repositories};
 use crate::transport::Transport;
-use crate::{Auth, Blob, Config, Error, MAX_MANIFEST_BYTES, Manifest, MediaType, Subject};
+use crate::{
+    Auth, Blob, Config, Distrusted, Error, MAX_MANIFEST_BYTES, Manifest, MediaType, Subject,
+};
 
 /// Speaks to any registry. Clones share connections and configuration.
 #[derive(Clone, Debug)]
@@ -84,7 +86,21 @@ impl Repository {
     /// # Errors
     /// Any [`Error`]; [`Error::WrongSize`] if the registry announces another size.
     pub async fn blob(&self, digest: &Digest, size: u64) -> Result<Blob, Error> {
-        self.0.blob(digest, size).await
+        let blob = self.0.blob(digest, size, &Distrusted::default()).await?;
+        Ok(blob.expect("there is a host that is not distrusted"))
+    }
+
+    /// As [`Repository::blob`], of hosts that are not `distrusted`; `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`Repository::blob`].
+    pub async fn blob_of_others(
+        &self,
+        digest: &Digest,
+        size: u64,
+        distrusted: &Distrusted,
+    ) -> Result<Option<Blob>, Error> {
+        self.0.blob(digest, size, distrusted).await
     }
 
     async fn fetch(

@@ -129,7 +129,7 @@ pub enum Error {
         /// The limit, bytes.
         limit: u64,
     },
-    /// A manifest is not the one that was asked for, or that the registry says it is.
+    /// What came is not what was asked for, or not what the registry says it is.
     #[error("{subject} arrived with digest {actual} instead of {expected}")]
     WrongDigest {
         /// What was asked for.

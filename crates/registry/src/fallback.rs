@@ -20,7 +20,7 @@ use tokio::sync::OnceCell;
 use crate::access::Access;
 use crate::hosts::{self, Host, Wanted};
 use crate::transport::Transport;
-use crate::{Auth, Blob, Error, Subject};
+use crate::{Auth, Blob, Distrusted, Error, Subject};
 
 /// What a host is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -48,10 +48,22 @@ impl Repositories {
         &self.reference
     }
 
-    /// The blob, of the first host that has it.
-    pub(crate) async fn blob(&self, digest: &Digest, size: u64) -> Result<Blob, Error> {
-        let hosts = self.able(Need::Pull, &self.reference, Some(*digest)).await?;
-        Blob::open(hosts, digest, size).await
+    /// The blob, of the first host that has it; `None` if none but `distrusted` may be asked.
+    pub(crate) async fn blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        distrusted: &Distrusted,
+    ) -> Result<Option<Blob>, Error> {
+        let mut hosts = self.able(Need::Pull, &self.reference, Some(*digest)).await?;
+        hosts.retain(|host| !distrusted.contains(host));
+        if let (Some((liar, error)), Some(next)) = (distrusted.last(), hosts.front()) {
+            note(liar, next, error);
+        }
+        if hosts.is_empty() {
+            return Ok(None);
+        }
+        Blob::open(hosts, digest, size).await.map(Some)
     }
 
     /// Asks one host after the other; `ask` is told whether it has the last one.

@@ -38,7 +38,7 @@ mod token;
 mod transport;
 
 pub use auth::{Auth, InvalidAuth};
-pub use blob::Blob;
+pub use blob::{Blob, Distrusted};
 pub use client::{Client, Repository};
 pub use config::{Config, Proxies};
 pub use error::{Detail, Error, Subject};

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use berth_content::Content;
 use berth_failpoint::Point;
 use berth_model::{DiffId, Digest};
-use berth_registry::Repository;
+use berth_registry::{Blob, Distrusted, Repository};
 use berth_snapshot::{LayerDir, Snapshots};
 use bytes::Bytes;
 use flate2::bufread::MultiGzDecoder;
@@ -108,11 +108,38 @@ impl Workshop {
     }
 
     /// Fetches the job's blob and unpacks it at `place`, if one is named.
+    ///
+    /// Of bytes that are not the blob's nothing is kept: the next host is asked for all of it.
     async fn fetch(
         &self,
         job: &Job,
         place: Option<(usize, DiffId)>,
     ) -> Result<Option<Unpacked>, Error> {
+        let (mut liars, mut wrong) = (Distrusted::default(), None);
+        while let Some(blob) = self.open(job, &liars).await? {
+            let (blob, done) = self.fetch_from(job, place, blob).await;
+            match done.as_ref().err().and_then(Error::wrong_digest) {
+                Some(actual) if liars.add(&blob, actual) => wrong = Some(done),
+                _ => return done,
+            }
+        }
+        wrong.expect("there is a host while none has lied")
+    }
+
+    /// Asks a host that is none of `liars`; `None` if there is none.
+    async fn open(&self, job: &Job, liars: &Distrusted) -> Result<Option<Blob>, Error> {
+        let opened = self.repository.blob_of_others(&job.digest, job.size, liars);
+        let opened = self.stop.run_until_cancelled(opened).await;
+        let opened = opened.ok_or_else(|| Error::Stopped(job.digest.to_string()))?;
+        opened.map_err(failed_to_fetch)
+    }
+
+    async fn fetch_from(
+        &self,
+        job: &Job,
+        place: Option<(usize, DiffId)>,
+        mut blob: Blob,
+    ) -> (Blob, Result<Option<Unpacked>, Error>) {
         let (to_store, from_network) = mpsc::channel(QUEUE);
         let (to_unpack, from_store) = mpsc::channel(QUEUE);
         let (content, digest, size) = (self.content.clone(), job.digest, job.size);
@@ -125,14 +152,14 @@ impl Workshop {
             apart("unpack a layer", work).await.flatten()
         };
         let network = async {
-            let done = self.stop.run_until_cancelled(self.download(job, to_store)).await;
+            let downloaded = download(job, &mut blob, to_store);
+            let done = self.stop.run_until_cancelled(downloaded).await;
             done.unwrap_or_else(|| Err(Error::Stopped(digest.to_string())))
         };
         let (network, stored, unpacked) = tokio::join!(network, store, unpack);
         // In the order of the stages: what fails first makes those after it fail.
-        network?;
-        stored?.map_err(content_error("store", digest))?;
-        unpacked
+        let stored = stored.and_then(|stored| stored.map_err(content_error("store", digest)));
+        (blob, network.and(stored).and(unpacked))
     }
 
     /// Whether `error` comes of a stored blob that is not what it was.
@@ -146,24 +173,6 @@ impl Workshop {
         let content = self.content.clone();
         let verified = blocking("verify a blob", move || content.verify(&digest)).await?;
         Ok(verified.is_err())
-    }
-
-    async fn download(&self, job: &Job, to_store: mpsc::Sender<Bytes>) -> Result<(), Error> {
-        let failed = |source| Error::Registry { action: "fetch layer", source: Box::new(source) };
-        let mut blob = self.repository.blob(&job.digest, job.size).await.map_err(failed)?;
-        let (mut received, mut told) = (0_u64, Instant::now());
-        while let Some(bytes) = blob.next().await.map_err(failed)? {
-            received += u64::try_from(bytes.len()).unwrap_or(0);
-            if told.elapsed() >= PROGRESS {
-                told = Instant::now();
-                tracing::info!(layer.digest = %job.digest, received, bytes = job.size, "fetching");
-            }
-            if to_store.send(bytes).await.is_err() {
-                break; // storing failed, and says why itself
-            }
-        }
-        tracing::debug!(counter.pull_bytes = received, "layer received");
-        Ok(())
     }
 
     async fn unpack_stored(&self, job: &Job, place: (usize, DiffId)) -> Result<Unpacked, Error> {
@@ -216,6 +225,26 @@ impl Workshop {
         }
         Ok(Unpacked { index, directory, applied })
     }
+}
+
+fn failed_to_fetch(source: berth_registry::Error) -> Error {
+    Error::Registry { action: "fetch layer", source: Box::new(source) }
+}
+
+async fn download(job: &Job, blob: &mut Blob, to_store: mpsc::Sender<Bytes>) -> Result<(), Error> {
+    let (mut received, mut told) = (0_u64, Instant::now());
+    while let Some(bytes) = blob.next().await.map_err(failed_to_fetch)? {
+        received += u64::try_from(bytes.len()).unwrap_or(0);
+        if told.elapsed() >= PROGRESS {
+            told = Instant::now();
+            tracing::info!(layer.digest = %job.digest, received, bytes = job.size, "fetching");
+        }
+        if to_store.send(bytes).await.is_err() {
+            break; // storing failed, and says why itself
+        }
+    }
+    tracing::debug!(counter.pull_bytes = received, "layer received");
+    Ok(())
 }
 
 /// Stores a blob and passes it on; goes on when nobody takes it any more.

@@ -4,7 +4,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use berth_model::ErrorKind;
-use berth_registry::{Auth, Blob, Client, Config, Error};
+use berth_registry::{Auth, Blob, Client, Config, Distrusted, Error};
 use tempfile::TempDir;
 
 use crate::support::{Reply, Request, Server, all_of, blob, certificate, config};
@@ -126,6 +126,44 @@ async fn the_rest_of_a_blob_comes_from_the_next_host() {
         range.strip_prefix("bytes=").unwrap().split('-').next().unwrap().parse().unwrap();
     assert!(start > 0 && start <= 60_000, "{range}");
     assert_eq!((mirror.requests().len(), registry.requests().len()), (1, 1));
+}
+
+/// teeth: crates/registry/src/fallback.rs: `hosts.retain(|host| !distrusted.contains(host));` → ``
+#[tokio::test]
+async fn who_has_other_bytes_for_a_blob_is_passed_over_for_it() {
+    let (bytes, digest) = blob(1000);
+    let mirror = Server::start(|_| Reply::ok(vec![b'x'; 1000])).await;
+    let own = bytes.clone();
+    let registry = Server::start(move |_| Reply::ok(own.clone())).await;
+    let root = certs_d(&registry, &host(&mirror));
+    let repository = client(root.path()).repository(&registry.reference("a:t"), None);
+    let mut liars = Distrusted::default();
+    let mut seen = Vec::new();
+    while let Some(mut blob) = repository.blob_of_others(&digest, 1000, &liars).await.unwrap() {
+        let mut read = Vec::new();
+        while let Some(piece) = blob.next().await.unwrap() {
+            read.extend_from_slice(&piece);
+        }
+        assert!(liars.add(&blob, digest) && !liars.add(&blob, digest));
+        seen.push(read);
+    }
+    assert_eq!(seen, [vec![b'x'; 1000], bytes]);
+    assert_eq!((mirror.requests().len(), registry.requests().len()), (1, 1));
+    // It may be right about another, and is asked last.
+    read(repository.blob(&digest, 1000).await.unwrap()).await.unwrap();
+    assert_eq!((mirror.requests().len(), registry.requests().len()), (1, 2));
+}
+
+/// teeth: crates/registry/src/blob.rs: `self.pause(Failure::last(error)).await?;` → `return Err(error);`
+#[tokio::test]
+async fn who_has_more_of_a_blob_than_there_is_is_passed_over() {
+    let (bytes, digest) = blob(1000);
+    let mirror = Server::start(|_| Reply::ok(vec![b'x'; 1001]).chunked()).await;
+    let own = bytes.clone();
+    let registry = Server::start(move |_| Reply::ok(own.clone())).await;
+    let root = certs_d(&registry, &host(&mirror));
+    let repository = client(root.path()).repository(&registry.reference("a:t"), None);
+    assert_eq!(read(repository.blob(&digest, 1000).await.unwrap()).await.unwrap(), bytes);
 }
 
 #[tokio::test]

@@ -61,7 +61,11 @@ fn open(root: &Path, config: Config) -> Images {
         ImageStore::recover(&root.join("images.db")).unwrap(),
         Content::open(root.join("content")).unwrap(),
         Snapshots::open(&root.join("snapshots")).unwrap(),
-        Client::new(berth_registry::Config::default()).unwrap(),
+        Client::new(berth_registry::Config {
+            hosts: Some(root.join("certs.d")),
+            ..berth_registry::Config::default()
+        })
+        .unwrap(),
         config,
     )
 }
@@ -89,6 +93,15 @@ impl Node {
         let node = Self { directory, registry: Registry::start(), images, in_use };
         node.watch_use();
         node
+    }
+
+    /// Has `mirror` asked before the registry.
+    fn mirrored_by(&self, mirror: &Registry) {
+        let certs = self.directory.path().join("certs.d");
+        let own = certs.join(format!("127.0.0.1_{}_", self.registry.address.port()));
+        fs::create_dir_all(&own).unwrap();
+        let text = format!("[host.\"http://{}\"]\n", mirror.address);
+        fs::write(own.join("hosts.toml"), text).unwrap();
     }
 
     fn watch_use(&self) {

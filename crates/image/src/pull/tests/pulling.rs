@@ -1,9 +1,9 @@
 //! Pulls that succeed.
 
-use berth_model::{ChainId, DiffId};
+use berth_model::{ChainId, DiffId, Digest};
 use serde_json::json;
 
-use super::registry::{Image, Layer, descriptor, for_platform, index};
+use super::registry::{Image, Layer, Registry, descriptor, for_platform, index};
 use super::{Node, is_root};
 use crate::tar::build::Tar;
 
@@ -237,4 +237,41 @@ async fn i9_what_an_image_says_of_itself_decides_nothing() {
     let pulled = node.pull(":t").await.unwrap();
     assert_eq!(pulled.id, id);
     assert_eq!(node.entries("."), 5, "images.db and its two companions, content, snapshots");
+}
+
+/// teeth: crates/image/src/pull/layer.rs: `Some(actual) if liars.add(&blob, actual)` → `Some(actual) if !liars.add(&blob, actual)`
+/// teeth: crates/image/src/pull/resolve.rs: `actual == digest || !liars.add(&blob, actual)` → `true`
+#[tokio::test]
+async fn what_a_mirror_has_other_bytes_for_comes_from_the_registry() {
+    if !is_root() {
+        return;
+    }
+    let layers = [Layer::of("a", "content"), Layer::of("b", "other")];
+    for wrong in ["config", "layer"] {
+        let node = Node::new();
+        let mirror = Registry::start();
+        node.mirrored_by(&mirror);
+        for registry in [&node.registry, &mirror] {
+            Image::put(registry, &layers, "").tag(registry, "t");
+        }
+        let image = Image::put(&mirror, &layers, "");
+        match wrong {
+            "config" => {
+                let size = image.manifest["config"]["size"].as_u64().unwrap();
+                mirror.put_lie(image.id, &vec![b'x'; usize::try_from(size).unwrap()]);
+            }
+            _ => {
+                let mut blob = layers[0].blob.clone();
+                let middle = blob.len() / 2;
+                blob[middle] ^= 1;
+                mirror.put_lie(Digest::of(&layers[0].blob), &blob);
+            }
+        }
+        assert_eq!(node.pull(":t").await.unwrap().id, image.id, "{wrong}");
+        let (mirrored, own) = (mirror.asked().0, node.registry.asked().0);
+        assert!(own > 0 && mirrored > 0, "{wrong}: {mirrored} and {own}");
+        // What was verified is not fetched again.
+        assert_eq!(mirrored + own, 4, "{wrong}: {mirrored} and {own}");
+        node.assert_settled();
+    }
 }

@@ -109,6 +109,8 @@ fn serve(stream: &TcpStream, shared: &Shared) {
             }
         }
         line.clear();
+        // A mirror is told whose images it is asked for.
+        let path = path.split_once('?').map_or(path.clone(), |(path, _)| path.to_owned());
         shared.asked.lock().unwrap().push(path.clone());
         if path.contains("/blobs/") {
             let held = shared.held.lock().unwrap();
