@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_api::shim::packet;
 use rustix::io::Errno;
-use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
+use rustix::net::sockopt::{
+    set_socket_send_buffer_size, set_socket_send_buffer_size_force, socket_send_buffer_size,
+};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
     connect, sendmsg, socket_with,
@@ -22,6 +24,9 @@ use super::frame::Stream;
 /// Bytes that may wait for one client, of which the kernel gives twice as many for what it
 /// notes of them (socket(7)).
 const BUFFER: usize = 2 << 20;
+
+/// More of them for the one packet that says what did not fit.
+const RESERVE: usize = 16 << 10;
 
 /// What a client wants to hear.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -91,6 +96,17 @@ impl Outlet {
         Ok(())
     }
 
+    /// As [`Outlet::tell`], beyond the room that output has: this is the last that the client
+    /// hears from here.
+    fn tell_last(&self) {
+        if self.tell().is_err()
+            && let Ok(doubled) = socket_send_buffer_size(&self.socket)
+            && set_socket_send_buffer_size_force(&self.socket, doubled / 2 + RESERVE).is_ok()
+        {
+            self.tell().ok();
+        }
+    }
+
     fn skipped(&self) -> MutexGuard<'_, u64> {
         self.skipped.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -123,6 +139,11 @@ impl Outlets {
         if all.is_empty() {
             *all = Vec::new();
         }
+    }
+
+    /// Tells everybody what they missed, whether they have room or not.
+    pub(super) fn tell_last(&self) {
+        self.all().iter().for_each(|outlet| outlet.tell_last());
     }
 
     pub(super) fn snapshot(&self) -> Vec<Arc<Outlet>> {
@@ -195,6 +216,33 @@ mod tests {
         assert_eq!(kind, packet::SKIPPED);
         assert_eq!(u64::from_le_bytes(skipped.try_into().unwrap()), total - got);
         assert_eq!(next(&client), Some((packet::STDOUT, b"on".to_vec())));
+    }
+
+    /// teeth: crates/shim/src/io/outlet.rs: `doubled / 2 + RESERVE` → `doubled / 2`
+    #[test]
+    fn a_client_without_room_is_told_in_the_end_what_it_missed() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let outlets = Outlets::default();
+        let (outlet, client) = pair(BOTH);
+        outlets.add(outlet);
+        let (total, mut got) = (16_u64 << 20, 0);
+        for _ in 0..total / 4096 {
+            outlets.send(Stream::Stdout, &[b'x'; 4096]);
+        }
+        outlets.tell_last();
+        outlets.tell_last();
+        while let Some((kind, bytes)) = next(&client) {
+            if kind == packet::SKIPPED {
+                assert_eq!(u64::from_le_bytes(bytes.try_into().unwrap()), total - got);
+                assert_eq!(next(&client), None);
+                return;
+            }
+            got += u64::try_from(bytes.len()).unwrap();
+        }
+        panic!("{got} of {total} bytes, and no word of the rest");
     }
 
     #[test]

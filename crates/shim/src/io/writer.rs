@@ -446,6 +446,9 @@ impl<'a> Process<'a> {
                 }
             }
         }
+        // The container has ended, and its clients are told so next, by the shim: it does not
+        // know what did not fit.
+        self.outlets.tell_last();
     }
 }
 
