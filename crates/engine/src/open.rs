@@ -63,9 +63,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         path: "this host".to_owned(),
         source,
     })?;
-    let leases = Arc::new(StoredLeases(Arc::clone(&pods)));
-    let network = Network::new(config.network.clone(), leases)
-        .map_err(|source| Error::NetworkBase { source })?;
+    let network = network(&config, &pods)?;
     let network_fault = base(&network);
     let defaults = defaults(&config, &hierarchy)?;
     let (tasks, shutdown, budget) = (TaskTracker::new(), CancellationToken::new(), budget());
@@ -105,6 +103,12 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         defaults: Published::new(Arc::new(defaults)),
     };
     Ok((core, stored))
+}
+
+fn network(config: &Config, pods: &Arc<PodStore>) -> Result<Network, Error> {
+    let leases = Arc::new(StoredLeases(Arc::clone(pods)));
+    let network = Network::new(config.network.clone(), leases);
+    network.map_err(|source| Error::NetworkBase { source })
 }
 
 /// What no record names is removed from our directories, so they must be ours: a link
