@@ -62,10 +62,8 @@ impl Plan {
         let stop_signal = stop_signal(&spec, image).map_err(refused.clone())?;
         let log_path =
             files::log_path(sandbox.spec.log_directory.as_deref(), spec.log_path.as_deref())?;
-        let cgroup = sandbox
-            .cgroup
-            .child(id.as_str())
-            .map_err(cgroup_error("name cgroup below", &sandbox.cgroup))?;
+        let cgroup = sandbox.cgroup.child(id.as_str());
+        let cgroup = cgroup.map_err(cgroup_error("name cgroup below", &sandbox.cgroup))?;
         let mut resolved = ContainerSpec { mounts: mounts::resolve(&spec.mounts)?, ..spec.clone() };
         resolved.env.extend(mounts::cdi::environment(&edits));
         let security = &spec.security;
