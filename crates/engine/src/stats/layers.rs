@@ -85,7 +85,10 @@ pub(super) fn walk_stale(core: &Arc<Core>) {
 fn walk(core: &Core, container: &Container) -> Option<DiskUsage> {
     let usage = core.layers.measured.get(&container.id, |before| {
         let usage = core.snapshots.usage(&SnapshotKey::from(&container.id));
-        let usage = usage.map(|usage| with_files(usage, &container.sandbox.dir));
+        let usage = usage.map(|usage| match counts_files(container) {
+            true => with_files(usage, &container.sandbox.dir),
+            false => usage,
+        });
         walked(usage, before.and_then(|(_, before)| *before))
     });
     // Removed during the walk: nobody else would forget it.
@@ -108,6 +111,12 @@ fn walked(
         (Err(berth_snapshot::Error::TooManyEntries(_)), None) => Ok(None),
         (Err(error), None) => Err(error),
     }
+}
+
+/// Whether the files of its sandbox are counted for this container: for one of a pod's, since
+/// kubelet adds up what all of them have written.
+fn counts_files(container: &Container) -> bool {
+    container.sandbox.members.made().into_iter().min().is_none_or(|one| one == container.id)
 }
 
 /// What a container can write beside its layer: files of its sandbox, which nobody else
