@@ -215,14 +215,14 @@ pub(crate) fn add_nsid(request: &mut Request, netns: BorrowedFd<'_>) {
         .attribute(NETNSA_NSID, &(-1_i32).to_ne_bytes());
 }
 
-/// Asks for every link of the namespace with that number, counters included: only those that
-/// IPv6 has of each of its messages are left out, which would be most of the answer.
+/// Asks for every link of the namespace with that number, counters included. Without a filter
+/// mask: with one the kernel first sizes its buffer by all links of the namespace that asks
+/// (`rtnl_calcit`), which has one for each pod.
 pub(crate) fn list_counters(request: &mut Request, nsid: i32) {
     request
         .message(RTM_GETLINK, NLM_F_DUMP, "read counters of network namespace")
         .raw(&link_header(0, 0, 0))
-        .attribute(IFLA_TARGET_NETNSID, &nsid.to_ne_bytes())
-        .number(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+        .attribute(IFLA_TARGET_NETNSID, &nsid.to_ne_bytes());
 }
 
 /// Asks for every link, or every port of the bridge with that index.
