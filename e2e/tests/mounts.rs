@@ -292,9 +292,15 @@ async fn d10_what_is_written_to_the_hosts_file_is_counted() -> Result<()> {
     let (mut node, image, pod) = Node::with_pod().await?;
     let probe = "dd if=/dev/zero of=/etc/hosts bs=1M count=8 2>/dev/null; echo written; sleep 1000";
     let idle = node.run(&pod, &container_config("idle", &image, &["sleep", "1000"])).await?;
+    let mut ended = Vec::new();
+    for number in 0..3 {
+        let name = format!("ended-{number}");
+        ended.push(node.run(&pod, &container_config(&name, &image, &["true"])).await?);
+        node.wait_exit(&ended[number]).await?;
+    }
     let id = node.run(&pod, &script(&image, probe)).await?;
     node.wait_for_line("pod", "main", "written").await?;
-    // It is the pod's: kubelet adds up what its containers have written.
+    // It is the pod's: kubelet adds up what its containers have written that run.
     let mut used = 0;
     for container_id in [&id, &idle].map(Clone::clone) {
         let request = v1::ContainerStatsRequest { container_id };
@@ -303,7 +309,8 @@ async fn d10_what_is_written_to_the_hosts_file_is_counted() -> Result<()> {
         used += layer.used_bytes.context("no bytes")?.value;
     }
     assert!((8 << 20..16 << 20).contains(&used), "{used}");
-    node.cri.remove_container(&idle).await?;
-    node.cri.remove_container(&id).await?;
+    for container in ended.iter().chain([&idle, &id]) {
+        node.cri.remove_container(container).await?;
+    }
     node.assert_clean().await
 }

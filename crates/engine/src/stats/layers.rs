@@ -1,14 +1,16 @@
 //! What containers have written.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use berth_model::ContainerId;
 use berth_model::stats::DiskUsage;
+use berth_model::{ContainerId, ContainerState};
 use berth_snapshot::SnapshotKey;
 use berth_stats::Readings;
+use tracing::{Instrument as _, debug_span};
 
 use crate::container::Container;
 use crate::core::{Core, warn_failure};
@@ -25,7 +27,7 @@ const WALKERS: usize = 2;
 pub(crate) struct Layers {
     measured: Readings<ContainerId, Option<DiskUsage>>,
     /// Containers whose layers are to be measured anew.
-    stale: Mutex<Vec<Arc<Container>>>,
+    stale: Mutex<HashMap<ContainerId, Arc<Container>>>,
     walkers: Pool,
 }
 
@@ -41,9 +43,10 @@ impl Layers {
     /// Drops what is known of a container that is removed.
     pub(crate) fn forget(&self, id: &ContainerId) {
         self.measured.forget(id);
+        self.stale().remove(id);
     }
 
-    fn stale(&self) -> MutexGuard<'_, Vec<Arc<Container>>> {
+    fn stale(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<Container>>> {
         self.stale.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -55,7 +58,7 @@ pub(super) fn now(core: &Core, container: &Arc<Container>) -> Option<DiskUsage> 
     match core.layers.measured.recent(&container.id) {
         Some((usage, true)) => usage,
         Some((usage, false)) => {
-            core.layers.stale().push(Arc::clone(container));
+            core.layers.stale().insert(container.id.clone(), Arc::clone(container));
             usage
         }
         None => walk(core, container),
@@ -70,22 +73,23 @@ pub(super) fn walk_stale(core: &Arc<Core>) {
     }
     let (walkers, shared) = (core.layers.walkers.clone(), Arc::clone(core));
     let walks = move || {
-        for container in stale.iter().take_while(|_| !shared.shutdown.is_cancelled()) {
+        for container in stale.values().take_while(|_| !shared.shutdown.is_cancelled()) {
             // Its failure is told when somebody asks and nothing is known.
             let _known = walk(&shared, container);
         }
     };
-    core.tasks.spawn(async move {
+    let walked = async move {
         if let Err(error) = walkers.run(walks).await {
             warn_failure("walk writable layers", &error);
         }
-    });
+    };
+    core.tasks.spawn(walked.instrument(debug_span!("walk_layers")));
 }
 
 fn walk(core: &Core, container: &Container) -> Option<DiskUsage> {
     let usage = core.layers.measured.get(&container.id, |before| {
         let usage = core.snapshots.usage(&SnapshotKey::from(&container.id));
-        let usage = usage.map(|usage| match counts_files(container) {
+        let usage = usage.map(|usage| match counts_files(core, container) {
             true => with_files(usage, &container.sandbox.dir),
             false => usage,
         });
@@ -113,10 +117,15 @@ fn walked(
     }
 }
 
-/// Whether the files of its sandbox are counted for this container: for one of a pod's, since
-/// kubelet adds up what all of them have written.
-fn counts_files(container: &Container) -> bool {
-    container.sandbox.members.made().into_iter().min().is_none_or(|one| one == container.id)
+/// Whether the files of its sandbox are counted for this container: for one of those that run,
+/// since kubelet adds up what these have written, and for each other one.
+fn counts_files(core: &Core, container: &Container) -> bool {
+    let runs = |id: &ContainerId| {
+        let found = core.containers.get(id);
+        found.is_some_and(|it| matches!(it.status.get().state, ContainerState::Running { .. }))
+    };
+    let running = container.sandbox.members.made().into_iter().filter(runs);
+    !runs(&container.id) || running.min().is_none_or(|one| one == container.id)
 }
 
 /// What a container can write beside its layer: files of its sandbox, which nobody else
