@@ -195,6 +195,9 @@ impl Driver {
         if ended {
             self.sandbox.namespace.release();
         }
+        if !self.sandbox.is_ready() {
+            self.core.sampler.let_go(&self.sandbox.cgroup);
+        }
         Ok(())
     }
 }
