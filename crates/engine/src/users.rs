@@ -17,12 +17,15 @@ use crate::core::Core;
 /// module are no more lasting, and clients ask every few seconds.
 const REFUSED: Duration = Duration::from_secs(60);
 
+/// How long a failure to ask is told again: who asks meanwhile does not wait for it as well.
+const UNANSWERED: Duration = Duration::from_secs(10);
+
 /// Whether pods can have users of their own, as far as that was asked.
 #[derive(Debug, Default)]
 pub(crate) struct Users {
     /// The kernel and the file system of the layers do not unlearn it.
     can: OnceCell<()>,
-    /// Why they could not, and when.
+    /// Why they could not, and until when that is good.
     refused: Mutex<Option<(String, Instant)>>,
 }
 
@@ -34,14 +37,14 @@ impl Users {
                 return Err(why);
             }
             let Err(source) = ask().await else { return Ok(()) };
-            // Of what could not even be asked, nothing is known.
-            let told = matches!(source, Failure::Refused { .. });
+            let good = match source {
+                Failure::Refused { .. } => REFUSED,
+                _ => UNANSWERED,
+            };
             let action = "ask for user namespaces";
             let why = Error::Shim { action, id: String::new(), source }.told();
             tracing::info!(why, "no pods with users of their own");
-            if told {
-                *self.lock() = Some((why.clone(), Instant::now()));
-            }
+            *self.lock() = Some((why.clone(), Instant::now() + good));
             Err(why)
         });
         asked.await.copied()
@@ -49,7 +52,7 @@ impl Users {
 
     fn refused(&self) -> Option<String> {
         let mut refused = self.lock();
-        refused.take_if(|(_, since)| since.elapsed() >= REFUSED);
+        refused.take_if(|(_, until)| *until <= Instant::now());
         refused.as_ref().map(|(why, _)| why.clone())
     }
 
@@ -122,11 +125,13 @@ mod tests {
         Failure::Unanswered { id: String::new(), action: "probe", deadline: REFUSED }
     }
 
-    /// teeth: crates/engine/src/users.rs: `if told {` → `if true {`
+    /// teeth: crates/engine/src/users.rs: `_ => UNANSWERED` → `_ => REFUSED`
     #[tokio::test(start_paused = true)]
-    async fn only_what_the_kernel_says_is_kept_and_a_refusal_not_for_ever() {
+    async fn a_failure_is_kept_for_a_moment_and_a_refusal_not_for_ever() {
         let users = Users::default();
-        ask(&users, Err(late())).await.unwrap_err();
+        let why = ask(&users, Err(late())).await.unwrap_err();
+        assert_eq!(ask(&users, Ok(())).await, Err(why), "kept: the next does not wait as well");
+        tokio::time::advance(UNANSWERED).await;
         let why = ask(&users, Err(refused())).await.unwrap_err();
         assert!(why.contains("no overlay there"), "{why}");
         assert_eq!(ask(&users, Ok(())).await, Err(why), "kept");
