@@ -199,7 +199,9 @@ impl Driver {
             Err(error) => Err(error),
         };
         if let Err(error) = stored {
-            put_back(&self.core, former).await;
+            if reply.is_some() {
+                put_back(&self.core, former).await;
+            }
             return self.not_updated(reply, error).await;
         }
         self.record = record;
@@ -211,15 +213,17 @@ impl Driver {
         }
     }
 
-    /// Nothing is wanted any more, and the former limits are in force.
+    /// Nothing is wanted any more, and the former limits are in force. Of what a daemon before
+    /// this one had begun that is not sure (what it had written may be in nobody's record): it
+    /// stays wanted, until the next daemon or the next change.
     async fn not_updated(&mut self, reply: Option<Reply>, error: Error) {
+        let Some(reply) = reply else {
+            return warn_failure("put limits in force that a daemon was killed amid", &error);
+        };
         if self.record.changing.take().is_some() {
             self.restore().await;
         }
-        match reply {
-            Some(reply) => answer(reply, Err(error)),
-            None => warn_failure("put limits in force that a daemon was killed amid", &error),
-        }
+        answer(reply, Err(error));
     }
 }
 
