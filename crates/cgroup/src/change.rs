@@ -50,7 +50,8 @@ fn memory_limit(limits: &Limits) -> Option<i64> {
 }
 
 /// A number of bytes as the kernel takes it (`memparse`: decimal, octal or hexadecimal, with
-/// one of K to E); `None` for `max`, and for what it takes for no number. Too much is the most.
+/// one of K to E); `None` for `max`, and for what it takes for no number. Nothing is zero, and
+/// so may be what does not fit 64 bits: the kernel lets it run over.
 fn bytes(text: &str) -> Option<i64> {
     let text = text.trim();
     let (digits, radix) = match text.as_bytes() {
@@ -61,7 +62,7 @@ fn bytes(text: &str) -> Option<i64> {
     let end = digits.find(|c: char| !c.is_digit(radix)).unwrap_or(digits.len());
     let (digits, unit) = digits.split_at(end);
     let shift = match unit {
-        "" if end == 0 => return None,
+        "" if end == 0 => return Some(0),
         "" => 0,
         unit if unit.len() > 1 => return None,
         unit => 10 * (1 + "kmgtpe".find(&unit.to_ascii_lowercase())?),
@@ -69,7 +70,7 @@ fn bytes(text: &str) -> Option<i64> {
     // Without a digit, the octal zero stands alone: `0K`.
     let number = if digits.is_empty() { Ok(0) } else { u64::from_str_radix(digits, radix) };
     let number = number.ok().and_then(|number| number.checked_mul(1 << shift));
-    Some(number.and_then(|number| i64::try_from(number).ok()).unwrap_or(i64::MAX))
+    Some(number.map_or(0, |number| i64::try_from(number).unwrap_or(i64::MAX)))
 }
 
 impl Before {
