@@ -210,11 +210,15 @@ impl Creating {
         Ok(())
     }
 
-    /// Ends the runner of hooks, which kills them first.
+    /// Has the runner of hooks end, which kills them first. It is not killed itself: nobody
+    /// else knows what the hooks have started.
     fn end_runner(&mut self, until: Instant) {
         if let Some(Runner { forked, alive }) = self.runner.take() {
             drop(alive);
-            self.end(Child { pid: forked.pid, pidfd: forked.pidfd }, DEATH, until);
+            let runner = Child { pid: forked.pid, pidfd: forked.pidfd };
+            if let Err(runner) = runner.reaped(until) {
+                self.leftover.processes.push((runner.pid, runner.pidfd));
+            }
         }
     }
 
@@ -323,6 +327,11 @@ impl Child {
             // ESRCH would mean that it has just ended.
             rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL).ok();
         }
+        self.reaped(until)
+    }
+
+    /// How it ended; itself if it is still there at `until`.
+    fn reaped(self, until: Instant) -> Result<Option<String>, Self> {
         if !matches!(readable(self.pidfd.as_fd(), until), Ok(true)) {
             return Err(self);
         }
