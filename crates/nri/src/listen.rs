@@ -14,8 +14,11 @@ use tokio::sync::Semaphore;
 use crate::nri::{MAX_PLUGINS, Shared};
 use crate::{Error, join};
 
-/// How often a socket is looked at that another runtime has.
+/// When a socket is looked at again that another runtime has; then twice as late each time.
 const AGAIN: Duration = Duration::from_secs(20);
+/// Longest time between two looks: a look is a connection that says nothing, of which the other
+/// runtime may complain.
+const SELDOM: Duration = Duration::from_secs(10 * 60);
 /// How long nothing is accepted after an error (`EMFILE`).
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -88,9 +91,10 @@ pub(crate) async fn bind(socket: &Path) -> Result<Listening, Error> {
 /// that it had find it.
 pub(crate) async fn take_over(shared: Arc<Shared>, socket: PathBuf) {
     let taking = async {
-        let mut free = false;
+        let (mut free, mut pause) = (false, AGAIN);
         loop {
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(if free { AGAIN } else { pause }).await;
+            pause = SELDOM.min(pause * 2);
             let was_free = std::mem::replace(&mut free, is_free(&socket).await);
             if !(free && was_free) {
                 continue;
