@@ -46,7 +46,15 @@ pub struct Blob {
 
 /// Hosts whose bytes, all or some, were not those of one blob's digest.
 #[derive(Debug, Default)]
-pub struct Distrusted(Vec<(Arc<Access>, Error)>);
+pub struct Distrusted(Vec<Lie>);
+
+/// A host, and the digests that were asked for and came.
+#[derive(Debug)]
+struct Lie {
+    host: Arc<Access>,
+    expected: Digest,
+    actual: Digest,
+}
 
 impl Distrusted {
     /// Adds the host that `blob` began with, which came out with the digest `actual`: what
@@ -55,26 +63,32 @@ impl Distrusted {
     pub fn add(&mut self, blob: &Blob, actual: Digest) -> bool {
         let host = blob.first.as_ref().filter(|host| !self.contains(host));
         if let Some(host) = host {
-            let expected = blob.digest;
-            let subject = host.subject(host.reference().clone(), Some(expected));
-            self.0.push((Arc::clone(host), Error::WrongDigest { subject, expected, actual }));
+            self.0.push(Lie { host: Arc::clone(host), expected: blob.digest, actual });
         }
         host.is_some()
     }
 
     pub(crate) fn contains(&self, host: &Arc<Access>) -> bool {
-        self.0.iter().any(|(known, _)| Arc::ptr_eq(known, host))
+        self.0.iter().any(|lie| Arc::ptr_eq(&lie.host, host))
     }
 
-    pub(crate) fn last(&self) -> Option<&(Arc<Access>, Error)> {
-        self.0.last()
+    /// What is to be told of each of them, in the order in which they were found out.
+    pub(crate) fn errors(&self) -> Vec<(Arc<Access>, Error)> {
+        let told = |Lie { host, expected, actual }: &Lie| {
+            let (expected, actual) = (*expected, *actual);
+            let subject = host.subject(host.reference().clone(), Some(expected));
+            (Arc::clone(host), Error::WrongDigest { subject, expected, actual })
+        };
+        self.0.iter().map(told).collect()
     }
 }
 
 impl Blob {
-    /// Opens it at the first of `hosts` that has it; there is at least one.
+    /// Opens it at the first of `hosts` that has it; there is at least one. `errors` are of
+    /// those that were asked before.
     pub(crate) async fn open(
         mut hosts: VecDeque<Arc<Access>>,
+        errors: Vec<(Arc<Access>, Error)>,
         digest: &Digest,
         size: u64,
     ) -> Result<Self, Error> {
@@ -86,7 +100,7 @@ impl Blob {
             attempts: Attempts::new(access.config(), hosts.is_empty()),
             access,
             others: hosts,
-            errors: Vec::new(),
+            errors,
             first: None,
             size,
             received: 0,

@@ -57,13 +57,14 @@ impl Repositories {
     ) -> Result<Option<Blob>, Error> {
         let mut hosts = self.able(Need::Pull, &self.reference, Some(*digest)).await?;
         hosts.retain(|host| !distrusted.contains(host));
-        if let (Some((liar, error)), Some(next)) = (distrusted.last(), hosts.front()) {
+        let errors = distrusted.errors();
+        if let (Some((liar, error)), Some(next)) = (errors.last(), hosts.front()) {
             note(liar, next, error);
         }
         if hosts.is_empty() {
             return Ok(None);
         }
-        Blob::open(hosts, digest, size).await.map(Some)
+        Blob::open(hosts, errors, digest, size).await.map(Some)
     }
 
     /// Asks one host after the other; `ask` is told whether it has the last one.
