@@ -72,8 +72,7 @@ fn sleeper(image: &str) -> v1::ContainerConfig {
 async fn undo_status(node: &mut Node) -> Result<Value> {
     let request = v1::StatusRequest { verbose: true };
     let info = node.cri.runtime.status(request).await?.into_inner().info;
-    let text: String = info.into_values().collect();
-    let status: Value = serde_json::from_str(&text)?;
+    let status: Value = serde_json::from_str(info.get("info").context("no info")?)?;
     Ok(status["undo"].clone())
 }
 
