@@ -197,7 +197,8 @@ impl Options {
     /// How much of a whole run this is, for the summary.
     fn bounds(&self) -> String {
         let rounds = self.rounds.map(|rounds| format!("{rounds} of each"));
-        let counts = self.counts.iter().map(|(step, count)| format!("{count} of `{step}`"));
+        let counts = self.counts.iter().filter(|(step, _)| self.wants(step));
+        let counts = counts.map(|(step, count)| format!("{count} of `{step}`"));
         let ways = self.ways.map(|ways| format!("{ways} of each way to a failpoint"));
         let minutes = self.minutes.map(|minutes| {
             format!("the failpoints {minutes} minutes at most, and so the random kills")
