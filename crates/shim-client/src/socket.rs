@@ -3,7 +3,8 @@
 //! What ttrpc writes is taken at once, and what the kernel has no room for goes out later, in
 //! the same order. ttrpc closes a connection when a request is given up of which a part was
 //! written, and with it fails the requests of everybody else; and a shim that is busy reads
-//! late, so that many of them wait here at one time.
+//! late, so that many of them wait here at one time. So a shim also gets what was given up
+//! meanwhile, in its order: its verbs can be repeated.
 
 use std::collections::VecDeque;
 use std::io;
