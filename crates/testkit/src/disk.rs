@@ -2,7 +2,8 @@
 //!
 //! Each is an ext4 image behind a loop device, mounted inside the node's [`Machine`] only:
 //! the machine's end unmounts it, and the kernel then lets go of the device. From outside
-//! they are reached through the machine's root in `/proc`.
+//! they are reached through the machine's root in `/proc`. Images lie in memory: a flush waits
+//! for nothing that others write to the machine's disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -62,8 +63,8 @@ pub struct Disk {
     /// The same from outside the machine.
     outside: PathBuf,
     image: PathBuf,
-    /// What holds the image, if that is mounted too.
-    holder: Option<PathBuf>,
+    /// What holds the image: a file system of its own.
+    holder: PathBuf,
 }
 
 impl Disk {
@@ -84,15 +85,13 @@ impl Disk {
             mountpoint: target.clone(),
             outside,
             image: image.clone(),
-            holder: (size.sound > 0).then(|| holder.clone()),
+            holder: holder.clone(),
         };
         machine.run(move || {
-            if size.sound > 0 {
-                let options = format!("size={}", size.sound);
-                let flags = MsFlags::empty();
-                mount(Some("berth-test"), &holder, Some("tmpfs"), flags, Some(options.as_str()))
-                    .context("mount what holds a broken disk")?;
-            }
+            // Zero is no limit (tmpfs(5)).
+            let (options, flags) = (format!("size={}", size.sound), MsFlags::empty());
+            mount(Some("berth-test"), &holder, Some("tmpfs"), flags, Some(options.as_str()))
+                .context("mount what holds a disk")?;
             File::create(&image)?.set_len(size.bytes)?;
             let mut mkfs = Command::new("mkfs.ext4");
             // Nothing is set aside for root: it is root that fills it.
@@ -111,7 +110,7 @@ impl Disk {
 
     /// Whether something of it is mounted at `target`.
     pub(crate) fn has_mount(&self, target: &Path) -> bool {
-        self.mountpoint == target || self.holder.as_deref() == Some(target)
+        self.mountpoint == target || self.holder == target
     }
 
     /// Bytes that can still be written.
@@ -190,7 +189,7 @@ impl Disk {
             ensure!(Instant::now() < deadline, "{device} still has {}", self.image.display());
             std::thread::sleep(Duration::from_millis(20));
         }
-        let Some(holder) = self.holder.clone() else { return Ok(()) };
+        let holder = self.holder.clone();
         machine.run(move || {
             umount2(&holder, nix::mount::MntFlags::empty())
                 .with_context(|| format!("unmount {}", holder.display()))
