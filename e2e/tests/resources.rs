@@ -87,6 +87,7 @@ async fn limits_that_cannot_all_be_set_change_nothing() -> Result<()> {
     let other = || v1::LinuxContainerResources { cpu_shares: 300, ..Default::default() };
     let unified = [("cgroup.procs".to_owned(), "0".to_owned())].into();
     let absent = v1::LinuxContainerResources { cpuset_mems: "9999".into(), ..other() };
+    let beyond = v1::LinuxContainerResources { cpuset_mems: "9".repeat(20), ..other() };
     let hugepages = vec![v1::HugepageLimit { page_size: "3MB".into(), limit: 1 }];
     for (what, change, code) in [
         // The last that is set: what runs has more.
@@ -101,6 +102,7 @@ async fn limits_that_cannot_all_be_set_change_nothing() -> Result<()> {
             Code::InvalidArgument,
         ),
         ("no such memory", absent, Code::InvalidArgument),
+        ("no number", beyond, Code::InvalidArgument),
         (
             "no such page size",
             v1::LinuxContainerResources { hugepage_limits: hugepages, ..other() },

@@ -151,7 +151,11 @@ impl Error {
             | Self::NoHierarchy
             | Self::NoFreezer
             | Self::Busy { .. } => ErrorKind::FailedPrecondition,
-            Self::Write { source: Errno::EINVAL | Errno::ERANGE, .. }
+            // `EOVERFLOW` is a processor or node beyond all numbers.
+            Self::Write {
+                source: Errno::EINVAL | Errno::ERANGE | Errno::EOVERFLOW | Errno::E2BIG,
+                ..
+            }
             | Self::Kill { source: Errno::EINVAL, .. } => ErrorKind::InvalidArgument,
             // Beyond what the cgroups above allow, or what the kernel can take away now.
             Self::Write { source: Errno::EACCES | Errno::EPERM | Errno::EBUSY, .. } => {
