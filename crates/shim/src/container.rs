@@ -121,6 +121,10 @@ impl Container {
             }
             Err(error) => {
                 process.failed();
+                // It ended meanwhile, and what the process was to join is gone with it.
+                if self.init.status() != Status::Running {
+                    return Err(Error::State { id: self.id.clone(), state: "not running" });
+                }
                 Err(error)
             }
         }
