@@ -229,7 +229,9 @@ impl Error {
             | Self::Gone { .. }
             | Self::Cwd { .. }
             | Self::Hook { .. }
-            | Self::UnmappedMount { .. } => ErrorKind::FailedPrecondition,
+            | Self::UnmappedMount { .. }
+            // What the kernel does not mount, or not there (mount(2)).
+            | Self::Mount { source: Errno::EINVAL, .. } => ErrorKind::FailedPrecondition,
             // What the image has there is something else than the request needs.
             Self::Path { source, .. }
             | Self::Device { source, .. }
