@@ -142,7 +142,7 @@ impl Driver {
             limits.map_err(|source| Error::Spec { name: name(), source })
         };
         let wanted = limits(&new)?;
-        // What is half in force is taken back to what the record says.
+        // What is half in force is taken back, as far as the record names limits at all.
         let former = if cut_off { Some(limits(now)?) } else { None };
         let score_changes = new.oom_score_adj != now.oom_score_adj;
         let (core, container) = (Arc::clone(&self.core), Arc::clone(&self.container));
