@@ -29,9 +29,9 @@ pub(crate) async fn containers(
     service: &Service,
     request: ListContainerStatsRequest,
 ) -> Result<ListContainerStatsResponse, Error> {
-    let filesystem = service.filesystem().await?;
-    let all = filtered_containers(service, request.filter).await?;
-    let stats = all.iter().map(|stats| container_stats(stats, filesystem)).collect();
+    let filesystem = service.filesystem().await?.to_owned();
+    let tell = move |stats: engine::ContainerStats| container_stats(&stats, &filesystem);
+    let stats = service.engine().containers_stats(wanted_containers(request.filter), tell).await?;
     Ok(ListContainerStatsResponse { stats })
 }
 
@@ -40,21 +40,18 @@ pub(crate) async fn stream_containers(
     request: StreamContainerStatsRequest,
 ) -> Result<Parts<StreamContainerStatsResponse>, Error> {
     let filesystem = service.filesystem().await?.to_owned();
-    let all = filtered_containers(service, request.filter).await?;
+    let wanted = wanted_containers(request.filter);
+    let all = service.engine().containers_stats(wanted, std::convert::identity).await?;
     let stats = all.into_iter().map(move |stats| container_stats(&stats, &filesystem));
     Ok(parts(stats, |stats| StreamContainerStatsResponse { container_stats: stats }))
 }
 
 /// Only what is asked for is read.
-async fn filtered_containers(
-    service: &Service,
+fn wanted_containers(
     filter: Option<ContainerStatsFilter>,
-) -> Result<Vec<engine::ContainerStats>, Error> {
+) -> impl Fn(&engine::ContainerStatus) -> bool {
     let ContainerStatsFilter { id, pod_sandbox_id, label_selector } = filter.unwrap_or_default();
-    let wanted = |status: &engine::ContainerStatus| {
-        list::is_container(status, &id, &pod_sandbox_id, &label_selector)
-    };
-    Ok(service.engine().containers_stats(wanted).await?)
+    move |status| list::is_container(status, &id, &pod_sandbox_id, &label_selector)
 }
 
 pub(crate) async fn sandbox(
@@ -71,9 +68,9 @@ pub(crate) async fn sandboxes(
     service: &Service,
     request: ListPodSandboxStatsRequest,
 ) -> Result<ListPodSandboxStatsResponse, Error> {
-    let filesystem = service.filesystem().await?;
-    let all = filtered_sandboxes(service, request.filter).await?;
-    let stats = all.iter().map(|stats| sandbox_stats(stats, filesystem)).collect();
+    let filesystem = service.filesystem().await?.to_owned();
+    let tell = move |stats: engine::SandboxStats| sandbox_stats(&stats, &filesystem);
+    let stats = service.engine().sandboxes_stats(wanted_sandboxes(request.filter), tell).await?;
     Ok(ListPodSandboxStatsResponse { stats })
 }
 
@@ -82,18 +79,17 @@ pub(crate) async fn stream_sandboxes(
     request: StreamPodSandboxStatsRequest,
 ) -> Result<Parts<StreamPodSandboxStatsResponse>, Error> {
     let filesystem = service.filesystem().await?.to_owned();
-    let all = filtered_sandboxes(service, request.filter).await?;
+    let wanted = wanted_sandboxes(request.filter);
+    let all = service.engine().sandboxes_stats(wanted, std::convert::identity).await?;
     let stats = all.into_iter().map(move |stats| sandbox_stats(&stats, &filesystem));
     Ok(parts(stats, |stats| StreamPodSandboxStatsResponse { pod_sandbox_stats: stats }))
 }
 
-async fn filtered_sandboxes(
-    service: &Service,
+fn wanted_sandboxes(
     filter: Option<PodSandboxStatsFilter>,
-) -> Result<Vec<engine::SandboxStats>, Error> {
+) -> impl Fn(&engine::SandboxStatus) -> bool {
     let PodSandboxStatsFilter { id, label_selector } = filter.unwrap_or_default();
-    let wanted = |status: &engine::SandboxStatus| list::is_sandbox(status, &id, &label_selector);
-    Ok(service.engine().sandboxes_stats(wanted).await?)
+    move |status| list::is_sandbox(status, &id, &label_selector)
 }
 
 /// A container that does not run has no cgroup to read: only its disk is told.

@@ -67,12 +67,23 @@ impl<K: Eq + Hash, V> Board<K, V> {
 
     /// Everything there is; each shard is seen at one moment, all of them at about one.
     pub(crate) fn all(&self) -> Vec<Arc<V>> {
+        self.part(0, 1)
+    }
+
+    /// The part of that number, from 0, of about equal `parts` of everything.
+    pub(crate) fn part(&self, number: usize, parts: usize) -> Vec<Arc<V>> {
         let mut all = Vec::new();
-        for shard in &self.shards {
+        for shard in self.shards.iter().skip(number).step_by(parts) {
             let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
             all.extend(shard.values().cloned());
         }
         all
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        let shards = self.shards.iter();
+        shards.map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner).len()).sum()
     }
 
     fn shard<Q: Hash + ?Sized>(&self, key: &Q) -> &RwLock<HashMap<K, Arc<V>>> {
@@ -95,6 +106,12 @@ mod tests {
         let mut all: Vec<u32> = board.all().iter().map(|n| **n).collect();
         all.sort_unstable();
         assert_eq!(all, (0..200).collect::<Vec<_>>());
+        for parts in [1, 2, 3, SHARDS, 2 * SHARDS] {
+            let parts = (0..parts).flat_map(|number| board.part(number, parts));
+            let mut of_parts: Vec<u32> = parts.map(|n| *n).collect();
+            of_parts.sort_unstable();
+            assert_eq!((of_parts, board.len()), (all.clone(), 200));
+        }
         for n in 0..200u32 {
             board.remove(n.to_string().as_str());
         }

@@ -344,36 +344,31 @@ impl Engine {
 
     /// Usage of one container.
     pub async fn container_stats(&self, id: &ContainerId) -> Result<ContainerStats, Error> {
-        let container = self.core.container(id)?;
-        let stats = stats::containers(&self.core, vec![container]).await?;
-        stats.into_iter().next().ok_or_else(|| Error::ContainerNotFound(id.clone()))
+        stats::container(&self.core, self.core.container(id)?).await
     }
 
-    /// Usage of every container that is `wanted`.
-    pub async fn containers_stats(
+    /// What `tell` makes of the usage of every container that is `wanted`; both are called
+    /// where it is read, on several threads.
+    pub async fn containers_stats<T: Send + 'static>(
         &self,
-        wanted: impl Fn(&ContainerStatus) -> bool,
-    ) -> Result<Vec<ContainerStats>, Error> {
-        let mut containers = self.core.containers.all();
-        containers.retain(|container| wanted(&container.status.get()));
-        stats::containers(&self.core, containers).await
+        wanted: impl Fn(&ContainerStatus) -> bool + Send + Sync + 'static,
+        tell: impl Fn(ContainerStats) -> T + Send + Sync + 'static,
+    ) -> Result<Vec<T>, Error> {
+        stats::containers(&self.core, wanted, tell).await
     }
 
     /// Usage of one sandbox.
     pub async fn sandbox_stats(&self, id: &SandboxId) -> Result<SandboxStats, Error> {
-        let sandbox = self.core.sandbox(id)?;
-        let stats = stats::sandboxes(&self.core, vec![sandbox]).await?;
-        stats.into_iter().next().ok_or_else(|| Error::SandboxNotFound(id.clone()))
+        stats::sandbox(&self.core, self.core.sandbox(id)?).await
     }
 
-    /// Usage of every sandbox that is `wanted`.
-    pub async fn sandboxes_stats(
+    /// What `tell` makes of the usage of every sandbox that is `wanted`, as of containers.
+    pub async fn sandboxes_stats<T: Send + 'static>(
         &self,
-        wanted: impl Fn(&SandboxStatus) -> bool,
-    ) -> Result<Vec<SandboxStats>, Error> {
-        let mut sandboxes = self.core.sandboxes.all();
-        sandboxes.retain(|sandbox| wanted(&sandbox.status.get()));
-        stats::sandboxes(&self.core, sandboxes).await
+        wanted: impl Fn(&SandboxStatus) -> bool + Send + Sync + 'static,
+        tell: impl Fn(SandboxStats) -> T + Send + Sync + 'static,
+    ) -> Result<Vec<T>, Error> {
+        stats::sandboxes(&self.core, wanted, tell).await
     }
 
     /// All that is measured, for monitoring.

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use berth_failpoint::Point;
 use berth_model::SandboxId;
@@ -23,8 +23,6 @@ use crate::{conntrack, firewall, route};
 
 /// The interface of a sandbox.
 pub(crate) const INTERFACE: &str = "eth0";
-/// How long to wait for a socket in the sandbox's namespace.
-const OPEN_LIMIT: Duration = Duration::from_secs(10);
 
 /// How a sandbox is attached. All of it is needed to detach it again.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -58,12 +56,8 @@ impl Network {
         netns: BorrowedFd<'_>,
         ports: &[PortMapping],
     ) -> Result<Attachment, Error> {
-        let socket = self.opener.open(netns)?;
-        let inside = || {
-            let answer = socket.recv_timeout(OPEN_LIMIT);
-            answer.unwrap_or(Err(Error::ThreadGone))
-        };
-        self.attach_with(sandbox, netns, inside, ports)
+        let inside = self.opener.open(netns, Inside::here)?;
+        self.attach_with(sandbox, netns, || inside.wait(), ports)
     }
 
     /// Like [`Network::attach`], with the namespace already prepared by [`Inside::here`]

@@ -1,21 +1,28 @@
 //! What went through the interfaces of a sandbox.
 //!
-//! They are read from outside: rtnetlink(7) lists the links of another namespace to whoever
-//! names it by the number that it has here (`IFLA_TARGET_NETNSID`, Linux 4.20). To enter it
-//! would take a thread for each reading.
+//! It is read from `/proc/net/dev` (proc(5)), opened once inside the sandbox's namespace: such
+//! a file stays the one of the namespace it was opened in, whoever reads it. The kernel writes
+//! it without the lock that every change of links takes (RTNL), which rtnetlink(7) holds for
+//! as long as it lists them: to attach a sandbox never waits for statistics.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 
 use crate::attach::INTERFACE;
 use crate::error::Error;
-use crate::netlink::Socket;
-use crate::netlink::request::Request;
 use crate::network::Network;
-use crate::route;
 
+/// The interfaces of the namespace of the thread that opens it.
+const COUNTERS: &str = "/proc/thread-self/net/dev";
 /// Most interfaces of a sandbox that are told of, beside its own: who may make some there may
 /// make so many that lists of all sandboxes outgrow a message.
 const MOST: usize = 256;
+/// Numbers of an interface: eight of what it received, eight of what it sent.
+const NUMBERS: usize = 16;
+/// Name of the loopback device of every namespace.
+const LOOPBACK: &str = "lo";
 
 /// An interface, and what went through it since it was made.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -40,89 +47,94 @@ pub struct InterfaceCounters {
     pub tx_dropped: u64,
 }
 
-/// A network namespace whose counters are read again and again.
-///
-/// It is kept open. So the number by which the node's namespace knows it is looked up once:
-/// the kernel gives that to no other namespace while this one exists.
+/// The counters of a network namespace, to be read again and again. The namespace exists for
+/// at least as long as this.
 #[derive(Debug)]
-pub struct Watched {
-    nsid: i32,
-    _netns: OwnedFd,
-}
+pub struct Watched(File);
 
 impl Network {
-    /// What [`Network::counters`] reads of: the namespace exists at least as long as that.
+    /// What [`Network::counters`] reads of.
     ///
     /// # Errors
-    /// The kernel's refusal.
+    /// The namespace cannot be entered; its counters cannot be opened in there.
     pub fn watch(&self, netns: OwnedFd) -> Result<Watched, Error> {
-        let mut socket = self.reading();
-        let nsid = match nsid(&mut socket, netns.as_fd())? {
-            Some(nsid) => nsid,
-            // It has one from its first veth on; a namespace without one is numbered now.
-            None => {
-                let mut request = Request::new();
-                route::add_nsid(&mut request, netns.as_fd());
-                match socket.run(request) {
-                    // Somebody else was faster.
-                    Err(error) if error.errno() == Some(nix::errno::Errno::EEXIST) => {}
-                    result => result?,
-                }
-                nsid_given(&mut socket, netns.as_fd())?
-            }
-        };
-        Ok(Watched { nsid, _netns: netns })
+        let open = || File::open(COUNTERS).map_err(failed("open"));
+        self.opener.open(netns.as_fd(), open)?.wait().map(Watched)
     }
+}
 
-    /// Reads the counters of every interface in a network namespace but `lo`, in the order
-    /// in which they were made; of very many of them only the first, and the sandbox's own.
-    /// Some ten microseconds.
+impl Watched {
+    /// Reads the counters of every interface in the namespace but `lo`, in the kernel's order
+    /// (that in which they were made); of very many of them only the first, and the sandbox's
+    /// own. A few microseconds.
     ///
     /// # Errors
-    /// The kernel's refusal.
-    pub fn counters(&self, netns: &Watched) -> Result<Vec<InterfaceCounters>, Error> {
-        let mut request = Request::new();
-        route::list_counters(&mut request, netns.nsid);
-        let mut all = Vec::new();
-        self.reading().query(request, |answer| {
-            if let Some((name, counters)) = route::parse_counters(&answer)? {
-                keep(&mut all, name, counters);
-            }
-            Ok(())
-        })?;
-        Ok(all)
+    /// The kernel's refusal, and a line that is not proc(5)'s.
+    pub fn counters(&self) -> Result<Vec<InterfaceCounters>, Error> {
+        read(|buffer, offset| self.0.read_at(buffer, offset)).map_err(failed("read"))
     }
 }
 
-fn nsid(socket: &mut Socket, netns: BorrowedFd<'_>) -> Result<Option<i32>, Error> {
-    let mut request = Request::new();
-    route::get_nsid(&mut request, netns);
-    let mut found = None;
-    socket.query(request, |answer| {
-        found = found.take().or(route::parse_nsid(&answer)?);
-        Ok(())
-    })?;
-    Ok(found)
+fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Counters { operation, path: COUNTERS, source }
 }
 
-fn nsid_given(socket: &mut Socket, netns: BorrowedFd<'_>) -> Result<i32, Error> {
-    nsid(socket, netns)?.ok_or_else(|| Error::Malformed {
-        operation: "find number of network namespace".into(),
-        reason: "it was just given one",
-    })
-}
-
-fn keep(all: &mut Vec<InterfaceCounters>, name: String, counters: [u64; 8]) {
-    if all.len() < MOST || name == INTERFACE {
-        all.push(told(name, counters));
+/// Reads line by line what `read_at` gives, about a page at once.
+fn read(
+    read_at: impl Fn(&mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<Vec<InterfaceCounters>> {
+    let mut all = Vec::new();
+    let mut buffer = [0; 4096];
+    let (mut kept, mut offset) = (0, 0);
+    while is_wanted(&all) {
+        let more = match read_at(&mut buffer[kept..], offset) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Ok(0) if kept > 0 => return Err(malformed("a line without an end")),
+            Ok(0) => break,
+            read => read?,
+        };
+        offset += u64::try_from(more).unwrap_or_default();
+        let text = &buffer[..kept + more];
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        for line in text[..whole].split(|byte| *byte == b'\n') {
+            keep(&mut all, &String::from_utf8_lossy(line))?;
+        }
+        kept = kept + more - whole;
+        buffer.copy_within(whole..whole + kept, 0);
     }
+    Ok(all)
 }
 
-fn told(name: String, counters: [u64; 8]) -> InterfaceCounters {
-    let [rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped] =
-        counters;
-    InterfaceCounters {
-        name,
+/// Whether any further interface would be told of.
+fn is_wanted(all: &[InterfaceCounters]) -> bool {
+    all.len() < MOST || !all.iter().any(|known| known.name == INTERFACE)
+}
+
+fn keep(all: &mut Vec<InterfaceCounters>, line: &str) -> io::Result<()> {
+    // The two lines of headings have no colon, and no name has one.
+    let Some((name, numbers)) = line.split_once(':') else { return Ok(()) };
+    let name = name.trim_start_matches(' ');
+    if name != LOOPBACK && (all.len() < MOST || name == INTERFACE) {
+        all.push(told(name, numbers).ok_or_else(|| malformed("not sixteen numbers"))?);
+    }
+    Ok(())
+}
+
+fn malformed(reason: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
+}
+
+fn told(name: &str, numbers: &str) -> Option<InterfaceCounters> {
+    let mut counters = [0; NUMBERS];
+    let mut words = numbers.split_ascii_whitespace();
+    for counter in &mut counters {
+        *counter = words.next()?.parse().ok()?;
+    }
+    // Fifo, frame, compressed and multicast follow what was received; what was sent likewise.
+    let [rx_bytes, rx_packets, rx_errors, rx_dropped, _, _, _, _, sent @ ..] = counters;
+    let [tx_bytes, tx_packets, tx_errors, tx_dropped, ..] = sent;
+    Some(InterfaceCounters {
+        name: name.to_owned(),
         rx_bytes,
         rx_packets,
         rx_errors,
@@ -131,23 +143,59 @@ fn told(name: String, counters: [u64; 8]) -> InterfaceCounters {
         tx_packets,
         tx_errors,
         tx_dropped,
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// teeth: crates/network/src/counters.rs: `all.len() < MOST` → `true`
+    const NUMBERS: &str = "  1  2 3 4 5 6 7 8 9 10 11 12 13 14 15 18446744073709551615";
+
+    /// What is told of a file that the kernel gives in pieces of that many bytes.
+    fn of(text: &str, piece: usize) -> io::Result<Vec<InterfaceCounters>> {
+        read(|buffer, offset| {
+            let rest = &text.as_bytes()[usize::try_from(offset).unwrap()..];
+            let most = piece.min(buffer.len()).min(rest.len());
+            buffer[..most].copy_from_slice(&rest[..most]);
+            Ok(most)
+        })
+    }
+
+    #[test]
+    fn what_was_received_and_sent_is_told_wherever_the_kernel_cuts() {
+        let text = format!(
+            "Inter-|   Receive     |  Transmit\n face |bytes    packets|bytes    packets\n    \
+             lo:{NUMBERS}\n  eth0:{NUMBERS}\nlongest-of-names:{NUMBERS}\n"
+        );
+        for piece in [1, 7, 100, 4096] {
+            let all = of(&text, piece).unwrap();
+            let names: Vec<_> = all.iter().map(|interface| interface.name.as_str()).collect();
+            assert_eq!(names, [INTERFACE, "longest-of-names"]);
+            let it = &all[0];
+            assert_eq!((it.rx_bytes, it.rx_packets, it.rx_errors, it.rx_dropped), (1, 2, 3, 4));
+            assert_eq!((it.tx_bytes, it.tx_packets, it.tx_errors, it.tx_dropped), (9, 10, 11, 12));
+        }
+        assert_eq!(of("", 1).unwrap(), []);
+    }
+
+    #[test]
+    fn what_is_not_of_that_form_is_refused() {
+        for text in ["eth0: 1 2 3\n", "eth0: a b c\n", "eth0: 1", &"x".repeat(10_000)] {
+            assert!(of(text, 4096).is_err(), "{text}");
+        }
+    }
+
+    /// teeth: crates/network/src/counters.rs: `all.len() < MOST || name == INTERFACE` → `true`
     #[test]
     fn who_makes_very_many_interfaces_does_not_outgrow_lists() {
-        let mut all = Vec::new();
+        let mut text = String::new();
         for number in 0..10_000 {
-            keep(&mut all, format!("dummy{number}"), [number; 8]);
+            text += &format!("dummy{number}:{NUMBERS}\n");
         }
-        keep(&mut all, INTERFACE.to_owned(), [7; 8]);
+        text += &format!("{INTERFACE}:{NUMBERS}\nnobody reads so far");
+        let all = of(&text, 4096).unwrap();
         assert_eq!(all.len(), MOST + 1);
         assert_eq!((&*all[0].name, &*all[MOST].name), ("dummy0", INTERFACE));
-        assert_eq!(all[MOST].rx_bytes, 7);
     }
 }

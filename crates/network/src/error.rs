@@ -131,6 +131,16 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The counters of a sandbox's interfaces could not be read.
+    #[error("{operation} counters in {path}")]
+    Counters {
+        /// `open` or `read`.
+        operation: &'static str,
+        /// Their file, seen from inside.
+        path: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
     /// The sandbox's network namespace could not be entered.
     #[error("enter network namespace of sandbox")]
     EnterNetns(#[source] Errno),
@@ -173,6 +183,7 @@ impl Error {
             | Self::Netlink { .. }
             | Self::Malformed { .. }
             | Self::Sysctl { .. }
+            | Self::Counters { .. }
             | Self::EnterNetns(_)
             | Self::Thread { .. }
             | Self::ThreadGone => ErrorKind::Internal,

@@ -1,9 +1,9 @@
 //! The inside of a sandbox's network namespace.
 //!
-//! A netlink socket belongs for ever to the namespace of the thread that opened it, so
-//! only the opening needs a thread in there. [`Opener`] is such a thread: it enters,
-//! opens, goes home, and ends should it not get home. It is asked first and answers while
-//! the host side is being made.
+//! A netlink socket belongs for ever to the namespace of the thread that opened it, and so
+//! does a file of `/proc/net`: only the opening needs a thread in there. [`Opener`] is such a
+//! thread: it enters, opens, goes home, and ends should it not get home. Who attaches asks it
+//! first, and it answers while the host side is being made.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc;
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
@@ -23,6 +24,8 @@ use crate::{route, sysctl};
 
 /// The calling thread's network namespace.
 const OWN_NETNS: &str = "/proc/thread-self/ns/net";
+/// How long to wait for what is opened in a sandbox's namespace.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
 
 /// A netlink socket of a sandbox's network namespace, usable from any thread.
 #[derive(Debug)]
@@ -98,9 +101,7 @@ pub(crate) fn visit(netns: BorrowedFd<'_>) -> Result<Inside, Error> {
     })
 }
 
-type Answer = mpsc::SyncSender<Result<Inside, Error>>;
-
-/// A thread that opens sockets in other namespaces.
+/// A thread that opens in other namespaces what belongs to them.
 #[derive(Debug)]
 pub(crate) struct Opener {
     running: Mutex<Option<Running>>,
@@ -108,8 +109,42 @@ pub(crate) struct Opener {
 
 #[derive(Debug)]
 struct Running {
-    requests: mpsc::Sender<(OwnedFd, Answer)>,
+    requests: mpsc::Sender<(OwnedFd, Box<dyn Errand>)>,
     thread: JoinHandle<()>,
+}
+
+/// What is done in a namespace, and said once its thread is home again.
+trait Errand: Send {
+    fn inside(&mut self, entered: Result<(), Error>);
+    fn at_home(self: Box<Self>);
+}
+
+struct Opening<T> {
+    open: fn() -> Result<T, Error>,
+    opened: Result<T, Error>,
+    answer: mpsc::SyncSender<Result<T, Error>>,
+}
+
+impl<T: Send> Errand for Opening<T> {
+    fn inside(&mut self, entered: Result<(), Error>) {
+        self.opened = entered.and_then(|()| (self.open)());
+    }
+
+    fn at_home(self: Box<Self>) {
+        if self.answer.send(self.opened).is_err() {
+            tracing::debug!("nobody waits for what was opened in a sandbox any more");
+        }
+    }
+}
+
+/// What was asked for, and is not there yet.
+#[derive(Debug)]
+pub(crate) struct Awaited<T>(mpsc::Receiver<Result<T, Error>>);
+
+impl<T> Awaited<T> {
+    pub(crate) fn wait(&self) -> Result<T, Error> {
+        self.0.recv_timeout(OPEN_LIMIT).unwrap_or(Err(Error::ThreadGone))
+    }
 }
 
 impl Opener {
@@ -118,25 +153,27 @@ impl Opener {
         Ok(Self { running: Mutex::new(Some(Running::start()?)) })
     }
 
-    /// Asks for a prepared [`Inside`]; the answer comes through the receiver.
-    pub(crate) fn open(
+    /// Asks for what `open` opens in that namespace.
+    pub(crate) fn open<T: Send + 'static>(
         &self,
         netns: BorrowedFd<'_>,
-    ) -> Result<mpsc::Receiver<Result<Inside, Error>>, Error> {
+        open: fn() -> Result<T, Error>,
+    ) -> Result<Awaited<T>, Error> {
         let netns = netns.try_clone_to_owned().map_err(|error| Error::EnterNetns(errno(&error)))?;
         let (answer, receiver) = mpsc::sync_channel(1);
+        let errand = Opening { open, opened: Err(Error::ThreadGone), answer };
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut request = (netns, answer);
+        let mut request: (_, Box<dyn Errand>) = (netns, Box::new(errand));
         if let Some(live) = running.as_ref() {
             match live.requests.send(request) {
-                Ok(()) => return Ok(receiver),
+                Ok(()) => return Ok(Awaited(receiver)),
                 Err(mpsc::SendError(returned)) => request = returned,
             }
         }
         // The thread could not go home from its last visit, and ended.
         let live = running.insert(Running::start()?);
         live.requests.send(request).map_err(|_| Error::ThreadGone)?;
-        Ok(receiver)
+        Ok(Awaited(receiver))
     }
 }
 
@@ -167,17 +204,12 @@ impl Running {
 }
 
 /// Serves requests until their sender is gone, or this thread is stuck in a sandbox.
-fn serve(home: &OwnedFd, incoming: &mpsc::Receiver<(OwnedFd, Answer)>) {
-    while let Ok((netns, answer)) = incoming.recv() {
-        let inside = match setns(&netns, CloneFlags::CLONE_NEWNET) {
-            Ok(()) => Inside::here(),
-            Err(errno) => Err(Error::EnterNetns(errno)),
-        };
+fn serve(home: &OwnedFd, incoming: &mpsc::Receiver<(OwnedFd, Box<dyn Errand>)>) {
+    while let Ok((netns, mut errand)) = incoming.recv() {
+        errand.inside(setns(&netns, CloneFlags::CLONE_NEWNET).map_err(Error::EnterNetns));
         let at_home = setns(home.as_fd(), CloneFlags::CLONE_NEWNET);
         drop(netns);
-        if answer.send(inside).is_err() {
-            tracing::debug!("nobody waits for the socket of a sandbox any more");
-        }
+        errand.at_home();
         if let Err(error) = at_home {
             tracing::error!(%error, "leave network namespace of sandbox; thread ends");
             return;

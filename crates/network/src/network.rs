@@ -24,8 +24,6 @@ pub struct Network {
     /// socket for all threads costs no concurrency.
     route: Mutex<Socket>,
     netfilter: Mutex<Socket>,
-    /// For what is only read: to attach never waits for statistics.
-    reading: Mutex<Socket>,
     /// Index of the bridge; 0 when it is not known.
     bridge: AtomicU32,
     /// Whether `route_localnet` of the bridge is known to be set.
@@ -49,7 +47,6 @@ impl Network {
             reclaimer: Reclaimer::new(open(Socket::route())?, Arc::clone(&leases))?,
             route: Mutex::new(open(Socket::route())?),
             netfilter: Mutex::new(open(Socket::netfilter())?),
-            reading: Mutex::new(open(Socket::route())?),
             bridge: AtomicU32::new(0),
             localnet: AtomicBool::new(false),
             config,
@@ -67,11 +64,6 @@ impl Network {
     pub(crate) fn route(&self) -> MutexGuard<'_, Socket> {
         // Answers carry sequence numbers: what a panicking holder left unread is skipped.
         self.route.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The socket for statistics.
-    pub(crate) fn reading(&self) -> MutexGuard<'_, Socket> {
-        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The socket for nftables and conntrack of the node.

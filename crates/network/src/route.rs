@@ -14,8 +14,6 @@ const RTM_SETLINK: u16 = 19;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
-const RTM_NEWNSID: u16 = 88;
-const RTM_GETNSID: u16 = 90;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -23,12 +21,10 @@ const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
-const IFLA_STATS64: u16 = 23;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
-const IFLA_TARGET_NETNSID: u16 = 46;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
@@ -41,11 +37,6 @@ const IPV4_DEVCONF_ROUTE_LOCALNET: u16 = 26;
 /// Leave the counters out of an answer about a link.
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 
-const NETNSA_NSID: u16 = 1;
-const NETNSA_FD: u16 = 3;
-/// Length of `struct rtgenmsg`, bytes, with its padding.
-const GENERAL_HEADER: usize = 4;
-
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
@@ -55,7 +46,6 @@ const RTA_GATEWAY: u16 = 5;
 const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
 const IFF_UP: u32 = 1;
-const IFF_LOOPBACK: u32 = 8;
 /// `lo` has this index in every namespace (`LOOPBACK_IFINDEX` of the kernel).
 const LOOPBACK_INDEX: u32 = 1;
 /// Length of `struct ifinfomsg`, bytes.
@@ -198,33 +188,6 @@ pub(crate) fn get_link(request: &mut Request, name: &str) {
         .number(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
 }
 
-/// Asks by which number this namespace knows another; the answer is for [`parse_nsid`].
-pub(crate) fn get_nsid(request: &mut Request, netns: BorrowedFd<'_>) {
-    request
-        .message(RTM_GETNSID, 0, "find number of network namespace")
-        .raw(&[AF_UNSPEC, 0, 0, 0])
-        .attribute(NETNSA_FD, &netns.as_raw_fd().to_ne_bytes());
-}
-
-/// Gives another namespace a number of the kernel's choice.
-pub(crate) fn add_nsid(request: &mut Request, netns: BorrowedFd<'_>) {
-    request
-        .message(RTM_NEWNSID, 0, "number network namespace")
-        .raw(&[AF_UNSPEC, 0, 0, 0])
-        .attribute(NETNSA_FD, &netns.as_raw_fd().to_ne_bytes())
-        .attribute(NETNSA_NSID, &(-1_i32).to_ne_bytes());
-}
-
-/// Asks for every link of the namespace with that number, counters included. Without a filter
-/// mask: with one the kernel first sizes its buffer by all links of the namespace that asks
-/// (`rtnl_calcit`), which has one for each pod.
-pub(crate) fn list_counters(request: &mut Request, nsid: i32) {
-    request
-        .message(RTM_GETLINK, NLM_F_DUMP, "read counters of network namespace")
-        .raw(&link_header(0, 0, 0))
-        .attribute(IFLA_TARGET_NETNSID, &nsid.to_ne_bytes());
-}
-
 /// Asks for every link, or every port of the bridge with that index.
 pub(crate) fn list_links(request: &mut Request, bridge: Option<u32>) {
     request
@@ -331,49 +294,6 @@ pub(crate) fn parse_link(answer: &Answer<'_>) -> Result<Option<Link>, &'static s
         }
     }
     Ok(Some(link))
-}
-
-/// Reads the number of a namespace; `None` when it has none, or for another answer.
-pub(crate) fn parse_nsid(answer: &Answer<'_>) -> Result<Option<i32>, &'static str> {
-    if answer.kind != RTM_NEWNSID {
-        return Ok(None);
-    }
-    let found = answer.attributes(GENERAL_HEADER)?.find(|(kind, _)| *kind == NETNSA_NSID);
-    let bytes = found.and_then(|(_, value)| value.first_chunk::<4>()).ok_or("no number")?;
-    Ok(Some(i32::from_ne_bytes(*bytes)).filter(|number| *number >= 0))
-}
-
-/// Reads name and counters of a link, unless it is a loopback device: eight numbers, in the
-/// order of `struct rtnl_link_stats64` (packets received and sent, bytes, errors, dropped).
-pub(crate) fn parse_counters(
-    answer: &Answer<'_>,
-) -> Result<Option<(String, [u64; 8])>, &'static str> {
-    if answer.kind != RTM_NEWLINK {
-        return Ok(None);
-    }
-    let header = answer.payload.get(..LINK_HEADER).ok_or("short link")?;
-    if answer::number(&header[8..]).unwrap_or_default() & IFF_LOOPBACK != 0 {
-        return Ok(None);
-    }
-    let (mut name, mut found) = (String::new(), None);
-    for (kind, value) in answer.attributes(LINK_HEADER)? {
-        match kind {
-            IFLA_IFNAME => name = answer::text(value),
-            IFLA_STATS64 => {
-                let mut counters = [0; 8];
-                let words = value.as_chunks::<8>().0;
-                if words.len() < counters.len() {
-                    return Err("short counters");
-                }
-                for (counter, word) in counters.iter_mut().zip(words) {
-                    *counter = u64::from_ne_bytes(*word);
-                }
-                found = Some(counters);
-            }
-            _ => {}
-        }
-    }
-    Ok(Some((name, found.ok_or("a link without counters")?)))
 }
 
 /// Reads an answer about an address; `None` for one about something else.

@@ -1,11 +1,11 @@
 //! All that is measured, for monitoring.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use berth_model::ContainerState;
 
-use super::{Parents, details, layers, members, network, shared};
+use super::{Parents, details, each, layers, members, network};
 use crate::container::Container;
 use crate::core::Core;
 use crate::sandbox::Sandbox;
@@ -13,11 +13,12 @@ use crate::{ContainerMetrics, Error, NodeMetrics, SandboxMetrics};
 
 /// What is measured of every ready sandbox and its running containers.
 pub(crate) async fn metrics(core: &Arc<Core>) -> Result<NodeMetrics, Error> {
-    let mut sandboxes = core.sandboxes.all();
-    sandboxes.retain(|sandbox| sandbox.is_ready());
-    let parents = Parents::of(core);
-    let sandboxes = shared(core, sandboxes, move |core, sandbox| of(core, sandbox, &parents));
-    let sandboxes = sandboxes.await?;
+    let parents = OnceLock::new();
+    let read = move |core: &Core, sandbox: &Arc<Sandbox>| {
+        let parents = parents.get_or_init(|| Parents::of(core));
+        sandbox.is_ready().then(|| of(core, sandbox, parents))
+    };
+    let sandboxes = each(core, |core| &core.sandboxes, read).await?;
     let shared = Arc::clone(core);
     let rest = move || (super::filesystem::now(&shared), devices(&sandboxes), sandboxes);
     let (filesystem, devices, sandboxes) = core.readers.run(rest).await?;

@@ -10,8 +10,9 @@ mod network;
 mod total;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use berth_cgroup::CgroupPath;
 use berth_model::ContainerState;
@@ -21,51 +22,93 @@ pub(crate) use self::filesystem::Filesystem;
 pub(crate) use self::layers::Layers;
 pub(crate) use self::metrics::metrics;
 pub(crate) use self::network::Namespace;
+use crate::board::Board;
 use crate::container::Container;
 use crate::core::{Core, cgroup_error, warn_failure};
 use crate::sandbox::Sandbox;
-use crate::{ContainerStats, Error, SandboxStats};
+use crate::{ContainerStats, ContainerStatus, Error, SandboxStats, SandboxStatus};
 
 /// Most threads that read at the same time, for all requests together.
 pub(crate) const THREADS: usize = 4;
 /// Fewest objects that are worth a further thread.
 const SHARE: usize = 32;
 
-/// Usage of the given containers, in their order.
-pub(crate) async fn containers(
+/// Usage of one container.
+pub(crate) async fn container(
     core: &Arc<Core>,
-    containers: Vec<Arc<Container>>,
-) -> Result<Vec<ContainerStats>, Error> {
-    shared(core, containers, container_now).await
+    container: Arc<Container>,
+) -> Result<ContainerStats, Error> {
+    one(core, move |core| container_now(core, &container)).await
 }
 
-/// Usage of the given sandboxes, in their order.
-pub(crate) async fn sandboxes(
+/// What `tell` makes of the usage of every container that is `wanted`.
+pub(crate) async fn containers<T: Send + 'static>(
     core: &Arc<Core>,
-    sandboxes: Vec<Arc<Sandbox>>,
-) -> Result<Vec<SandboxStats>, Error> {
-    let parents = Parents::of(core);
-    shared(core, sandboxes, move |core, sandbox| sandbox_now(core, sandbox, &parents)).await
+    wanted: impl Fn(&ContainerStatus) -> bool + Send + Sync + 'static,
+    tell: impl Fn(ContainerStats) -> T + Send + Sync + 'static,
+) -> Result<Vec<T>, Error> {
+    let read = move |core: &Core, container: &Arc<Container>| {
+        wanted(&container.status.get()).then(|| tell(container_now(core, container)))
+    };
+    each(core, |core| &core.containers, read).await
 }
 
-/// Reads each of many objects; the threads share the work.
-async fn shared<T: Send + Sync + 'static, S: Send + 'static>(
+/// Usage of one sandbox.
+pub(crate) async fn sandbox(
     core: &Arc<Core>,
-    mut objects: Vec<T>,
-    read: impl Fn(&Core, &T) -> S + Send + Sync + 'static,
-) -> Result<Vec<S>, Error> {
+    sandbox: Arc<Sandbox>,
+) -> Result<SandboxStats, Error> {
+    one(core, move |core| sandbox_now(core, &sandbox, &Parents::of(core))).await
+}
+
+/// What `tell` makes of the usage of every sandbox that is `wanted`.
+pub(crate) async fn sandboxes<T: Send + 'static>(
+    core: &Arc<Core>,
+    wanted: impl Fn(&SandboxStatus) -> bool + Send + Sync + 'static,
+    tell: impl Fn(SandboxStats) -> T + Send + Sync + 'static,
+) -> Result<Vec<T>, Error> {
+    let parents = OnceLock::new();
+    let read = move |core: &Core, sandbox: &Arc<Sandbox>| {
+        let parents = parents.get_or_init(|| Parents::of(core));
+        wanted(&sandbox.status.get()).then(|| tell(sandbox_now(core, sandbox, parents)))
+    };
+    each(core, |core| &core.sandboxes, read).await
+}
+
+async fn one<S: Send + 'static>(
+    core: &Arc<Core>,
+    read: impl FnOnce(&Core) -> S + Send + 'static,
+) -> Result<S, Error> {
+    let shared = Arc::clone(core);
+    let read = core.readers.run(move || read(&shared)).await?;
+    layers::walk_stale(core);
+    Ok(read)
+}
+
+/// Reads each of many objects. The threads share the work, all of it: to look at objects that
+/// nobody has looked at for a while takes its time, too.
+async fn each<K, V, S>(
+    core: &Arc<Core>,
+    board: fn(&Core) -> &Board<K, V>,
+    read: impl Fn(&Core, &Arc<V>) -> Option<S> + Send + Sync + 'static,
+) -> Result<Vec<S>, Error>
+where
+    K: Eq + Hash + 'static,
+    V: 'static,
+    S: Send + 'static,
+{
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS);
-    let share = objects.len().div_ceil(threads).max(SHARE);
+    let parts = threads.min(board(core).len().div_ceil(SHARE)).max(1);
     let read = Arc::new(read);
-    let mut parts = Vec::new();
-    while !objects.is_empty() {
-        let rest = objects.split_off(share.min(objects.len()));
-        let (core, read, part) = (Arc::clone(core), Arc::clone(&read), objects);
+    let parts = (0..parts).map(|number| {
+        let (core, read) = (Arc::clone(core), Arc::clone(&read));
         let pool = core.readers.clone();
-        let job = move || -> Vec<S> { part.iter().map(|object| read(&core, object)).collect() };
-        parts.push(async move { pool.run(job).await });
-        objects = rest;
-    }
+        let job = move || -> Vec<S> {
+            let objects = board(&core).part(number, parts);
+            objects.iter().filter_map(|object| read(&core, object)).collect()
+        };
+        async move { pool.run(job).await }
+    });
     let parts = futures_util::future::try_join_all(parts).await?;
     layers::walk_stale(core);
     Ok(parts.into_iter().flatten().collect())

@@ -36,8 +36,8 @@ pub(super) fn now(core: &Core, sandbox: &Sandbox) -> Option<NetworkUsage> {
     let failed =
         |action| move |source| Error::Network { action, sandbox: sandbox.id.clone(), source };
     let read = core.interfaces.get(&sandbox.id, |_| {
-        let watched = watched(core, sandbox, &netns, failed("find number of"))?;
-        let interfaces = core.network.counters(&watched).map_err(failed("read counters of"))?;
+        let watched = watched(core, sandbox, &netns, failed("watch"))?;
+        let interfaces = watched.counters().map_err(failed("read counters of"))?;
         Ok::<_, Error>(NetworkUsage {
             at: berth_failpoint::now().into(),
             interfaces: interfaces.into(),

@@ -317,5 +317,5 @@ fn udp(host_port: u16, container_port: u16) -> PortMapping {
 
 fn counters(node: &Node, netns: BorrowedFd<'_>) -> Vec<crate::InterfaceCounters> {
     let watched = node.network.watch(netns.try_clone_to_owned().unwrap()).unwrap();
-    node.network.counters(&watched).unwrap()
+    watched.counters().unwrap()
 }

@@ -129,7 +129,7 @@ fn eth0(node: &Node, pod: &Pod) -> crate::InterfaceCounters {
     eth0
 }
 
-/// teeth: crates/network/src/counters.rs: `route::list_counters(&mut request, netns.nsid)` → `route::list_counters(&mut request, 0)`
+/// teeth: crates/network/src/counters.rs: `self.opener.open(netns.as_fd(), open)?.wait().map(Watched)` → `{ drop(netns); open().map(Watched) }`
 #[test]
 fn every_interface_of_a_namespace_is_counted_and_no_other_namespaces() {
     on_default_node(|node| {
