@@ -104,3 +104,25 @@ async fn verbs_on_what_does_not_exist_say_so_or_are_done() -> Result<()> {
     }
     node.assert_clean().await
 }
+
+/// A path of the request may lead where the kernel makes nothing: that is no fault of Berth.
+///
+/// teeth: crates/oci-runtime/src/error.rs: `ErrorKind::Internal => ErrorKind::FailedPrecondition,` → `ErrorKind::Internal => ErrorKind::Internal,`
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_kernel_does_not_make_at_a_path_is_the_requests_fault() -> Result<()> {
+    let (mut node, image, pod) = Node::with_pod().await?;
+    for (name, path) in [("one", "/proc/of-berth"), ("two", "/sys/class/of-berth")] {
+        let mut config = container_config(name, &image, &["true"]);
+        config.devices = vec![v1::Device {
+            container_path: path.into(),
+            host_path: "/dev/null".into(),
+            permissions: "rwm".into(),
+        }];
+        let id = node.cri.create_container(&pod.id, &pod.config, &config).await?;
+        let refused = node.cri.start_container(&id).await.err();
+        let refused = refused.with_context(|| format!("a device was made at {path}"))?;
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{path}: {refused:?}");
+        assert!(refused.message().contains(path), "{refused:?}");
+    }
+    node.assert_clean().await
+}

@@ -229,24 +229,14 @@ impl Error {
             | Self::Gone { .. }
             | Self::Cwd { .. }
             | Self::Hook { .. }
-            | Self::UnmappedMount { .. }
-            // What the kernel does not mount, or not there (mount(2)).
-            | Self::Mount { source: Errno::EINVAL, .. } => ErrorKind::FailedPrecondition,
-            // What the image has there is something else than the request needs.
-            Self::Path { source, .. }
-            | Self::Device { source, .. }
-            | Self::Mount { source, .. }
-                if is_in_the_way(*source) =>
-            {
-                ErrorKind::InvalidArgument
-            }
-            Self::Timeout { .. } => ErrorKind::DeadlineExceeded,
-            Self::Fork { source, .. }
-            | Self::MountSource { source, .. }
-            | Self::Rootfs { source, .. }
+            | Self::UnmappedMount { .. } => ErrorKind::FailedPrecondition,
+            Self::MountSource { source, .. }
             | Self::Mount { source, .. }
             | Self::Path { source, .. }
-            | Self::Device { source, .. }
+            | Self::Device { source, .. } => place_kind(*source),
+            Self::Timeout { .. } => ErrorKind::DeadlineExceeded,
+            Self::Fork { source, .. }
+            | Self::Rootfs { source, .. }
             | Self::Setup { source, .. } => exhausted_or_internal(*source),
             Self::Threads(_) | Self::Protocol(_) => ErrorKind::Internal,
         }
@@ -359,17 +349,26 @@ fn to_u8(index: usize) -> u8 {
     u8::try_from(index).unwrap_or(0)
 }
 
-/// What a path of the request leads to in the image cannot be used for it.
-fn is_in_the_way(source: Errno) -> bool {
-    matches!(
-        source,
+/// Why something could not be put where the request wants it. That is the request's and the
+/// image's affair, unless the file system itself is ill.
+fn place_kind(source: Errno) -> ErrorKind {
+    match source {
+        // What is there is something else than the request needs.
         Errno::ELOOP
-            | Errno::EXDEV
-            | Errno::ENOTDIR
-            | Errno::EISDIR
-            | Errno::EEXIST
-            | Errno::ENAMETOOLONG
-    )
+        | Errno::EXDEV
+        | Errno::ENOTDIR
+        | Errno::EISDIR
+        | Errno::EEXIST
+        | Errno::ENAMETOOLONG => ErrorKind::InvalidArgument,
+        Errno::EIO | Errno::EUCLEAN | Errno::ESTALE | Errno::EBADF | Errno::EFAULT => {
+            ErrorKind::Internal
+        }
+        other => match exhausted_or_internal(other) {
+            // The kernel does not make it, or not there (mount(2), mknod(2)).
+            ErrorKind::Internal => ErrorKind::FailedPrecondition,
+            exhausted => exhausted,
+        },
+    }
 }
 
 fn exec_kind(source: Errno) -> ErrorKind {

@@ -327,8 +327,13 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
 
 /// A file in memory, to be read from its begin.
 fn memory(content: &[u8]) -> Result<OwnedFd, Error> {
-    let file = rustix::fs::memfd_create(c"state", MemfdFlags::CLOEXEC)
-        .map_err(Error::setup("make the state of a hook"))?;
+    let create = |flags| rustix::fs::memfd_create(c"state", MemfdFlags::CLOEXEC | flags);
+    // Some nodes demand the seal (`vm.memfd_noexec`); kernels before 6.3 do not know it.
+    let file = match create(MemfdFlags::NOEXEC_SEAL) {
+        Err(rustix::io::Errno::INVAL) => create(MemfdFlags::empty()),
+        created => created,
+    };
+    let file = file.map_err(Error::setup("make the state of a hook"))?;
     let mut file = std::fs::File::from(file);
     let written = file.write_all(content).and_then(|()| file.rewind());
     written.map_err(Error::setup("write the state of a hook"))?;
