@@ -141,7 +141,7 @@ impl Reader {
     }
 
     fn entered(&self, directory: &Directory) -> Option<&OwnedFd> {
-        // Not as paths: to take them apart costs more than all else here.
+        // Not as paths: those of v1 have equal ends, of which each part would be looked at.
         let same = |path: &Path| path.as_os_str() == directory.path().as_os_str();
         let mut all = self.kept.directories.iter();
         all.find_map(|(path, entered)| same(path).then_some(entered))

@@ -29,29 +29,29 @@ pub(crate) async fn containers(
     service: &Service,
     request: ListContainerStatsRequest,
 ) -> Result<ListContainerStatsResponse, Error> {
-    let filesystem = service.filesystem().await?.to_owned();
-    let tell = move |stats: engine::ContainerStats| container_stats(&stats, &filesystem);
-    let stats = service.engine().containers_stats(wanted_containers(request.filter), tell).await?;
-    Ok(ListContainerStatsResponse { stats })
+    Ok(ListContainerStatsResponse { stats: told_containers(service, request.filter).await? })
 }
 
 pub(crate) async fn stream_containers(
     service: &Service,
     request: StreamContainerStatsRequest,
 ) -> Result<Parts<StreamContainerStatsResponse>, Error> {
-    let filesystem = service.filesystem().await?.to_owned();
-    let wanted = wanted_containers(request.filter);
-    let all = service.engine().containers_stats(wanted, std::convert::identity).await?;
-    let stats = all.into_iter().map(move |stats| container_stats(&stats, &filesystem));
+    let stats = told_containers(service, request.filter).await?.into_iter();
     Ok(parts(stats, |stats| StreamContainerStatsResponse { container_stats: stats }))
 }
 
 /// Only what is asked for is read.
-fn wanted_containers(
+async fn told_containers(
+    service: &Service,
     filter: Option<ContainerStatsFilter>,
-) -> impl Fn(&engine::ContainerStatus) -> bool {
+) -> Result<Vec<ContainerStats>, Error> {
     let ContainerStatsFilter { id, pod_sandbox_id, label_selector } = filter.unwrap_or_default();
-    move |status| list::is_container(status, &id, &pod_sandbox_id, &label_selector)
+    let wanted = move |status: &engine::ContainerStatus| {
+        list::is_container(status, &id, &pod_sandbox_id, &label_selector)
+    };
+    let filesystem = service.filesystem().await?.to_owned();
+    let tell = move |stats: engine::ContainerStats| container_stats(&stats, &filesystem);
+    Ok(service.engine().containers_stats(wanted, tell).await?)
 }
 
 pub(crate) async fn sandbox(
@@ -68,28 +68,27 @@ pub(crate) async fn sandboxes(
     service: &Service,
     request: ListPodSandboxStatsRequest,
 ) -> Result<ListPodSandboxStatsResponse, Error> {
-    let filesystem = service.filesystem().await?.to_owned();
-    let tell = move |stats: engine::SandboxStats| sandbox_stats(&stats, &filesystem);
-    let stats = service.engine().sandboxes_stats(wanted_sandboxes(request.filter), tell).await?;
-    Ok(ListPodSandboxStatsResponse { stats })
+    Ok(ListPodSandboxStatsResponse { stats: told_sandboxes(service, request.filter).await? })
 }
 
 pub(crate) async fn stream_sandboxes(
     service: &Service,
     request: StreamPodSandboxStatsRequest,
 ) -> Result<Parts<StreamPodSandboxStatsResponse>, Error> {
-    let filesystem = service.filesystem().await?.to_owned();
-    let wanted = wanted_sandboxes(request.filter);
-    let all = service.engine().sandboxes_stats(wanted, std::convert::identity).await?;
-    let stats = all.into_iter().map(move |stats| sandbox_stats(&stats, &filesystem));
+    let stats = told_sandboxes(service, request.filter).await?.into_iter();
     Ok(parts(stats, |stats| StreamPodSandboxStatsResponse { pod_sandbox_stats: stats }))
 }
 
-fn wanted_sandboxes(
+async fn told_sandboxes(
+    service: &Service,
     filter: Option<PodSandboxStatsFilter>,
-) -> impl Fn(&engine::SandboxStatus) -> bool {
+) -> Result<Vec<PodSandboxStats>, Error> {
     let PodSandboxStatsFilter { id, label_selector } = filter.unwrap_or_default();
-    move |status| list::is_sandbox(status, &id, &label_selector)
+    let wanted =
+        move |status: &engine::SandboxStatus| list::is_sandbox(status, &id, &label_selector);
+    let filesystem = service.filesystem().await?.to_owned();
+    let tell = move |stats: engine::SandboxStats| sandbox_stats(&stats, &filesystem);
+    Ok(service.engine().sandboxes_stats(wanted, tell).await?)
 }
 
 /// A container that does not run has no cgroup to read: only its disk is told.

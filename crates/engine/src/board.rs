@@ -35,6 +35,13 @@ pub(crate) struct Board<K, V> {
     hasher: RandomState,
 }
 
+/// A share of a board: the one of that number, from 0, of so many.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub(crate) number: usize,
+    pub(crate) of: usize,
+}
+
 impl<K: Eq + Hash, V> Board<K, V> {
     pub(crate) fn new() -> Self {
         Self { shards: std::array::from_fn(|_| RwLock::default()), hasher: RandomState::new() }
@@ -67,13 +74,13 @@ impl<K: Eq + Hash, V> Board<K, V> {
 
     /// Everything there is; each shard is seen at one moment, all of them at about one.
     pub(crate) fn all(&self) -> Vec<Arc<V>> {
-        self.part(0, 1)
+        self.part(Part { number: 0, of: 1 })
     }
 
-    /// The part of that number, from 0, of about equal `parts` of everything.
-    pub(crate) fn part(&self, number: usize, parts: usize) -> Vec<Arc<V>> {
+    /// One of about equal parts of everything.
+    pub(crate) fn part(&self, part: Part) -> Vec<Arc<V>> {
         let mut all = Vec::new();
-        for shard in self.shards.iter().skip(number).step_by(parts) {
+        for shard in self.shards.iter().skip(part.number).step_by(part.of) {
             let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
             all.extend(shard.values().cloned());
         }
@@ -106,8 +113,8 @@ mod tests {
         let mut all: Vec<u32> = board.all().iter().map(|n| **n).collect();
         all.sort_unstable();
         assert_eq!(all, (0..200).collect::<Vec<_>>());
-        for parts in [1, 2, 3, SHARDS, 2 * SHARDS] {
-            let parts = (0..parts).flat_map(|number| board.part(number, parts));
+        for of in [1, 2, 3, SHARDS, 2 * SHARDS] {
+            let parts = (0..of).flat_map(|number| board.part(Part { number, of }));
             let mut of_parts: Vec<u32> = parts.map(|n| *n).collect();
             of_parts.sort_unstable();
             assert_eq!((of_parts, board.len()), (all.clone(), 200));

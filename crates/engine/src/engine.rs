@@ -362,7 +362,8 @@ impl Engine {
         stats::sandbox(&self.core, self.core.sandbox(id)?).await
     }
 
-    /// What `tell` makes of the usage of every sandbox that is `wanted`, as of containers.
+    /// What `tell` makes of the usage of every sandbox that is `wanted`; see
+    /// [`Engine::containers_stats`].
     pub async fn sandboxes_stats<T: Send + 'static>(
         &self,
         wanted: impl Fn(&SandboxStatus) -> bool + Send + Sync + 'static,

@@ -45,7 +45,8 @@ pub struct Attachment {
 
 impl Network {
     /// Gives the sandbox whose network namespace is `netns` an address, an `eth0`, a
-    /// default route, `lo`, and its ports of the node. All or nothing.
+    /// default route, `lo`, and its ports of the node. All or nothing. `inside` was made by
+    /// [`Inside::here`], on the thread that made the namespace.
     ///
     /// # Errors
     /// [`Error::AddressesExhausted`], [`Error::PortInUse`] and others about the request;
@@ -54,44 +55,15 @@ impl Network {
         &self,
         sandbox: &SandboxId,
         netns: BorrowedFd<'_>,
-        ports: &[PortMapping],
-    ) -> Result<Attachment, Error> {
-        let inside = self.opener.open(netns, Inside::here)?;
-        self.attach_with(sandbox, netns, || inside.wait(), ports)
-    }
-
-    /// Like [`Network::attach`], with the namespace already prepared by [`Inside::here`]
-    /// on the thread that made it; spares two changes of threads.
-    ///
-    /// # Errors
-    /// Those of [`Network::attach`].
-    pub fn attach_prepared(
-        &self,
-        sandbox: &SandboxId,
-        netns: BorrowedFd<'_>,
         inside: Inside,
-        ports: &[PortMapping],
-    ) -> Result<Attachment, Error> {
-        self.attach_with(sandbox, netns, || Ok(inside), ports)
-    }
-
-    fn attach_with(
-        &self,
-        sandbox: &SandboxId,
-        netns: BorrowedFd<'_>,
-        inside: impl FnOnce() -> Result<Inside, Error>,
         ports: &[PortMapping],
     ) -> Result<Attachment, Error> {
         firewall::port_elements(sandbox, Ipv4Addr::UNSPECIFIED, ports)?;
         let address = self.lease(sandbox)?;
-        let leased = step(Point::RUN_ADDRESS_LEASED);
-        let inside = match leased.and_then(|()| inside()) {
-            Ok(inside) => inside,
-            Err(error) => {
-                self.undo_lease(sandbox, address);
-                return Err(error);
-            }
-        };
+        if let Err(error) = step(Point::RUN_ADDRESS_LEASED) {
+            self.undo_lease(sandbox, address);
+            return Err(error);
+        }
         let link = match self.add_link(sandbox, netns, address) {
             Ok(link) => link,
             Err(error @ Error::AlreadyAttached { .. }) => {

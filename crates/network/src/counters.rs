@@ -3,25 +3,28 @@
 //! It is read from `/proc/net/dev` (proc(5)), opened once inside the sandbox's namespace: such
 //! a file stays the one of the namespace it was opened in, whoever reads it. The kernel writes
 //! it without the lock that every change of links takes (RTNL), which rtnetlink(7) holds for
-//! as long as it lists them: to attach a sandbox never waits for statistics.
+//! as long as it lists them: to attach a sandbox never waits for statistics. The numbers are
+//! cAdvisor's, which reads the same: what the hardware missed counts as dropped.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt as _;
+use std::sync::{Mutex, PoisonError};
 
 use crate::attach::INTERFACE;
 use crate::error::Error;
 use crate::network::Network;
 
 /// The interfaces of the namespace of the thread that opens it.
-const COUNTERS: &str = "/proc/thread-self/net/dev";
+pub(crate) const COUNTERS: &str = "/proc/thread-self/net/dev";
 /// Most interfaces of a sandbox that are told of, beside its own: who may make some there may
 /// make so many that lists of all sandboxes outgrow a message.
 const MOST: usize = 256;
 /// Numbers of an interface: eight of what it received, eight of what it sent.
 const NUMBERS: usize = 16;
-/// Name of the loopback device of every namespace.
+/// The loopback device, unless somebody with rights over the namespace has renamed it; such
+/// a one confuses the numbers of its own sandbox only.
 const LOOPBACK: &str = "lo";
 
 /// An interface, and what went through it since it was made.
@@ -48,50 +51,48 @@ pub struct InterfaceCounters {
 }
 
 /// The counters of a network namespace, to be read again and again. The namespace exists for
-/// at least as long as this.
+/// at least as long as this, which costs a descriptor and a page of the kernel's.
 #[derive(Debug)]
-pub struct Watched(File);
+pub struct Watched(Mutex<File>);
 
 impl Network {
-    /// What [`Network::counters`] reads of.
+    /// What [`Watched::counters`] reads of.
     ///
     /// # Errors
     /// The namespace cannot be entered; its counters cannot be opened in there.
-    pub fn watch(&self, netns: OwnedFd) -> Result<Watched, Error> {
-        let open = || File::open(COUNTERS).map_err(failed("open"));
-        self.opener.open(netns.as_fd(), open)?.wait().map(Watched)
+    pub fn watch(&self, netns: BorrowedFd<'_>) -> Result<Watched, Error> {
+        Ok(Watched(Mutex::new(self.opener.open(netns)?)))
     }
 }
 
 impl Watched {
     /// Reads the counters of every interface in the namespace but `lo`, in the kernel's order
-    /// (that in which they were made); of very many of them only the first, and the sandbox's
-    /// own. A few microseconds.
+    /// (that of their indices since Linux 6.9); of very many of them only the first, and the
+    /// sandbox's own. A few microseconds.
     ///
     /// # Errors
     /// The kernel's refusal, and a line that is not proc(5)'s.
     pub fn counters(&self) -> Result<Vec<InterfaceCounters>, Error> {
-        read(|buffer, offset| self.0.read_at(buffer, offset)).map_err(failed("read"))
+        // The kernel keeps one place of reading: two readers would have it write the text anew.
+        let file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        read(|buffer, offset| file.read_at(buffer, offset))
     }
-}
-
-fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Counters { operation, path: COUNTERS, source }
 }
 
 /// Reads line by line what `read_at` gives, about a page at once.
 fn read(
     read_at: impl Fn(&mut [u8], u64) -> io::Result<usize>,
-) -> io::Result<Vec<InterfaceCounters>> {
+) -> Result<Vec<InterfaceCounters>, Error> {
     let mut all = Vec::new();
     let mut buffer = [0; 4096];
     let (mut kept, mut offset) = (0, 0);
     while is_wanted(&all) {
         let more = match read_at(&mut buffer[kept..], offset) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(source) => return Err(Error::Read { path: COUNTERS, source }),
             Ok(0) if kept > 0 => return Err(malformed("a line without an end")),
             Ok(0) => break,
-            read => read?,
+            Ok(more) => more,
         };
         offset += u64::try_from(more).unwrap_or_default();
         let text = &buffer[..kept + more];
@@ -110,7 +111,7 @@ fn is_wanted(all: &[InterfaceCounters]) -> bool {
     all.len() < MOST || !all.iter().any(|known| known.name == INTERFACE)
 }
 
-fn keep(all: &mut Vec<InterfaceCounters>, line: &str) -> io::Result<()> {
+fn keep(all: &mut Vec<InterfaceCounters>, line: &str) -> Result<(), Error> {
     // The two lines of headings have no colon, and no name has one.
     let Some((name, numbers)) = line.split_once(':') else { return Ok(()) };
     let name = name.trim_start_matches(' ');
@@ -120,8 +121,8 @@ fn keep(all: &mut Vec<InterfaceCounters>, line: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn malformed(reason: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, reason)
+fn malformed(reason: &'static str) -> Error {
+    Error::Malformed { operation: format!("read {COUNTERS}"), reason }
 }
 
 fn told(name: &str, numbers: &str) -> Option<InterfaceCounters> {
@@ -130,7 +131,7 @@ fn told(name: &str, numbers: &str) -> Option<InterfaceCounters> {
     for counter in &mut counters {
         *counter = words.next()?.parse().ok()?;
     }
-    // Fifo, frame, compressed and multicast follow what was received; what was sent likewise.
+    // Four more of each: fifo, frame, compressed, multicast; fifo, colls, carrier, compressed.
     let [rx_bytes, rx_packets, rx_errors, rx_dropped, _, _, _, _, sent @ ..] = counters;
     let [tx_bytes, tx_packets, tx_errors, tx_dropped, ..] = sent;
     Some(InterfaceCounters {
@@ -153,7 +154,7 @@ mod tests {
     const NUMBERS: &str = "  1  2 3 4 5 6 7 8 9 10 11 12 13 14 15 18446744073709551615";
 
     /// What is told of a file that the kernel gives in pieces of that many bytes.
-    fn of(text: &str, piece: usize) -> io::Result<Vec<InterfaceCounters>> {
+    fn of(text: &str, piece: usize) -> Result<Vec<InterfaceCounters>, Error> {
         read(|buffer, offset| {
             let rest = &text.as_bytes()[usize::try_from(offset).unwrap()..];
             let most = piece.min(buffer.len()).min(rest.len());

@@ -113,7 +113,7 @@ pub enum Error {
         /// Why it could not be.
         source: Errno,
     },
-    /// An answer of the kernel that is not netlink(7).
+    /// An answer of the kernel that is not of its form: netlink(7), proc(5).
     #[error("{operation}: malformed answer of the kernel ({reason})")]
     Malformed {
         /// What was asked.
@@ -131,12 +131,18 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// The counters of a sandbox's interfaces could not be read.
-    #[error("{operation} counters in {path}")]
-    Counters {
-        /// `open` or `read`.
-        operation: &'static str,
-        /// Their file, seen from inside.
+    /// A file could not be opened in the sandbox's network namespace.
+    #[error("open {path} in network namespace of sandbox")]
+    Open {
+        /// The file.
+        path: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file of the sandbox's network namespace could not be read.
+    #[error("read {path} in network namespace of sandbox")]
+    Read {
+        /// The file.
         path: &'static str,
         /// Why not.
         source: io::Error,
@@ -183,7 +189,8 @@ impl Error {
             | Self::Netlink { .. }
             | Self::Malformed { .. }
             | Self::Sysctl { .. }
-            | Self::Counters { .. }
+            | Self::Open { .. }
+            | Self::Read { .. }
             | Self::EnterNetns(_)
             | Self::Thread { .. }
             | Self::ThreadGone => ErrorKind::Internal,

@@ -1,10 +1,11 @@
 //! The inside of a sandbox's network namespace.
 //!
 //! A netlink socket belongs for ever to the namespace of the thread that opened it, and so
-//! does a file of `/proc/net`: only the opening needs a thread in there. [`Opener`] is such a
-//! thread: it enters, opens, goes home, and ends should it not get home. Who attaches asks it
-//! first, and it answers while the host side is being made.
+//! does a file of `/proc/net`: only the opening needs a thread in there. For the socket that is
+//! the thread that makes the namespace; for files of one that exists there is [`Opener`], a
+//! thread that enters, opens, goes home, and ends should it not get home.
 
+use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,8 +25,8 @@ use crate::{route, sysctl};
 
 /// The calling thread's network namespace.
 const OWN_NETNS: &str = "/proc/thread-self/ns/net";
-/// How long to wait for what is opened in a sandbox's namespace.
-const OPEN_LIMIT: Duration = Duration::from_secs(10);
+/// How long to wait for a file: statistics are not worth more.
+const OPEN_LIMIT: Duration = Duration::from_secs(1);
 
 /// A netlink socket of a sandbox's network namespace, usable from any thread.
 #[derive(Debug)]
@@ -46,11 +47,6 @@ impl Inside {
     /// No socket to be had; the kernel parameter cannot be set.
     pub fn here() -> Result<Self, Error> {
         sysctl::set_if_present("net/ipv6/conf/default/disable_ipv6", "1")?;
-        Self::open()
-    }
-
-    /// Only opens the socket.
-    fn open() -> Result<Self, Error> {
         let socket = Socket::route().map_err(|source| Error::Netlink {
             operation: "open socket in network namespace of sandbox".into(),
             source,
@@ -85,7 +81,7 @@ impl Inside {
     }
 }
 
-/// Opens a socket in a network namespace by a thread of its own, which ends in there.
+/// Makes an [`Inside`] of a network namespace by a thread of its own, which ends in there.
 #[cfg(test)]
 pub(crate) fn visit(netns: BorrowedFd<'_>) -> Result<Inside, Error> {
     const NAME: &str = "netns-visit";
@@ -94,86 +90,54 @@ pub(crate) fn visit(netns: BorrowedFd<'_>) -> Result<Inside, Error> {
             .name(NAME.into())
             .spawn_scoped(scope, || {
                 setns(netns, CloneFlags::CLONE_NEWNET).map_err(Error::EnterNetns)?;
-                Inside::open()
+                Inside::here()
             })
             .map_err(|source| Error::Thread { name: NAME, source })?;
         visitor.join().unwrap_or(Err(Error::ThreadGone))
     })
 }
 
-/// A thread that opens in other namespaces what belongs to them.
+type Answer = mpsc::SyncSender<Result<File, Error>>;
+
+/// A thread that opens files in other namespaces.
 #[derive(Debug)]
 pub(crate) struct Opener {
+    /// What it opens.
+    path: &'static str,
     running: Mutex<Option<Running>>,
 }
 
 #[derive(Debug)]
 struct Running {
-    requests: mpsc::Sender<(OwnedFd, Box<dyn Errand>)>,
+    requests: mpsc::Sender<(OwnedFd, Answer)>,
     thread: JoinHandle<()>,
-}
-
-/// What is done in a namespace, and said once its thread is home again.
-trait Errand: Send {
-    fn inside(&mut self, entered: Result<(), Error>);
-    fn at_home(self: Box<Self>);
-}
-
-struct Opening<T> {
-    open: fn() -> Result<T, Error>,
-    opened: Result<T, Error>,
-    answer: mpsc::SyncSender<Result<T, Error>>,
-}
-
-impl<T: Send> Errand for Opening<T> {
-    fn inside(&mut self, entered: Result<(), Error>) {
-        self.opened = entered.and_then(|()| (self.open)());
-    }
-
-    fn at_home(self: Box<Self>) {
-        if self.answer.send(self.opened).is_err() {
-            tracing::debug!("nobody waits for what was opened in a sandbox any more");
-        }
-    }
-}
-
-/// What was asked for, and is not there yet.
-#[derive(Debug)]
-pub(crate) struct Awaited<T>(mpsc::Receiver<Result<T, Error>>);
-
-impl<T> Awaited<T> {
-    pub(crate) fn wait(&self) -> Result<T, Error> {
-        self.0.recv_timeout(OPEN_LIMIT).unwrap_or(Err(Error::ThreadGone))
-    }
 }
 
 impl Opener {
     /// Starts the thread; its home is the calling thread's namespace.
-    pub(crate) fn new() -> Result<Self, Error> {
-        Ok(Self { running: Mutex::new(Some(Running::start()?)) })
+    pub(crate) fn new(path: &'static str) -> Result<Self, Error> {
+        Ok(Self { path, running: Mutex::new(Some(Running::start(path)?)) })
     }
 
-    /// Asks for what `open` opens in that namespace.
-    pub(crate) fn open<T: Send + 'static>(
-        &self,
-        netns: BorrowedFd<'_>,
-        open: fn() -> Result<T, Error>,
-    ) -> Result<Awaited<T>, Error> {
+    /// The file as it is in that namespace.
+    pub(crate) fn open(&self, netns: BorrowedFd<'_>) -> Result<File, Error> {
         let netns = netns.try_clone_to_owned().map_err(|error| Error::EnterNetns(errno(&error)))?;
         let (answer, receiver) = mpsc::sync_channel(1);
-        let errand = Opening { open, opened: Err(Error::ThreadGone), answer };
+        self.ask((netns, answer))?;
+        receiver.recv_timeout(OPEN_LIMIT).unwrap_or(Err(Error::ThreadGone))
+    }
+
+    fn ask(&self, mut request: (OwnedFd, Answer)) -> Result<(), Error> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut request: (_, Box<dyn Errand>) = (netns, Box::new(errand));
         if let Some(live) = running.as_ref() {
             match live.requests.send(request) {
-                Ok(()) => return Ok(Awaited(receiver)),
+                Ok(()) => return Ok(()),
                 Err(mpsc::SendError(returned)) => request = returned,
             }
         }
         // The thread could not go home from its last visit, and ended.
-        let live = running.insert(Running::start()?);
-        live.requests.send(request).map_err(|_| Error::ThreadGone)?;
-        Ok(Awaited(receiver))
+        let live = running.insert(Running::start(self.path)?);
+        live.requests.send(request).map_err(|_| Error::ThreadGone)
     }
 }
 
@@ -190,26 +154,31 @@ impl Drop for Opener {
 }
 
 impl Running {
-    fn start() -> Result<Self, Error> {
+    fn start(path: &'static str) -> Result<Self, Error> {
         const NAME: &str = "netns-opener";
         let thread = |source| Error::Thread { name: NAME, source };
         let home = OwnedFd::from(std::fs::File::open(OWN_NETNS).map_err(thread)?);
         let (requests, incoming) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name(NAME.into())
-            .spawn(move || serve(&home, &incoming))
+            .spawn(move || serve(path, &home, &incoming))
             .map_err(thread)?;
         Ok(Self { requests, thread })
     }
 }
 
 /// Serves requests until their sender is gone, or this thread is stuck in a sandbox.
-fn serve(home: &OwnedFd, incoming: &mpsc::Receiver<(OwnedFd, Box<dyn Errand>)>) {
-    while let Ok((netns, mut errand)) = incoming.recv() {
-        errand.inside(setns(&netns, CloneFlags::CLONE_NEWNET).map_err(Error::EnterNetns));
+fn serve(path: &'static str, home: &OwnedFd, incoming: &mpsc::Receiver<(OwnedFd, Answer)>) {
+    while let Ok((netns, answer)) = incoming.recv() {
+        let opened = match setns(&netns, CloneFlags::CLONE_NEWNET) {
+            Ok(()) => File::open(path).map_err(|source| Error::Open { path, source }),
+            Err(errno) => Err(Error::EnterNetns(errno)),
+        };
         let at_home = setns(home.as_fd(), CloneFlags::CLONE_NEWNET);
         drop(netns);
-        errand.at_home();
+        if answer.send(opened).is_err() {
+            tracing::debug!(path, "nobody waits for a file of a sandbox any more");
+        }
         if let Err(error) = at_home {
             tracing::error!(%error, "leave network namespace of sandbox; thread ends");
             return;

@@ -1,5 +1,5 @@
 //! Sandbox networks in process: a bridge, a veth pair per sandbox, addresses, masquerade
-//! and port maps, all by netlink; no program is executed and no rule is made per sandbox.
+//! and port maps, made by netlink; no program is executed and no rule is made per sandbox.
 //!
 //! ```text
 //!  node                          ╎  sandbox

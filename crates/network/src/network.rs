@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 
 use crate::config::NetworkConfig;
+use crate::counters::COUNTERS;
 use crate::error::Error;
 use crate::inside::Opener;
 use crate::leases::Leases;
@@ -43,7 +44,7 @@ impl Network {
             socket.map_err(|source| Error::Netlink { operation: operation(), source })
         };
         Ok(Self {
-            opener: Opener::new()?,
+            opener: Opener::new(COUNTERS)?,
             reclaimer: Reclaimer::new(open(Socket::route())?, Arc::clone(&leases))?,
             route: Mutex::new(open(Socket::route())?),
             netfilter: Mutex::new(open(Socket::netfilter())?),

@@ -230,12 +230,12 @@ impl Error {
             | Self::Cwd { .. }
             | Self::Hook { .. }
             | Self::UnmappedMount { .. } => ErrorKind::FailedPrecondition,
-            Self::MountSource { source, .. }
-            | Self::Mount { source, .. }
+            Self::Mount { source, .. }
             | Self::Path { source, .. }
             | Self::Device { source, .. } => place_kind(*source),
             Self::Timeout { .. } => ErrorKind::DeadlineExceeded,
             Self::Fork { source, .. }
+            | Self::MountSource { source, .. }
             | Self::Rootfs { source, .. }
             | Self::Setup { source, .. } => exhausted_or_internal(*source),
             Self::Threads(_) | Self::Protocol(_) => ErrorKind::Internal,
@@ -349,8 +349,8 @@ fn to_u8(index: usize) -> u8 {
     u8::try_from(index).unwrap_or(0)
 }
 
-/// Why something could not be put where the request wants it. That is the request's and the
-/// image's affair, unless the file system itself is ill.
+/// Why something could not be put at a path in the container: a matter of the request and of
+/// the image, where the kernel says so in one of these ways.
 fn place_kind(source: Errno) -> ErrorKind {
     match source {
         // What is there is something else than the request needs.
@@ -360,14 +360,17 @@ fn place_kind(source: Errno) -> ErrorKind {
         | Errno::EISDIR
         | Errno::EEXIST
         | Errno::ENAMETOOLONG => ErrorKind::InvalidArgument,
-        Errno::EIO | Errno::EUCLEAN | Errno::ESTALE | Errno::EBADF | Errno::EFAULT => {
-            ErrorKind::Internal
-        }
-        other => match exhausted_or_internal(other) {
-            // The kernel does not make it, or not there (mount(2), mknod(2)).
-            ErrorKind::Internal => ErrorKind::FailedPrecondition,
-            exhausted => exhausted,
-        },
+        // The kernel does not make it, or not there (mount(2), mknod(2), mkdir(2)).
+        Errno::EINVAL
+        | Errno::ENOENT
+        | Errno::EPERM
+        | Errno::EACCES
+        | Errno::EROFS
+        | Errno::EBUSY
+        | Errno::ENODEV
+        | Errno::ENXIO
+        | Errno::EOPNOTSUPP => ErrorKind::FailedPrecondition,
+        other => exhausted_or_internal(other),
     }
 }
 

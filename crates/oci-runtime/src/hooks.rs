@@ -328,7 +328,8 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
 /// A file in memory, to be read from its begin.
 fn memory(content: &[u8]) -> Result<OwnedFd, Error> {
     let create = |flags| rustix::fs::memfd_create(c"state", MemfdFlags::CLOEXEC | flags);
-    // Some nodes demand the seal (`vm.memfd_noexec`); kernels before 6.3 do not know it.
+    // Linux 6.3 to 6.5 can refuse a call without the seal (`vm.memfd_noexec`); before, the
+    // kernel does not know it.
     let file = match create(MemfdFlags::NOEXEC_SEAL) {
         Err(rustix::io::Errno::INVAL) => create(MemfdFlags::empty()),
         created => created,

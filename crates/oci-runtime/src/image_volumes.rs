@@ -4,7 +4,6 @@
 //! detached clone: mount(2) knows no detached mount, and fsconfig(2) takes only short
 //! lists of layers before Linux 6.7. Nothing of it is ever visible on the host.
 
-use std::borrow::Cow;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
@@ -62,12 +61,10 @@ fn part(place: &Path, sub_path: &Path) -> Result<OwnedFd, Error> {
 /// The failure of a mount of layers, told of the volume.
 fn at(mount: &MountPlan, error: Error) -> Error {
     match error {
-        Error::Rootfs { step, source } => Error::Mount {
-            fs_type: mount.type_name().to_owned(),
-            destination: mount.destination.clone(),
-            explanation: Cow::into_owned(step),
-            source,
-        },
+        Error::Rootfs { step, source } => {
+            let step = format!("mount the image at {}: {step}", mount.destination.display());
+            Error::Setup { step: step.into(), source }
+        }
         other => other,
     }
 }

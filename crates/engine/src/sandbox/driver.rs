@@ -193,7 +193,7 @@ impl Driver {
         let ended = status.netns.is_none();
         self.sandbox.status.set(Arc::new(status));
         if ended {
-            self.sandbox.namespace.release();
+            self.sandbox.counters.release();
         }
         if !self.sandbox.is_ready() {
             self.core.sampler.let_go(&self.sandbox.cgroup);

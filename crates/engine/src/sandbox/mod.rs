@@ -38,7 +38,7 @@ use crate::board::Published;
 use crate::core::{Core, cgroup_path};
 use crate::names::Names;
 use crate::spawner::NET_FD;
-use crate::stats::Namespace;
+use crate::stats::Counters;
 use crate::{Error, SandboxStatus};
 
 /// Most requests that wait in a driver's queue; further callers wait themselves.
@@ -77,7 +77,7 @@ pub(crate) struct Sandbox {
     /// Its containers, by the client's name.
     pub(crate) members: Names<ContainerName, ContainerSpec, ContainerId>,
     /// Its network as statistics know it.
-    pub(crate) namespace: Namespace,
+    pub(crate) counters: Counters,
     /// Set by its driver once nothing is left of it.
     pub(crate) removed: AtomicBool,
     queue: mpsc::Sender<Asked>,
@@ -102,7 +102,7 @@ impl Sandbox {
             status: Published::new(Arc::new(status)),
             shim: Published::new(shim),
             members: Names::new(),
-            namespace: Namespace::default(),
+            counters: Counters::default(),
             removed: AtomicBool::new(false),
             queue,
         };

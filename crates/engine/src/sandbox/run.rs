@@ -216,7 +216,7 @@ async fn attach(
         plan.record.spec.port_mappings.iter().filter(|port| port.host_port != 0).cloned().collect();
     let attached = core.links.run({
         let id = id.clone();
-        move || network.attach_prepared(&id, net.as_fd(), inside, &ports)
+        move || network.attach(&id, net.as_fd(), inside, &ports)
     });
     let attached = attached.await?.map_err(|source| Error::Network {
         action: "attach network",

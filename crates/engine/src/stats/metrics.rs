@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use berth_model::ContainerState;
 
-use super::{Parents, details, each, layers, members, network};
+use super::{Parents, details, layers, members, network, read_each};
 use crate::container::Container;
 use crate::core::Core;
 use crate::sandbox::Sandbox;
@@ -18,7 +18,7 @@ pub(crate) async fn metrics(core: &Arc<Core>) -> Result<NodeMetrics, Error> {
         let parents = parents.get_or_init(|| Parents::of(core));
         sandbox.is_ready().then(|| of(core, sandbox, parents))
     };
-    let sandboxes = each(core, |core| &core.sandboxes, read).await?;
+    let sandboxes = read_each(core, |core| &core.sandboxes, read).await?;
     let shared = Arc::clone(core);
     let rest = move || (super::filesystem::now(&shared), devices(&sandboxes), sandboxes);
     let (filesystem, devices, sandboxes) = core.readers.run(rest).await?;

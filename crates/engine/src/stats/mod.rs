@@ -15,14 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use berth_cgroup::CgroupPath;
-use berth_model::ContainerState;
+use berth_model::{ContainerState, SandboxId};
 use berth_stats::{Details, Sample};
 
 pub(crate) use self::filesystem::Filesystem;
 pub(crate) use self::layers::Layers;
 pub(crate) use self::metrics::metrics;
-pub(crate) use self::network::Namespace;
-use crate::board::Board;
+pub(crate) use self::network::Counters;
+use crate::board::{Board, Part};
 use crate::container::Container;
 use crate::core::{Core, cgroup_error, warn_failure};
 use crate::sandbox::Sandbox;
@@ -38,7 +38,7 @@ pub(crate) async fn container(
     core: &Arc<Core>,
     container: Arc<Container>,
 ) -> Result<ContainerStats, Error> {
-    one(core, move |core| container_now(core, &container)).await
+    read_one(core, move |core| container_now(core, &container)).await
 }
 
 /// What `tell` makes of the usage of every container that is `wanted`.
@@ -50,7 +50,7 @@ pub(crate) async fn containers<T: Send + 'static>(
     let read = move |core: &Core, container: &Arc<Container>| {
         wanted(&container.status.get()).then(|| tell(container_now(core, container)))
     };
-    each(core, |core| &core.containers, read).await
+    read_each(core, |core| &core.containers, read).await
 }
 
 /// Usage of one sandbox.
@@ -58,7 +58,7 @@ pub(crate) async fn sandbox(
     core: &Arc<Core>,
     sandbox: Arc<Sandbox>,
 ) -> Result<SandboxStats, Error> {
-    one(core, move |core| sandbox_now(core, &sandbox, &Parents::of(core))).await
+    read_one(core, move |core| sandbox_now(core, &sandbox, &Parents::of(core))).await
 }
 
 /// What `tell` makes of the usage of every sandbox that is `wanted`.
@@ -72,22 +72,22 @@ pub(crate) async fn sandboxes<T: Send + 'static>(
         let parents = parents.get_or_init(|| Parents::of(core));
         wanted(&sandbox.status.get()).then(|| tell(sandbox_now(core, sandbox, parents)))
     };
-    each(core, |core| &core.sandboxes, read).await
+    read_each(core, |core| &core.sandboxes, read).await
 }
 
-async fn one<S: Send + 'static>(
+async fn read_one<S: Send + 'static>(
     core: &Arc<Core>,
     read: impl FnOnce(&Core) -> S + Send + 'static,
 ) -> Result<S, Error> {
     let shared = Arc::clone(core);
-    let read = core.readers.run(move || read(&shared)).await?;
+    let answer = core.readers.run(move || read(&shared)).await?;
     layers::walk_stale(core);
-    Ok(read)
+    Ok(answer)
 }
 
-/// Reads each of many objects. The threads share the work, all of it: to look at objects that
-/// nobody has looked at for a while takes its time, too.
-async fn each<K, V, S>(
+/// Reads each of many objects. The threads share all of the work: also to find out whether an
+/// object is wanted takes its time, when it has not been looked at for seconds.
+async fn read_each<K, V, S>(
     core: &Arc<Core>,
     board: fn(&Core) -> &Board<K, V>,
     read: impl Fn(&Core, &Arc<V>) -> Option<S> + Send + Sync + 'static,
@@ -98,38 +98,41 @@ where
     S: Send + 'static,
 {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS);
-    let parts = threads.min(board(core).len().div_ceil(SHARE)).max(1);
+    let of = threads.min(board(core).len().div_ceil(SHARE)).max(1);
     let read = Arc::new(read);
-    let parts = (0..parts).map(|number| {
+    let jobs = (0..of).map(|number| {
         let (core, read) = (Arc::clone(core), Arc::clone(&read));
         let pool = core.readers.clone();
         let job = move || -> Vec<S> {
-            let objects = board(&core).part(number, parts);
+            let objects = board(&core).part(Part { number, of });
             objects.iter().filter_map(|object| read(&core, object)).collect()
         };
         async move { pool.run(job).await }
     });
-    let parts = futures_util::future::try_join_all(parts).await?;
+    let answers = futures_util::future::try_join_all(jobs).await?;
     layers::walk_stale(core);
-    Ok(parts.into_iter().flatten().collect())
+    Ok(answers.into_iter().flatten().collect())
 }
 
-/// How many ready sandboxes have each parent cgroup. kubelet makes one for each pod, so that
-/// what it says is the pod's, overhead included; other clients give several pods the same.
+/// Which ready sandbox has each parent cgroup for itself; `None` where several have it. kubelet
+/// makes one for each pod, so that what it says is the pod's, overhead included; other clients
+/// give several pods the same.
 #[derive(Debug)]
-pub(crate) struct Parents(HashMap<CgroupPath, usize>);
+pub(crate) struct Parents(HashMap<CgroupPath, Option<SandboxId>>);
 
 impl Parents {
     fn of(core: &Core) -> Self {
         let mut parents = HashMap::new();
         for sandbox in core.sandboxes.all().into_iter().filter(|sandbox| sandbox.is_ready()) {
-            *parents.entry(sandbox.cgroup.clone()).or_default() += 1;
+            let owner = parents.entry(sandbox.cgroup.clone());
+            owner.and_modify(|owner| *owner = None).or_insert_with(|| Some(sandbox.id.clone()));
         }
         Self(parents)
     }
 
+    /// Not of a sandbox that has become ready since: it may share the cgroup of another.
     fn is_own(&self, sandbox: &Sandbox) -> bool {
-        self.0.get(&sandbox.cgroup).is_none_or(|sandboxes| *sandboxes < 2)
+        self.0.get(&sandbox.cgroup).is_some_and(|owner| owner.as_ref() == Some(&sandbox.id))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What goes through the interfaces of a sandbox.
 
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,16 +12,16 @@ use crate::core::{Core, warn_failure};
 use crate::sandbox::Sandbox;
 use crate::{Error, NetworkUsage};
 
-/// The network namespace of a sandbox, opened at the first question and let go with its
-/// network: to find it through the shim at each one costs more than to read its counters.
+/// The counters of a sandbox's interfaces, opened at the first question and let go with its
+/// network: to find them through the shim at each one costs more than to read them.
 #[derive(Debug, Default)]
-pub(crate) struct Namespace(Mutex<Option<Kept>>);
+pub(crate) struct Counters(Mutex<Option<Kept>>);
 
-/// The namespace, and leave to keep it.
+/// The counters, and leave to keep them.
 type Kept = (Arc<Watched>, Permit);
 
-impl Namespace {
-    /// Lets it go: it would exist for as long as it is open. Its end is published before.
+impl Counters {
+    /// Lets them go: their namespace would exist for as long. Its end is published before.
     pub(crate) fn release(&self) {
         *self.lock() = None;
     }
@@ -64,14 +65,14 @@ fn watched(
     netns: &Path,
     failed: impl FnOnce(berth_network::Error) -> Error,
 ) -> Result<Arc<Watched>, Error> {
-    let mut kept = sandbox.namespace.lock();
-    if let Some((known, _)) = &*kept {
+    if let Some((known, _)) = &*sandbox.counters.lock() {
         return Ok(Arc::clone(known));
     }
     let opened = std::fs::File::open(netns).map_err(Error::io("open", netns))?;
-    let watched = Arc::new(core.network.watch(opened.into()).map_err(failed)?);
+    let watched = Arc::new(core.network.watch(opened.as_fd()).map_err(failed)?);
+    let mut kept = sandbox.counters.lock();
     // Whoever ends the network has not let go yet if that is not published yet.
-    if sandbox.status.get().netns.is_some() {
+    if kept.is_none() && sandbox.status.get().netns.is_some() {
         *kept = core.budget.take(1).map(|permit| (Arc::clone(&watched), permit));
     }
     Ok(watched)

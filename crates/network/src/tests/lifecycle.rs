@@ -73,7 +73,7 @@ fn when_every_address_is_used_there_is_none_until_a_link_is_gone() {
 fn a_sandbox_is_attached_once() {
     on_default_node(|node| {
         let pod = node.attach("pod", &[]);
-        let error = node.network.attach(&pod.id, Netns::new().fd(), &[]).unwrap_err();
+        let error = attach(&node.network, &pod.id, Netns::new().fd(), &[]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
         assert_eq!(node.leased(), [id("pod")]);
         assert_eq!(node.links().len(), 1, "the first is untouched");
@@ -84,7 +84,7 @@ fn a_sandbox_is_attached_once() {
 fn a_namespace_with_an_eth0_is_refused_in_the_words_of_the_kernel() {
     on_default_node(|node| {
         let pod = node.attach("pod", &[]);
-        let error = node.network.attach(&id("other"), pod.netns.fd(), &[]).unwrap_err();
+        let error = attach(&node.network, &id("other"), pod.netns.fd(), &[]).unwrap_err();
         assert!(error.to_string().starts_with("add veth bv"), "{error}");
         assert_eq!(error.errno(), Some(nix::errno::Errno::EEXIST));
         assert!(node.network.wait_drained(LIMIT));
@@ -99,7 +99,7 @@ fn an_address_that_cannot_be_given_back_at_once_is_given_back_later() {
         node.leases.0.lock().unwrap().refusals = 3;
         // The one has an `eth0` that is not its own, the other has a link already.
         for other in ["other", "pod"] {
-            node.network.attach(&id(other), pod.netns.fd(), &[]).unwrap_err();
+            attach(&node.network, &id(other), pod.netns.fd(), &[]).unwrap_err();
         }
         assert!(node.network.wait_drained(LIMIT));
         assert_eq!(node.leased(), [id("pod")]);
@@ -127,7 +127,7 @@ fn an_address_is_kept_as_long_as_ports_lead_to_it() {
 fn what_is_no_namespace_is_refused_and_the_next_attach_works() {
     on_default_node(|node| {
         let file = std::fs::File::open("/proc/self/status").unwrap();
-        let error = node.network.attach(&id("pod"), file.as_fd(), &[]).unwrap_err();
+        let error = attach(&node.network, &id("pod"), file.as_fd(), &[]).unwrap_err();
         assert_eq!(error.to_string(), "enter network namespace of sandbox");
         assert!(node.leased().is_empty());
         node.attach("pod", &[]);
@@ -143,7 +143,7 @@ fn a_namespace_prepared_on_its_own_thread_is_attached_alike() {
         })
         .join()
         .unwrap();
-        let attachment = node.network.attach_prepared(&id("pod"), netns.fd(), inside, &[]).unwrap();
+        let attachment = node.network.attach(&id("pod"), netns.fd(), inside, &[]).unwrap();
         let server = netns.listen(Ipv4Addr::UNSPECIFIED, 80);
         converse(&node.netns, (attachment.address, 80), &server);
         assert_eq!(attachment.mac, MacAddr::of(attachment.address));
@@ -207,7 +207,7 @@ fn two_daemons_on_one_node_do_not_touch_each_other() {
         let other = Network::new(theirs, leases as Arc<dyn Leases>).unwrap();
         other.ensure_base().unwrap();
         let netns = Netns::new();
-        let foreign = other.attach(&id("theirs"), netns.fd(), &[tcp(9090, 80)]).unwrap();
+        let foreign = attach(&other, &id("theirs"), netns.fd(), &[tcp(9090, 80)]).unwrap();
         let (near, far) =
             (mine.netns.listen(Ipv4Addr::UNSPECIFIED, 80), netns.listen(Ipv4Addr::UNSPECIFIED, 80));
         converse(&node.netns, (Ipv4Addr::LOCALHOST, 8080), &near);

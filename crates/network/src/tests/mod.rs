@@ -3,7 +3,6 @@
 //! Nothing here touches the namespace of the process; when a test's thread ends, its
 //! node is gone with all that is on it. They need root.
 
-mod cost;
 mod lifecycle;
 mod paths;
 mod ports;
@@ -220,7 +219,7 @@ impl Pod {
 impl Node {
     fn try_attach(&self, name: &str, ports: &[PortMapping]) -> Result<Pod, Error> {
         let (id, netns) = (id(name), Netns::new());
-        let attachment = self.network.attach(&id, netns.fd(), ports)?;
+        let attachment = attach(&self.network, &id, netns.fd(), ports)?;
         Ok(Pod { id, netns, attachment })
     }
 
@@ -316,6 +315,16 @@ fn udp(host_port: u16, container_port: u16) -> PortMapping {
 }
 
 fn counters(node: &Node, netns: BorrowedFd<'_>) -> Vec<crate::InterfaceCounters> {
-    let watched = node.network.watch(netns.try_clone_to_owned().unwrap()).unwrap();
+    let watched = node.network.watch(netns).unwrap();
     watched.counters().unwrap()
+}
+
+/// Attaches a namespace that exists already.
+fn attach(
+    network: &Network,
+    sandbox: &SandboxId,
+    netns: BorrowedFd<'_>,
+    ports: &[PortMapping],
+) -> Result<Attachment, Error> {
+    network.attach(sandbox, netns, visit(netns)?, ports)
 }
