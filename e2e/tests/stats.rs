@@ -120,12 +120,13 @@ async fn linux_of(node: &mut Node, sandbox: &str) -> Result<v1::LinuxPodSandboxS
     all.into_iter().find(of).and_then(|stats| stats.linux).context("not listed")
 }
 
-/// Network namespaces that the daemon has open.
+/// Network namespaces that the daemon has open, and their counters.
 fn open_networks(node: &Node) -> Result<usize> {
     let pid = node.daemon().pid().context("no daemon")?;
     let open = std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
     let links = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
-    Ok(links.filter(|link| link.to_string_lossy().starts_with("net:[")).count())
+    let keeps = |link: &str| link.starts_with("net:[") || link.ends_with("/net/dev");
+    Ok(links.filter(|link| keeps(&link.to_string_lossy())).count())
 }
 
 /// A namespace exists for as long as anybody has it open, and with it the pod's interface.

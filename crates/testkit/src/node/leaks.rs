@@ -23,6 +23,10 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 const HELD: [&str; 8] =
     ["net:[", "ipc:[", "uts:[", "mnt:[", "pid:[", "user:[", "cgroup:[", "anon_inode:[pidfd]"];
 
+/// How it shows the counters of a network namespace, and what was deleted.
+const COUNTERS: &str = "/net/dev";
+const DELETED: &str = " (deleted)";
+
 /// Directories whose entries are named by the start of a sandbox's or container's id.
 const NAMED: [&str; 4] = ["run/sandboxes", "run/containers", "run/s", "root/snapshots/active"];
 /// Directories of what is in the making or on its way out.
@@ -188,8 +192,9 @@ impl Node {
             .collect())
     }
 
-    /// Namespaces, other than its own, and processes that the daemon holds by descriptor; the
-    /// networks of known sandboxes may be held, for statistics.
+    /// Namespaces, other than its own, and processes that the daemon holds by descriptor. For
+    /// statistics it may hold counters of the networks of known sandboxes, and cgroups that
+    /// there are.
     fn descriptors(&self, known: &Known) -> Result<Vec<String>> {
         let Some(pid) = self.daemon.pid() else { return Ok(Vec::new()) };
         let links = |pid: u32, dir: &str| -> Result<Vec<String>> {
@@ -206,9 +211,13 @@ impl Node {
                 allowed.extend(held.filter(|link| link.starts_with("net:[")));
             }
         }
-        let held = links(pid, "fd")?.into_iter();
-        let held = held.filter(|link| HELD.iter().any(|kind| link.starts_with(kind)));
+        let all = links(pid, "fd")?;
+        let held = all.iter().filter(|link| HELD.iter().any(|kind| link.starts_with(kind)));
         let foreign = held.filter(|link| !allowed.contains(link));
+        let networks = all.iter().filter(|link| link.ends_with(COUNTERS));
+        let cgroups = all.iter().filter(|link| link.starts_with(CGROUP_ROOT));
+        let gone = cgroups.filter(|link| known.sandboxes.is_empty() || link.ends_with(DELETED));
+        let foreign = foreign.chain(networks.skip(known.sandboxes.len())).chain(gone);
         Ok(foreign.map(|link| format!("{link} held by the daemon")).collect())
     }
 
