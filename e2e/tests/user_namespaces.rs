@@ -1,8 +1,8 @@
 //! Pods with users of their own (KEP-127).
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, chown};
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use berth_api::v1;
@@ -33,7 +33,14 @@ fn options(config: &mut v1::PodSandboxConfig) -> &mut v1::NamespaceOption {
 
 /// A node, an image, and a pod with users of its own that `change` has changed.
 async fn with_pod(change: impl FnOnce(&mut v1::PodSandboxConfig)) -> Result<(Node, String, Pod)> {
-    let mut node = Node::start().await?;
+    pod_of(Node::start().await?, change).await
+}
+
+/// The same on a node that runs already.
+async fn pod_of(
+    mut node: Node,
+    change: impl FnOnce(&mut v1::PodSandboxConfig),
+) -> Result<(Node, String, Pod)> {
     let image = node.busybox().await?;
     let mut config = node.sandbox_config("pod");
     let options = options(&mut config);
@@ -186,37 +193,55 @@ async fn a_parameter_that_the_kernel_lacks_is_refused_by_name() -> Result<()> {
 }
 
 /// teeth: crates/oci-runtime/src/worker.rs: `users.enter()?;` → ``
+/// teeth: crates/daemon/src/directories.rs: `PRIVATE: u32 = 0o700;` → `PRIVATE: u32 = 0o777;`
+/// teeth: crates/daemon/src/directories.rs: `PASSABLE: u32 = 0o711;` → `PASSABLE: u32 = 0o777;`
 #[tokio::test(flavor = "multi_thread")]
 async fn d17_a_remapped_root_cannot_touch_what_is_the_nodes() -> Result<()> {
     let (mut node, image, pod) = with_pod(|_| {}).await?;
-    let dir = node.dir().display().to_string();
-    let attack = "id -u; ls /node/ 2>/dev/null && cat /node/root/pods.db | head -c 1; \
-         touch /node/x /node/root/x 2>/dev/null; chmod 777 /node /node/root 2>/dev/null; \
-         find /node -maxdepth 1 -user 0 | head -n 1; mknod /tmp/m b 8 0 2>/dev/null && echo node; \
+    // The test's own directory keeps everybody out, and would hide what the daemon forgot.
+    fs::set_permissions(node.dir(), fs::Permissions::from_mode(0o755))?;
+    let attack = "id -u; ls /node | grep -cx -e root -e run; \
+         cat /node/root/pods.db 2>/dev/null | wc -c; find /node -user 0 2>/dev/null; \
+         for dir in /node /node/root /node/run /node/run/sandboxes; do \
+         touch $dir/x 2>/dev/null && echo \"made in $dir\"; \
+         chmod 777 $dir 2>/dev/null && echo \"opened $dir\"; \
+         mv $dir /node/y 2>/dev/null && echo \"moved $dir\"; done; \
+         mv /node/root/pods.db /node/root/y 2>/dev/null && echo moved pods.db; \
+         mknod /tmp/m b 8 0 2>/dev/null && echo node; \
          echo 1 > /proc/sys/kernel/panic 2>/dev/null && echo panic; \
          mount -t tmpfs t /tmp 2>/dev/null && mount -o remount,rw /sys 2>/dev/null; \
          echo 1 > /sys/kernel/profiling 2>/dev/null && echo sys; true";
     let mut config = in_pod(&pod, &image, attack);
-    config.mounts = vec![bind("/node", Path::new(&dir))];
+    config.mounts = vec![bind("/node", node.dir())];
     let capabilities =
         v1::Capability { add_capabilities: vec!["ALL".into()], ..Default::default() };
     security(&mut config).capabilities = Some(capabilities);
-    let before = fs::metadata(node.dir())?.mode();
+    let dirs = ["", "root", "run", "run/sandboxes"].map(|dir| node.path(dir));
+    let modes = |dirs: &[PathBuf]| {
+        let mode = |dir: &PathBuf| Ok(fs::metadata(dir)?.mode());
+        dirs.iter().map(mode).collect::<Result<Vec<_>>>()
+    };
+    let before = modes(&dirs)?;
+    ensure!(fs::metadata(node.path("root/pods.db"))?.len() > 0, "nothing to read");
     let finished = node.finish(&pod, &config).await?;
-    let lines: Vec<&str> = finished.stdout.lines().collect();
-    assert_eq!(lines.first(), Some(&"0"), "{finished:?}");
-    for bad in ["node", "panic", "sys"] {
-        ensure!(!lines.contains(&bad), "{finished:?}");
-    }
-    assert_eq!(fs::metadata(node.dir())?.mode(), before);
-    ensure!(!node.path("x").exists() && !node.path("root/x").exists());
+    // It is root, sees both directories, reads no byte, and has done nothing else.
+    assert_eq!(finished.stdout, "0\n2\n0\n", "{finished:?}");
+    assert_eq!(modes(&dirs)?, before);
+    ensure!(!dirs.iter().any(|dir| dir.join("x").exists() || dir.join("y").exists()));
     node.assert_clean().await
 }
 
 /// teeth: crates/oci-runtime/src/init.rs: `cgroup.join_self().map_err(Error::setup("join the cgroup"))?;` → ``
+/// teeth: crates/engine/src/sandbox/plan.rs: `cgroup_path(parent)?.to_string()` → `format!("{}x", cgroup_path(parent)?)`
 #[tokio::test(flavor = "multi_thread")]
 async fn d8_users_of_its_own_change_nothing_about_limits_and_shared_memory() -> Result<()> {
-    let (mut node, image, pod) = with_pod(|_| {}).await?;
+    let node = Node::start().await?;
+    let parent = format!("{}/kubepods/pod1", node.cgroup_base());
+    let named = parent.clone();
+    let below = |config: &mut v1::PodSandboxConfig| {
+        config.linux.get_or_insert_default().cgroup_parent = named;
+    };
+    let (mut node, image, pod) = pod_of(node, below).await?;
     let mut config = in_pod(
         &pod,
         &image,
@@ -242,10 +267,48 @@ async fn d8_users_of_its_own_change_nothing_about_limits_and_shared_memory() -> 
     node.wait_for_line("pod", "second", "up").await?;
     let pid = node.container_pid(&id).await?;
     let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let below = format!("{}/{}/{id}", node.cgroup_base(), pod.id);
+    let below = format!("{parent}/{id}");
     ensure!(cgroups.lines().all(|line| line.ends_with(&below)), "{below}: {cgroups}");
     node.cri.stop_container(&id, 0).await?;
+
+    // What kubelet limits is the pod; a container without a limit has that one.
+    limit_memory(&parent, 40 << 20)?;
+    let mut config = in_pod(&pod, &image, "exec dd if=/dev/zero of=/dev/shm/more bs=1M count=60");
+    config.metadata = Some(v1::ContainerMetadata { name: "third".into(), attempt: 0 });
+    config.log_path = "third.log".into();
+    let id = node.run(&pod, &config).await?;
+    let ended = node.wait_exit(&id).await?;
+    assert_eq!(ended.reason, "OOMKilled", "{ended:?}");
+    node.cri.remove_sandbox(&pod.id).await?;
+    remove_parent(&parent)?;
     node.assert_clean().await
+}
+
+/// Where the cgroup `path` lies: once, or once for each controller (cgroups(7)).
+fn places(path: &str) -> Result<Vec<PathBuf>> {
+    let (root, path) = (PathBuf::from("/sys/fs/cgroup"), path.trim_start_matches('/'));
+    let mut found = vec![root.join(path)];
+    for controller in fs::read_dir(root)? {
+        found.push(controller?.path().join(path));
+    }
+    found.retain(|dir| dir.is_dir());
+    Ok(found)
+}
+
+fn limit_memory(cgroup: &str, bytes: u64) -> Result<()> {
+    let files = ["memory.max", "memory.limit_in_bytes"];
+    let mut files = places(cgroup)?.into_iter().flat_map(|dir| files.map(|file| dir.join(file)));
+    let file = files.find(|file| file.exists()).context("memory is not limited here")?;
+    Ok(fs::write(file, bytes.to_string())?)
+}
+
+/// Removes a cgroup that the test named, and the one that holds it: both are its maker's.
+fn remove_parent(cgroup: &str) -> Result<()> {
+    for dir in places(cgroup)? {
+        fs::remove_dir(&dir).with_context(|| format!("{} is not empty", dir.display()))?;
+        fs::remove_dir(dir.parent().context("no parent")?)?;
+    }
+    Ok(())
 }
 
 /// teeth: crates/spec/src/mounts.rs: `Ok(map_mount(bind, asked.ids.as_ref()))` → `Ok(bind)`
