@@ -132,6 +132,14 @@ fn place_of(directory: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()))
 }
 
+/// The context that a path has, which a kernel keeps without the module too.
+#[cfg(test)]
+pub(super) fn label(path: &Path) -> Option<String> {
+    let mut found = [0; 256];
+    let length = rustix::fs::lgetxattr(path, ATTRIBUTE, &mut found[..]).ok()?;
+    String::from_utf8(found[..length].to_vec()).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,6 +193,7 @@ mod tests {
         assert_eq!(seen, 0);
     }
 
+    /// teeth: crates/engine/src/lsm/relabel.rs: `fstatat(&place, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed)?;` → ``
     #[test]
     fn d6_a_link_in_a_volume_leads_nowhere() {
         let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -202,5 +211,22 @@ mod tests {
         seen.sort();
         assert_eq!(seen, ["a", "b", "file", "link"]);
         assert!(walk(&dir.path().join("absent"), &mut |_| Ok(())).is_err());
+    }
+
+    /// teeth: crates/engine/src/lsm/relabel.rs: `rustix::fs::lsetxattr(path, ATTRIBUTE` → `rustix::fs::setxattr(path, ATTRIBUTE`
+    #[test]
+    fn d6_a_link_in_a_volume_is_labelled_itself() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (link, secret) = (dir.path().join("link"), outside.path().join("secret"));
+        fs::write(&secret, "").unwrap();
+        std::os::unix::fs::symlink(&secret, &link).unwrap();
+        tree(dir.path(), "a:b:c:s0").unwrap();
+        assert_eq!(label(dir.path()).as_deref(), Some("a:b:c:s0"));
+        assert_eq!(label(&link).as_deref(), Some("a:b:c:s0"));
+        assert_ne!(label(&secret).as_deref(), Some("a:b:c:s0"));
     }
 }

@@ -46,7 +46,7 @@ impl Selinux {
     }
 
     /// What a policy's `lxc_contexts` says (libselinux: selinux_lxc_contexts_path(3)).
-    fn of(text: &str) -> Self {
+    pub(super) fn of(text: &str) -> Self {
         let or = |name, default: &str| value(text, name).unwrap_or(default).to_owned();
         Self {
             process: or("process", "system_u:system_r:container_t:s0"),
