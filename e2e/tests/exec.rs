@@ -40,17 +40,34 @@ async fn a_command_that_takes_too_long_is_killed_at_its_deadline() -> Result<()>
     node.assert_clean().await
 }
 
+/// teeth: crates/cri/src/exec.rs: `fitted(output.stdout, output.stderr)` → `(output.stdout, output.stderr)`
+/// teeth: crates/cri/src/exec.rs: `exit_code: output.code` → `exit_code: 0`
 #[tokio::test(flavor = "multi_thread")]
-async fn large_output_is_cut_and_does_not_block() -> Result<()> {
-    const LIMIT: usize = 16 << 20;
+async fn large_output_is_cut_to_one_message_and_keeps_its_code() -> Result<()> {
+    /// What kubelet receives at most, less the answer's own fields.
+    const ROOM: usize = (16 << 20) - 64;
     let (mut node, container) = ready().await?;
-    let script = "head -c 1000000 /dev/zero >&2; head -c 20000000 /dev/zero";
-    // The answer itself must fit into what kubelet receives, hence the smaller one first.
-    let answer = node.cri.exec(&container, &["sh", "-c", "head -c 5000000 /dev/zero"], 60).await?;
-    assert_eq!((answer.stdout.len(), answer.exit_code), (5_000_000, 0));
-    match node.cri.exec(&container, &["sh", "-c", script], 60).await {
-        Ok(answer) => assert!(answer.stdout.len() <= LIMIT),
-        Err(status) => assert_eq!(status.code(), Code::OutOfRange, "{status:?}"),
+    for (script, stdout, stderr, code) in [
+        ("head -c 5000000 /dev/zero", 5_000_000, 0, 0),
+        ("head -c 20000000 /dev/zero; exit 3", ROOM, 0, 3),
+        ("head -c 20000000 /dev/zero >&2; exit 4", 0, ROOM, 4),
+        (
+            "head -c 1000000 /dev/zero >&2; head -c 20000000 /dev/zero",
+            ROOM - 1_000_000,
+            1_000_000,
+            0,
+        ),
+        // Neither stream takes the other's room.
+        (
+            "head -c 20000000 /dev/zero & head -c 20000000 /dev/zero >&2; wait; exit 3",
+            ROOM / 2,
+            ROOM / 2,
+            3,
+        ),
+    ] {
+        let answer = node.cri.exec(&container, &["sh", "-c", script], 60).await?;
+        let found = (answer.stdout.len(), answer.stderr.len(), answer.exit_code);
+        assert_eq!(found, (stdout, stderr, code), "{script}");
     }
     node.assert_clean().await
 }
