@@ -87,6 +87,8 @@ async fn selinux_options_are_checked_and_of_no_effect_without_selinux() -> Resul
 
 /// The file is read when the container is made; what is not there, or not a profile, is
 /// refused, and never taken for "none" (CVE-2023-2431).
+///
+/// teeth: crates/engine/src/container/mounts.rs: `other => other.map(Some),` → `other => other.map(|_| None),`
 #[tokio::test(flavor = "multi_thread")]
 async fn d7_a_seccomp_profile_of_the_node_is_in_force_or_the_request_refused() -> Result<()> {
     let (mut node, image, pod) = Node::with_pod().await?;

@@ -232,15 +232,25 @@ mod tests {
         assert!(!all.iter().any(|device| device.path.starts_with("/dev/pts")));
     }
 
+    /// teeth: crates/engine/src/container/mounts.rs: `!path.components().all(inside)` → `false`
+    /// teeth: crates/engine/src/container/mounts.rs: `Err(Error::Io { path, source, .. }) => {` → `Err(Error::Io { path, source, .. }) if false => {`
     #[test]
     fn d7_a_localhost_profile_must_exist_and_stay_in_its_directory() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("a.json"), "{}").unwrap();
-        let read = |name: &str| seccomp(&Profile::Localhost(name.into()), dir.path());
-        assert_eq!(read("a.json").unwrap().as_deref(), Some(&b"{}"[..]));
-        for bad in ["", "../a.json", "b.json", "x/../a.json"] {
-            assert!(read(bad).is_err(), "{bad:?}");
+        let profiles = dir.path().join("profiles");
+        fs::create_dir_all(profiles.join("x")).unwrap();
+        for place in [dir.path(), &profiles, &profiles.join("x")] {
+            fs::write(place.join("a.json"), "{}").unwrap();
         }
-        assert_eq!(seccomp(&Profile::Unconfined, dir.path()).unwrap(), None);
+        let read = |name: &str| seccomp(&Profile::Localhost(name.into()), &profiles);
+        for good in ["a.json", "x/a.json", profiles.join("a.json").to_str().unwrap()] {
+            assert_eq!(read(good).unwrap().as_deref(), Some(&b"{}"[..]), "{good}");
+        }
+        // Most of them lead to a file.
+        for bad in ["", "../a.json", "b.json", "x/../a.json", "x/../../a.json", "x"] {
+            let error = read(bad).unwrap_err();
+            assert_eq!(error.kind(), berth_model::ErrorKind::InvalidArgument, "{bad:?}: {error}");
+        }
+        assert_eq!(seccomp(&Profile::Unconfined, &profiles).unwrap(), None);
     }
 }
