@@ -197,6 +197,8 @@ async fn hooks_of_devices_and_plugins_run_before_the_program() -> Result<()> {
 }
 
 /// Only the request's own field names devices: whoever may label a pod may not have them.
+///
+/// teeth: crates/cri/src/translate/container.rs: `config.cdi_devices.iter().map(|device| device.name.clone()).collect()` → `config.annotations.values().cloned().collect()`
 #[tokio::test(flavor = "multi_thread")]
 async fn d9_annotations_bring_no_devices_and_what_is_not_done_is_refused_by_name() -> Result<()> {
     let directory = tempfile::tempdir()?;

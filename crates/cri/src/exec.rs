@@ -40,6 +40,8 @@ fn fitted(mut stdout: Vec<u8>, mut stderr: Vec<u8>) -> (Vec<u8>, Vec<u8>) {
 mod tests {
     use super::*;
 
+    /// teeth: crates/cri/src/exec.rs: `stdout.truncate(room - stderr.len());` → ``
+    /// teeth: crates/cri/src/exec.rs: `.max(room / 2)` → ``
     #[test]
     fn d1_both_streams_fit_into_one_message() {
         let all = MAX_MESSAGE_BYTES;

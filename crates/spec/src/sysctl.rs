@@ -117,6 +117,8 @@ mod tests {
         }
     }
 
+    /// teeth: crates/spec/src/sysctl.rs: `if *owner == NamespaceMode::Node {` → `if false {`
+    /// teeth: crates/spec/src/sysctl.rs: `&namespaces.ipc` → `&namespaces.network`
     #[test]
     fn d9_a_namespace_of_the_node_keeps_its_parameters() {
         let network =

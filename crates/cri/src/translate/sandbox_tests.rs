@@ -136,6 +136,7 @@ fn namespaces_are_translated_or_refused() {
     }
 }
 
+/// teeth: crates/cri/src/translate/sandbox.rs: `berth_spec::sysctl::check(&linux.sysctls, &namespaces).map_err(Error::Sysctls)?;` → ``
 #[test]
 fn d9_sysctls_of_the_node_are_refused() {
     let with = |name: &str, network: Mode| {

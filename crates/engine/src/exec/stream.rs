@@ -188,6 +188,7 @@ mod tests {
         assert_eq!(output.into_sink().kept(), b"hello");
     }
 
+    /// teeth: crates/engine/src/exec/stream.rs: `MAX_EXEC_OUTPUT - kept.len()` → `usize::MAX`
     #[tokio::test]
     async fn d1_output_beyond_the_limit_is_read_and_dropped() {
         let (_dir, path) = fifo();

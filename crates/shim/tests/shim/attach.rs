@@ -56,6 +56,8 @@ fn files(pod: &Pod) -> usize {
 
 const ECHO: &str = "while read line; do echo got $line; done";
 
+/// teeth: crates/shim/src/io/streams/clients.rs: `outlets.remove(&outlet);` → ``
+/// teeth: crates/shim/src/io/attached.rs: `None => return Stop::Gone,` → `None => std::future::pending().await,`
 #[tokio::test]
 async fn d2_clients_that_vanish_leave_nothing_with_the_shim() {
     if !is_root() {
