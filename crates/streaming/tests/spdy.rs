@@ -186,7 +186,7 @@ async fn windows_are_honoured_of_a_client_that_counts_them() {
     node.end().await;
 }
 
-/// teeth: crates/streaming/src/mux/half.rs: `OUTBOUND_BYTES.saturating_sub(stream.outbound.len())` → `data.len()`
+/// teeth: crates/streaming/src/mux/state.rs: `data.len().min(room).min(OUTBOUND_BYTES.saturating_sub(kept))` → `data.len()`
 #[tokio::test]
 async fn a_client_that_does_not_read_stops_the_writer_and_nobody_else() {
     let node = Node::start();

@@ -4,11 +4,10 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Mux;
-use super::state::{CREDIT, OUTBOUND_BYTES, Side};
+use super::state::{CREDIT, Side};
 
 /// What the peer sends on one stream.
 #[derive(Debug)]
@@ -41,12 +40,14 @@ impl AsyncRead for Reader {
                 }
             };
         }
-        let length = stream.inbound.len().min(buffer.remaining());
-        buffer.put_slice(&stream.inbound[..length]);
-        stream.inbound.advance(length);
-        if stream.inbound.is_empty() {
-            // An idle stream keeps no memory.
-            stream.inbound = BytesMut::new();
+        let (front, _) = stream.inbound.as_slices();
+        let length = front.len().min(buffer.remaining());
+        buffer.put_slice(&front[..length]);
+        stream.inbound.drain(..length);
+        let left = stream.inbound.len();
+        if stream.inbound.capacity() / 4 > left {
+            // What has been read keeps no memory, and an idle stream none at all.
+            stream.inbound.shrink_to(2 * left);
         }
         let read = u32::try_from(length).unwrap_or(u32::MAX);
         stream.consumed = stream.consumed.saturating_add(read);
@@ -111,17 +112,17 @@ impl AsyncWrite for Writer {
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         let mut state = self.mux.state();
-        let stream = state.streams.get_mut(&self.id).filter(|stream| !stream.reset);
-        let Some(stream) = stream.filter(|_| !self.ended) else {
+        let stream = state.streams.get(&self.id).filter(|stream| !stream.reset);
+        if stream.filter(|_| !self.ended).is_none() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        };
-        let room = OUTBOUND_BYTES.saturating_sub(stream.outbound.len());
-        if room == 0 && !data.is_empty() {
-            stream.writer.wait(context);
+        }
+        let length = state.put(self.id, data);
+        if length == 0 && !data.is_empty() {
+            if let Some(stream) = state.streams.get_mut(&self.id) {
+                stream.writer.wait(context);
+            }
             return Poll::Pending;
         }
-        let length = data.len().min(room);
-        stream.outbound.extend_from_slice(&data[..length]);
         state.look_at(self.id);
         self.mux.0.output.notify_one();
         Poll::Ready(Ok(length))

@@ -7,10 +7,13 @@
 //!
 //! Nothing is read off the socket that no stream has room for, and nothing is taken from a
 //! session that the socket has no room for: a slow side slows the other one down, and the
-//! memory of a connection has a limit. Streams that have something to send take turns.
+//! memory of a connection has a limit: 2 MiB of what was read, 2 MiB of what is to be sent,
+//! and 4 KiB more for each stream. Streams that have something to send take turns.
 
 mod half;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -141,22 +144,13 @@ impl Mux {
 
     /// The peer gave up this stream.
     pub(crate) fn reset(&self, id: u32) {
-        let mut state = self.state();
-        if let Some(stream) = state.streams.get_mut(&id) {
-            stream.break_off();
-            state.forget_ended(id);
-        }
+        self.state().break_off(id);
         self.0.ended.notify_waiters();
     }
 
     /// The peer is gone: readers and writers fail.
     pub(crate) fn close(&self) {
-        let mut state = self.state();
-        state.closed = true;
-        for stream in state.streams.values_mut() {
-            stream.break_off();
-        }
-        state.streams.retain(|_, stream| !stream.is_dropped());
+        self.state().close();
         self.0.room.notify_one();
         self.0.ended.notify_waiters();
     }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::task::{Context, Waker};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{INITIAL_WINDOW, Output};
@@ -13,7 +13,12 @@ const STREAM_BYTES: usize = 64 << 10;
 /// Most bytes that all streams of a connection keep for their readers.
 const CONNECTION_BYTES: usize = 2 << 20;
 /// Most bytes that one stream keeps for the socket.
-pub(super) const OUTBOUND_BYTES: usize = 32 << 10;
+const OUTBOUND_BYTES: usize = 32 << 10;
+/// Most bytes that all streams of a connection keep for the socket, but for their shares.
+const CONNECTION_OUTBOUND_BYTES: usize = 2 << 20;
+/// What a stream may keep for the socket whatever the others keep: a client that reads some
+/// of its streams only does not stop the rest of them.
+const OUTBOUND_SHARE: usize = 4 << 10;
 /// Most payload in one frame.
 const FRAME_BYTES: usize = 16 << 10;
 /// How many bytes are read before the peer is told.
@@ -27,6 +32,8 @@ pub(super) struct State {
     pub(super) control: VecDeque<Bytes>,
     /// Bytes in all inbound buffers.
     pub(super) inbound: usize,
+    /// Bytes in all outbound buffers.
+    outbound: usize,
     /// Read by sessions, and not yet told to the peer.
     pub(super) consumed: u32,
     /// Whether the peer has shown that it counts windows. Kubernetes' clients do not: to
@@ -45,12 +52,12 @@ pub(super) struct State {
 
 #[derive(Debug)]
 pub(super) struct Stream {
-    pub(super) inbound: BytesMut,
+    pub(super) inbound: VecDeque<u8>,
     /// The peer will send nothing more.
     pub(super) finished: bool,
     pub(super) reader: Side,
     pub(super) consumed: u32,
-    pub(super) outbound: BytesMut,
+    pub(super) outbound: Vec<u8>,
     pub(super) writer: Side,
     /// The peer knows that we will send nothing more.
     pub(super) end_sent: bool,
@@ -92,6 +99,7 @@ impl State {
             ready: VecDeque::new(),
             control: VecDeque::new(),
             inbound: 0,
+            outbound: 0,
             consumed: 0,
             counted: false,
             initial_window: i64::from(INITIAL_WINDOW),
@@ -105,11 +113,11 @@ impl State {
 
     pub(super) fn open(&mut self, id: u32, finished: bool) {
         let stream = Stream {
-            inbound: BytesMut::new(),
+            inbound: VecDeque::new(),
             finished,
             reader: Side::Open(None),
             consumed: 0,
-            outbound: BytesMut::new(),
+            outbound: Vec::new(),
             writer: Side::Open(None),
             end_sent: false,
             window: self.initial_window,
@@ -132,10 +140,39 @@ impl State {
             return data.len();
         }
         let taken = data.len().min(room).min(STREAM_BYTES.saturating_sub(stream.inbound.len()));
-        stream.inbound.extend_from_slice(&data[..taken]);
+        stream.inbound.extend(&data[..taken]);
         stream.reader.wake();
         self.inbound += taken;
         taken
+    }
+
+    /// How much of `data` a stream takes for the socket. Whoever finds no room keeps bytes
+    /// of its own already, and is woken when some of those are sent.
+    pub(super) fn put(&mut self, id: u32, data: &[u8]) -> usize {
+        let spare = CONNECTION_OUTBOUND_BYTES.saturating_sub(self.outbound);
+        let Some(stream) = self.streams.get_mut(&id) else { return 0 };
+        let kept = stream.outbound.len();
+        let room = spare.max(OUTBOUND_SHARE.saturating_sub(kept));
+        let taken = data.len().min(room).min(OUTBOUND_BYTES.saturating_sub(kept));
+        stream.outbound.extend_from_slice(&data[..taken]);
+        self.outbound += taken;
+        taken
+    }
+
+    /// Gives up a stream with what it still keeps for the socket.
+    pub(super) fn break_off(&mut self, id: u32) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        self.outbound -= stream.outbound.len();
+        stream.break_off();
+        self.forget_ended(id);
+    }
+
+    /// Gives up all streams.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        self.streams.values_mut().for_each(Stream::break_off);
+        self.outbound = 0;
+        self.streams.retain(|_, stream| !stream.is_dropped());
     }
 
     /// What nobody reads counts as read, or the session's window would close.
@@ -185,6 +222,7 @@ impl State {
             };
             if let Output::Data { bytes, .. } = &output {
                 self.window -= i64::try_from(bytes.len()).unwrap_or(i64::MAX);
+                self.outbound -= bytes.len();
             }
             // It may have more, after the others.
             self.look_at(id);
@@ -210,10 +248,11 @@ impl State {
 }
 
 impl Stream {
-    pub(super) fn break_off(&mut self) {
+    /// Only [`State`] knows what all streams keep: it has to count that this one keeps nothing.
+    fn break_off(&mut self) {
         self.reset = true;
         self.finished = true;
-        self.outbound = BytesMut::new();
+        self.outbound = Vec::new();
         self.reader.wake();
         self.writer.wake();
     }
@@ -238,7 +277,9 @@ impl Stream {
         let allowed = usize::try_from(allowed).unwrap_or(0);
         if !self.outbound.is_empty() && allowed > 0 {
             let length = self.outbound.len().min(FRAME_BYTES).min(allowed);
-            let bytes = self.outbound.split_to(length).freeze();
+            // What is left has memory of its own length: what has been sent keeps none.
+            let rest = self.outbound.split_off(length);
+            let bytes = Bytes::from(std::mem::replace(&mut self.outbound, rest));
             self.window -= i64::try_from(length).unwrap_or(i64::MAX);
             self.writer.wake();
             let last = dropped && self.outbound.is_empty();
