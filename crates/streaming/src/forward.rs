@@ -1,4 +1,8 @@
 //! Port-forward: connections into a sandbox, each of them a pair of streams.
+//!
+//! kubectl opens a pair for each connection of its user. There are as many pairs as the
+//! transport has streams or channels for; a stream that makes no sense, or is one too many,
+//! is refused without harm to the others.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,6 +17,10 @@ use tokio::time::{Instant, sleep_until};
 use crate::backend::Backend;
 use crate::mux::{Mux, Pair, Reader, Writer};
 use crate::spdy::{Headers, Incoming};
+
+/// Longest request id, bytes: it is kept until both streams of its connection are there.
+/// Those of kubectl are decimal numbers.
+const MAX_REQUEST_ID_BYTES: usize = 64;
 
 /// What a client was promised by its token.
 #[derive(Clone, Debug)]
@@ -80,15 +88,14 @@ async fn add(
     target: &Target,
     limit: Duration,
 ) -> Option<(String, Half)> {
-    let Some((port, is_data)) = read_headers(&incoming.headers) else {
+    let known = read_headers(&incoming.headers).filter(|(port, _)| target.allows(*port));
+    let known = known.and_then(|(port, is_data)| {
+        request_id(&incoming, is_data).map(|request| (port, is_data, request))
+    });
+    let Some((port, is_data, id)) = known else {
         incoming.refuse();
         return None;
     };
-    if !target.allows(port) {
-        incoming.refuse();
-        return None;
-    }
-    let id = request_id(&incoming, is_data);
     let deadline = Instant::now() + limit;
     let mut half = halves.remove(&id).unwrap_or(Half { data: None, error: None, deadline });
     if if is_data { half.data.is_some() } else { half.error.is_some() } {
@@ -121,12 +128,14 @@ fn read_headers(headers: &Headers) -> Option<(u16, bool)> {
     (port != 0).then_some((port, is_data))
 }
 
-/// What ties two streams together. Clients that do not say open the error stream first.
-fn request_id(incoming: &Incoming, is_data: bool) -> String {
+/// What ties two streams together; `None` when it is too long. Clients that do not say open
+/// the error stream first.
+fn request_id(incoming: &Incoming, is_data: bool) -> Option<String> {
     match incoming.headers.get("requestid") {
-        Some(id) if !id.is_empty() => id.to_owned(),
-        _ if is_data => format!("stream {}", incoming.id.saturating_sub(2)),
-        _ => format!("stream {}", incoming.id),
+        Some(id) if id.len() > MAX_REQUEST_ID_BYTES => None,
+        Some(id) if !id.is_empty() => Some(id.to_owned()),
+        _ if is_data => Some(format!("stream {}", incoming.id.saturating_sub(2))),
+        _ => Some(format!("stream {}", incoming.id)),
     }
 }
 

@@ -133,10 +133,16 @@ fn web_socket(parts: &Parts, promise: &Promise) -> Result<(Transport, Answer), B
         return Err(refusal(StatusCode::FORBIDDEN, words));
     };
     if let Promise::Forward(target) = promise
-        && target.ports.is_empty()
         && protocol.codec != websocket::Codec::Raw
     {
-        return Err(refusal(StatusCode::BAD_REQUEST, "no port was asked for"));
+        let wrong = match target.ports.len() {
+            0 => Some("no port was asked for"),
+            1..=websocket::MAX_PORTS => None,
+            _ => Some("more ports were asked for than there are channels"),
+        };
+        if let Some(words) = wrong {
+            return Err(refusal(StatusCode::BAD_REQUEST, words));
+        }
     }
     let mut answer = switching("websocket");
     let accept = HeaderValue::try_from(derive_accept_key(key))

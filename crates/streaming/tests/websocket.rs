@@ -240,6 +240,29 @@ async fn numbered_channels_forward_the_ports_of_the_request() {
     node.end().await;
 }
 
+/// teeth: crates/streaming/src/websocket/mod.rs: `pub(crate) const MAX_PORTS: usize = 128;` → `pub(crate) const MAX_PORTS: usize = usize::MAX;`
+#[tokio::test]
+async fn d11_more_ports_than_there_are_channels_are_refused() {
+    let node = Node::start();
+    let ports: Vec<u16> = (1000..1129).collect();
+    let refused = connect(&node.forward(&ports), "v4.channel.k8s.io").await.unwrap_err();
+    assert!(matches!(refused, Error::Http(answer) if answer.status() == 400));
+    let mut socket = connect(&node.forward(&ports[1..]), "v4.channel.k8s.io").await.unwrap();
+    send(&mut socket, 254, b"hello").await;
+    let mut last = Vec::new();
+    while last != b"\x68\x04s1:1128\nhello" {
+        let bytes = socket.next().await.unwrap().unwrap().into_data();
+        match bytes[0] {
+            254 => last.extend_from_slice(&bytes[1..]),
+            255 => assert_eq!(bytes[1..], *b"\x68\x04"),
+            _ => {}
+        }
+    }
+    drop(socket);
+    node.fake.is_idle().await;
+    node.end().await;
+}
+
 #[tokio::test]
 async fn spdy_travels_inside_of_messages() {
     let node = Node::start();

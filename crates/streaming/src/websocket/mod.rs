@@ -53,6 +53,9 @@ pub(crate) const FORWARD: [Protocol; 4] = [
     protocol("", Codec::Binary, Form::Text),
 ];
 
+/// Most ports of one connection: each has two channels, and a byte numbers them.
+pub(crate) const MAX_PORTS: usize = 128;
+
 /// The channels of exec and attach.
 pub(crate) mod channel {
     pub(crate) const STDIN: u32 = 0;

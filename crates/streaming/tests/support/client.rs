@@ -177,6 +177,11 @@ impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
         true
     }
 
+    /// Whether the server has taken a stream, or refused it.
+    pub(crate) fn is_answered(&self, id: u32) -> bool {
+        self.accepted.contains(&id) || self.resets.contains_key(&id)
+    }
+
     /// Reads until `done`.
     pub(crate) async fn read_until(&mut self, done: impl Fn(&Self) -> bool) {
         while !done(self) {
