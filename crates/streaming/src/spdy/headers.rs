@@ -237,6 +237,7 @@ mod tests {
         }
     }
 
+    /// teeth: crates/streaming/src/spdy/headers.rs: `.split_at_checked(length)` → `.split_at_checked(length.min(self.0.len()))`
     #[test]
     fn d11_lengths_beyond_their_block_and_text_that_is_none_are_refused() {
         refused(&[]);
