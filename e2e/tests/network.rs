@@ -56,9 +56,8 @@ async fn the_subnet_is_the_configured_one_and_can_be_used_up() -> Result<()> {
     node.assert_clean().await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_port_leads_to_the_pod() -> Result<()> {
-    let mut node = Node::start().await?;
+/// A pod that answers `mapped` at port 12000 of the node.
+async fn mapped(node: &mut Node) -> Result<()> {
     let image = node.busybox().await?;
     let mut config = node.sandbox_config("web");
     config.port_mappings = vec![v1::PortMapping {
@@ -70,11 +69,18 @@ async fn a_host_port_leads_to_the_pod() -> Result<()> {
     let pod = node.pod_with(config).await?;
     let serve = "while true; do echo mapped | nc -l -p 8080; done";
     node.run(&pod, &container_config("serve", &image, &["sh", "-c", serve])).await?;
-    let heard = node.machine.run(|| {
+    Ok(())
+}
+
+/// What port 12000 of the node answers.
+fn heard(node: &Node) -> Result<String> {
+    node.machine.run(|| {
         use std::io::Read as _;
         for _ in 0..200 {
             let mut text = String::new();
-            if let Ok(mut stream) = std::net::TcpStream::connect("127.0.0.1:12000") {
+            let address = std::net::SocketAddr::from(([127, 0, 0, 1], 12_000));
+            let patience = std::time::Duration::from_millis(200);
+            if let Ok(mut stream) = std::net::TcpStream::connect_timeout(&address, patience) {
                 stream.read_to_string(&mut text).ok();
             }
             if !text.is_empty() {
@@ -83,8 +89,41 @@ async fn a_host_port_leads_to_the_pod() -> Result<()> {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         anyhow::bail!("nothing came from port 12000")
-    })?;
-    assert_eq!(heard, "mapped\n");
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_port_leads_to_the_pod() -> Result<()> {
+    let mut node = Node::start().await?;
+    mapped(&mut node).await?;
+    assert_eq!(heard(&node)?, "mapped\n");
+    node.assert_clean().await
+}
+
+/// While the daemon runs, whoever asks for the node's status has it made again; after that the
+/// next daemon does.
+///
+/// teeth: crates/engine/src/network.rs: `broken || network.ready().is_err()` → `broken`
+/// teeth: crates/engine/src/network.rs: `core.tasks.spawn(reattach_all(Arc::clone(core)));` → `drop(reattach_all(Arc::clone(core)));`
+/// teeth: crates/engine/src/engine.rs: `if !core.network_was_there {` → `if false {`
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_somebody_deleted_is_made_again_and_pods_are_reached() -> Result<()> {
+    let mut node = Node::start().await?;
+    mapped(&mut node).await?;
+    let delete = || {
+        let mut busybox = std::process::Command::new("busybox");
+        Ok(busybox.args(["ip", "link", "del", "berth0"]).status()?.success())
+    };
+    assert!(node.machine.run(delete)?, "the bridge was not deleted");
+    let status = node.cri.runtime.status(v1::StatusRequest::default()).await?.into_inner();
+    let conditions = status.status.context("no status")?.conditions;
+    assert!(conditions.iter().all(|condition| condition.status), "{conditions:?}");
+    assert_eq!(heard(&node)?, "mapped\n");
+
+    node.kill_daemon()?;
+    assert!(node.machine.run(delete)?, "the bridge was not deleted again");
+    node.restart().await?;
+    assert_eq!(heard(&node)?, "mapped\n");
     node.assert_clean().await
 }
 

@@ -26,9 +26,10 @@ use crate::metrics::{Address, Listener};
 use crate::reload::Reloading;
 use crate::{configuration, lock, notify, settings};
 
-/// Two threads serve every client; what blocks goes to others, which end when idle.
+/// Two threads serve every client; what blocks goes to others, which end when idle. Of these,
+/// all paths that may hang together (`PATH_THREADS` of the engine) leave some.
 const WORKERS: usize = 2;
-const BLOCKING_THREADS: usize = 32;
+const BLOCKING_THREADS: usize = 96;
 /// How long blocking work may take after everything else has ended.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often freed memory is given back to the kernel.

@@ -43,6 +43,8 @@ pub(crate) struct Core {
     pub(crate) network: Arc<Network>,
     /// Why the network cannot be used, if it cannot; hostNetwork sandboxes still run.
     pub(crate) network_fault: Published<Option<String>>,
+    /// Whether the daemon before has left the network as it needs it.
+    pub(crate) network_was_there: bool,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) sampler: Arc<Sampler>,
     /// Descriptors that statistics may keep.
@@ -55,6 +57,9 @@ pub(crate) struct Core {
     /// Whether pods can have users of their own.
     pub(crate) users: crate::users::Users,
     pub(crate) disk: Pool,
+    /// For paths that requests name: whoever waits there for a file system that hangs keeps
+    /// nobody else waiting.
+    pub(crate) paths: Pool,
     /// For limits below which a kernel first has to make room, which may take it long.
     pub(crate) reclaim: Pool,
     pub(crate) links: Pool,

@@ -25,7 +25,7 @@ use crate::status::{
 };
 use crate::{
     Auth, Config, Error, Events, EventsEnd, FsInfo, RuntimeConfig, ShimInfo, attach, container,
-    exec, forward, hooks, open, recovery, sandbox, stats,
+    exec, forward, hooks, network, open, recovery, sandbox, stats,
 };
 
 /// How long work in flight may hold up a shutdown.
@@ -60,6 +60,9 @@ impl Engine {
         tracing::debug!(?recovered, "images recovered");
         step(Point::RECOVER_IMAGES).await?;
         recovery::recover(&core, stored).instrument(info_span!("recover")).await?;
+        if !core.network_was_there {
+            core.tasks.spawn(network::reattach_all(Arc::clone(&core)));
+        }
         berth_failpoint::reached(Point::RECOVER_RECOVERED).await;
         // Plugins are told what is true, and hear of every request there will be.
         if let Some(nri) = &core.nri {
@@ -409,21 +412,9 @@ impl Engine {
         self.core.images.fs_info().await.map_err(Error::image("measure", "images"))
     }
 
-    /// Whether the node can run sandboxes.
+    /// Whether the node can run sandboxes. A network that somebody took away is made again.
     pub async fn status(&self) -> NodeStatus {
-        let network = Arc::clone(&self.core.network);
-        let broken = self.core.network_fault.get().is_some();
-        let checked = self.core.links.run(move || {
-            // What an operator has mended is set up without a restart.
-            if broken {
-                return open::base(&network);
-            }
-            network.ready().err().map(|source| Error::NetworkBase { source }.told())
-        });
-        let fault = checked.await.unwrap_or_else(|error| Some(error.told()));
-        if broken && fault.is_none() {
-            self.core.network_fault.set(None);
-        }
+        let fault = network::fault(&self.core).await;
         NodeStatus {
             runtime: Condition { ready: true, ..Condition::default() },
             network: Condition {

@@ -34,6 +34,7 @@ mod hooks;
 mod leases;
 mod lsm;
 mod names;
+mod network;
 mod open;
 mod pending;
 mod recovery;

@@ -27,6 +27,9 @@ use crate::{Config, Error, clock, files};
 const STORE_QUEUE: usize = 256;
 /// Blocking threads for files, cgroups and snapshots.
 const DISK_THREADS: usize = 4;
+/// Blocking threads for paths that requests name. Many: each path below a mount that hangs
+/// takes one for as long.
+const PATH_THREADS: usize = 64;
 /// Blocking threads for limits that a kernel may have to make room for.
 const RECLAIM_THREADS: usize = 4;
 /// Blocking threads for the network; the kernel does one change at a time anyway.
@@ -64,8 +67,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         source,
     })?;
     let network = network(&config, &pods)?;
-    let network_fault = base(&network);
-    let defaults = defaults(&config, &hierarchy)?;
+    let (network_was_there, network_fault) = crate::network::open(&network);
     let (tasks, shutdown, budget) = (TaskTracker::new(), CancellationToken::new(), budget());
     let core = Core {
         snapshots: images.snapshots().clone(),
@@ -74,9 +76,12 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         store: Worker::start("berth-store", STORE_QUEUE)?,
         network: Arc::new(network),
         network_fault: Published::new(network_fault),
+        network_was_there,
+        defaults: Published::new(Arc::new(defaults(&config, &hierarchy)?)),
         spawner: Spawner::default(),
         users: crate::users::Users::default(),
         disk: Pool::new("the disk pool", DISK_THREADS),
+        paths: Pool::new("the pool of paths", PATH_THREADS),
         reclaim: Pool::new("the pool of limits", RECLAIM_THREADS),
         links: Pool::new("the network pool", LINK_THREADS),
         readers: Pool::new("the statistics pool", stats::THREADS),
@@ -100,7 +105,6 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         pods,
         images,
         hierarchy,
-        defaults: Published::new(Arc::new(defaults)),
     };
     Ok((core, stored))
 }
@@ -138,15 +142,6 @@ fn check(config: &Config) -> Result<(), Error> {
         return Err(Error::invalid("state directory", problem));
     }
     Ok(())
-}
-
-/// Sets the network up; why it cannot be used, if it cannot. A node without it still runs
-/// sandboxes that use the node's.
-pub(crate) fn base(network: &Network) -> Option<String> {
-    let error = network.ensure_base().err()?;
-    let error = Error::NetworkBase { source: error };
-    crate::core::warn_failure("no sandbox network", &error);
-    Some(error.told())
 }
 
 fn defaults(config: &Config, hierarchy: &Hierarchy) -> Result<berth_spec::Defaults, Error> {

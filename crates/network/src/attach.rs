@@ -240,12 +240,18 @@ impl Network {
         Ok(())
     }
 
-    /// Puts the ports of an attached sandbox back if something flushed them.
+    /// Puts an attached sandbox back on a bridge and a table that were made again: its link,
+    /// and its ports of the node. Safe to repeat.
     ///
     /// # Errors
-    /// Those of [`Network::attach`] about ports.
-    pub fn restore_ports(&self, sandbox: &SandboxId, attachment: &Attachment) -> Result<(), Error> {
-        let Attachment { address, ports, .. } = attachment;
+    /// Those of [`Network::attach`] about links and ports.
+    pub fn reattach(&self, sandbox: &SandboxId, attachment: &Attachment) -> Result<(), Error> {
+        let Attachment { address, ports, host_interface, .. } = attachment;
+        let mut route = self.route();
+        let mut request = Request::new();
+        route::set_master(&mut request, host_interface, self.bridge_index(&mut route)?);
+        route.run(request)?;
+        drop(route);
         self.add_ports(sandbox, *address, ports, firewall::restore_port_elements)
     }
 }

@@ -164,6 +164,16 @@ pub(crate) fn add_veth(request: &mut Request, veth: &Veth<'_>) {
     get_link(request, name);
 }
 
+/// Makes a link a port of the bridge with that index, as [`add_veth`] does.
+pub(crate) fn set_master(request: &mut Request, name: &str, bridge: u32) {
+    request
+        .message(RTM_SETLINK, 0, format!("make link {name} a port of the bridge"))
+        .raw(&link_header(0, IFF_UP, IFF_UP))
+        .string(IFLA_IFNAME, name)
+        .number(IFLA_MASTER, bridge);
+    set_hairpin(request, name);
+}
+
 /// Lets a bridge send frames back through the port they came from: where bridged traffic
 /// passes netfilter (`bridge-nf-call-iptables`), a sandbox reaches itself by a mapped port
 /// or a service address in this way only.

@@ -1,6 +1,7 @@
 //! Shims that die, hang or lie, and a store that refuses: nothing is lost, nobody waits.
 
 mod commands;
+mod hung;
 mod killed;
 mod unkillable;
 mod unstored;

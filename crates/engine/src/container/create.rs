@@ -136,7 +136,7 @@ async fn build(
     });
     let plan = {
         let core = Arc::clone(core);
-        let disk = core.disk.clone();
+        let paths = core.paths.clone();
         let key = SnapshotKey::from(&id);
         let work = move || {
             write_bundle(&bundle, &plan)?;
@@ -148,7 +148,7 @@ async fn build(
             step_blocking(Point::CREATE_SNAPSHOT)?;
             Ok::<_, Error>(plan)
         };
-        disk.run(work).instrument(debug_span!("prepare")).await??
+        paths.run(work).instrument(debug_span!("prepare")).await??
     };
     // Newest first: a restart takes a container that has a record for a whole one.
     undo.push("forget container", {
@@ -172,9 +172,9 @@ async fn plan(
     more: Vec<String>,
 ) -> Result<Plan, Error> {
     let (core, sandbox, image) = (Arc::clone(core), Arc::clone(sandbox), Arc::clone(image));
-    let disk = core.disk.clone();
+    let paths = core.paths.clone();
     let work = move || Plan::new(&core, &sandbox, id, spec, &image, &more);
-    disk.run(work).instrument(debug_span!("spec")).await?
+    paths.run(work).instrument(debug_span!("spec")).await?
 }
 
 /// The plan as plugins want it. With the devices that they name it is made anew, as if the

@@ -52,7 +52,6 @@ impl Plan {
         image: &Image,
         more: &[String],
     ) -> Result<Self, Error> {
-        check_privileged(&spec, sandbox)?;
         let refused = {
             let name = spec.name.name.clone();
             move |source| Error::Spec { name, source }
@@ -112,14 +111,6 @@ impl Plan {
         };
         Ok(Self { record, oci })
     }
-}
-
-fn check_privileged(spec: &ContainerSpec, sandbox: &Sandbox) -> Result<(), Error> {
-    if spec.security.privileged && !sandbox.spec.privileged {
-        let problem = "a privileged container needs a privileged sandbox";
-        return Err(Error::invalid("privileged", problem));
-    }
-    Ok(())
 }
 
 /// What the container is to use of the host gets its SELinux context.

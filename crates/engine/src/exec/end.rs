@@ -4,7 +4,6 @@
 //! [`CONTAINER`] names its container. It goes when the shim has forgotten the command, so
 //! that a restart finds what a dead daemon left.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use berth_failpoint::Point;
 use berth_model::{ContainerId, ErrorKind, ExecId};
 use berth_shim_client::{Process, ProcessId, Shim, TaskStatus};
 use nix::sys::signal::Signal;
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument as _, debug_span};
 
@@ -192,11 +192,14 @@ impl Leftover {
     }
 }
 
-/// Device and inode of a file.
-type Identity = (u64, u64);
+/// Device, by its two numbers, and inode of a file.
+type Identity = (u32, u32, u64);
 
+/// As far as the kernel knows: a container's file may be one of a file system that hangs.
 fn identity(path: &Path) -> Option<Identity> {
-    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+    let (as_known, inode) = (AtFlags::STATX_DONT_SYNC, StatxFlags::INO);
+    let file = rustix::fs::statx(CWD, path, as_known, inode).ok()?;
+    Some((file.stx_dev_major, file.stx_dev_minor, file.stx_ino))
 }
 
 /// Whether a process has a file open that `wanted` knows, among its first [`MAX_FILES`].

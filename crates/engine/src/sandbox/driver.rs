@@ -109,7 +109,9 @@ impl Driver {
         self.commands.close();
         while let Ok((_, command)) = self.commands.try_recv() {
             match command {
-                Command::Stop(reply) | Command::Remove(reply) => answer(reply, Ok(())),
+                Command::Stop(reply) | Command::Remove(reply) | Command::Reattach(reply) => {
+                    answer(reply, Ok(()));
+                }
                 Command::Update(_, reply) => {
                     answer(reply, Err(Error::SandboxNotFound(self.sandbox.id.clone())));
                 }
@@ -132,6 +134,11 @@ impl Driver {
                 answer(reply, noted);
                 false
             }
+            Command::Reattach(reply) => {
+                let reattached = self.reattach().instrument(debug_span!("reattach")).await;
+                answer(reply, reattached);
+                false
+            }
             Command::Remove(reply) => {
                 let removed = self.remove().instrument(debug_span!("remove_sandbox")).await;
                 self.noted(Unfinished::Removal, &removed);
@@ -139,6 +146,17 @@ impl Driver {
                 answer(reply, removed);
                 gone
             }
+        }
+    }
+
+    /// Of a sandbox that is being stopped nothing is put back.
+    async fn reattach(&self) -> Result<(), Error> {
+        match &self.record.network {
+            Some(network) if self.record.phase == SandboxPhase::Ready => {
+                super::teardown::reattach(&self.core, self.sandbox.id.clone(), network.clone())
+                    .await
+            }
+            _ => Ok(()),
         }
     }
 

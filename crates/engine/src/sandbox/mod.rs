@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Remove(Reply),
     /// Take note of what the whole pod may use.
     Update(Box<PodLimits>, Reply),
+    /// Come back to a network that was made again.
+    Reattach(Reply),
 }
 
 /// A sandbox as everybody but its driver sees it.

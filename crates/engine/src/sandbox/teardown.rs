@@ -115,6 +115,22 @@ pub(crate) fn detach(
     }
 }
 
+/// Puts the sandbox back on a network that was made again.
+pub(crate) async fn reattach(
+    core: &Core,
+    id: SandboxId,
+    record: AttachmentRecord,
+) -> Result<(), Error> {
+    let network = Arc::clone(&core.network);
+    let sandbox = id.clone();
+    let reattached = core.links.run(move || network.reattach(&id, &attachment(&record)));
+    reattached.await?.map_err(|source| Error::Network {
+        action: "reattach network",
+        sandbox,
+        source,
+    })
+}
+
 fn attachment(record: &AttachmentRecord) -> Attachment {
     Attachment {
         address: record.address,

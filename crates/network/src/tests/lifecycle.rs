@@ -162,8 +162,11 @@ fn attaching_survives_a_bridge_made_anew_by_somebody() {
         let pod = node.attach("pod", &[tcp(81, 81)]);
         let server = pod.netns.listen(Ipv4Addr::UNSPECIFIED, 81);
         converse(&node.netns, (Ipv4Addr::LOCALHOST, 81), &server);
-        let mut route = node.route.lock().unwrap();
-        link::delete(&mut route, &[&lost.attachment.host_interface]).unwrap();
+
+        let server = lost.netns.listen(Ipv4Addr::UNSPECIFIED, 80);
+        node.network.reattach(&lost.id, &lost.attachment).unwrap();
+        converse(&pod.netns, (lost.address(), 80), &server);
+        converse(&node.netns, (Ipv4Addr::LOCALHOST, 80), &server);
     });
 }
 

@@ -142,14 +142,14 @@ fn ports_come_back_after_somebody_flushed_the_table() {
     on_default_node(|node| {
         let pod = node.attach("pod", &[tcp(8080, 80), tcp(8081, 80)]);
         let server = pod.netns.listen(Ipv4Addr::UNSPECIFIED, 80);
-        node.network.restore_ports(&pod.id, &pod.attachment).unwrap();
+        node.network.reattach(&pod.id, &pod.attachment).unwrap();
         let table = &node.network.config().table;
         crate::firewall::remove(&mut node.network.netfilter(), table).unwrap();
         assert!(node.netns.connect(Ipv4Addr::LOCALHOST, 8080).is_err());
         let missing = node.network.ready().unwrap_err();
         assert_eq!(missing.to_string(), "find nftables table berth-test");
         node.network.ensure_base().unwrap();
-        node.network.restore_ports(&pod.id, &pod.attachment).unwrap();
+        node.network.reattach(&pod.id, &pod.attachment).unwrap();
         converse(&node.netns, (Ipv4Addr::LOCALHOST, 8081), &server);
     });
 }
