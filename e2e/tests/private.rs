@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -90,6 +91,37 @@ async fn d3_no_socket_is_reachable_by_name_or_by_strangers() -> Result<()> {
         tried.into_iter().filter(|socket| UnixStream::connect(socket).is_ok()).collect::<Vec<_>>()
     })?;
     assert!(reached.is_empty(), "a stranger reaches {reached:?}");
+    node.assert_clean().await
+}
+
+/// Connects as a stranger and waits for what comes: `closed`, or nothing after 20 seconds.
+const CONNECT: &str = "alarm 20; socket(my $s, AF_UNIX, SOCK_STREAM, 0) or die; \
+    connect($s, sockaddr_un($ARGV[0])) or die \"connect: $!\"; \
+    my $n = sysread($s, my $b, 1); print !defined $n || $n == 0 ? 'closed' : 'heard';";
+
+/// teeth: crates/cri/src/serve.rs: `Ok(peer) if peer.uid() == 0 => true,` → `Ok(_) if true => true,`
+/// teeth: crates/shim/src/daemon.rs: `stream.peer_cred().is_ok_and(|peer| peer.uid() == 0)` → `true`
+/// teeth: crates/nri/src/listen.rs: `stream.peer_cred().is_ok_and(|peer| peer.uid() == 0)` → `true`
+#[tokio::test(flavor = "multi_thread")]
+async fn d3_a_stranger_is_not_heard_even_at_a_socket_that_is_open_to_all() -> Result<()> {
+    let (node, _, _) = open_node().await?;
+    let dirs = ["run", "nri"].map(|name| node.dir().join(name));
+    let all: Vec<_> = dirs.iter().flat_map(|dir| below(dir)).chain(dirs.clone()).collect();
+    for path in &all {
+        let kind = fs::symlink_metadata(path)?.file_type();
+        if kind.is_dir() || kind.is_socket() {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o777))?;
+        }
+    }
+    let sockets: Vec<_> = all.iter().filter(|path| is_socket(path)).collect();
+    assert!(sockets.len() >= 3, "those of the daemon, of plugins and of a shim: {sockets:?}");
+    for socket in sockets {
+        let mut perl = std::process::Command::new("/usr/bin/perl");
+        perl.args(["-MSocket", "-e", CONNECT]).arg(socket).uid(STRANGER).gid(STRANGER);
+        let said = perl.output()?;
+        let answer = String::from_utf8_lossy(&said.stdout);
+        assert_eq!(answer, "closed", "{}: {said:?}", socket.display());
+    }
     node.assert_clean().await
 }
 

@@ -56,9 +56,10 @@ pub async fn serve(
             () = &mut shutdown => break,
         };
         match accepted {
-            Some(Ok(stream)) => {
+            Some(Ok(stream)) if is_roots(&stream) => {
                 connections.spawn(converse(stream, routes.clone(), stop.clone()));
             }
+            Some(Ok(_)) => {}
             Some(Err(error)) => refused(&error).await,
             None => break,
         }
@@ -83,6 +84,25 @@ fn routes(service: Service) -> Routes {
 async fn refused(error: &io::Error) {
     tracing::warn!(%error, "a connection could not be accepted");
     tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+/// Whether root connected, who alone may open the socket: it may have been made anybody's.
+fn is_roots(stream: &UnixStream) -> bool {
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == 0 => true,
+        Ok(peer) => {
+            tracing::warn!(
+                uid = peer.uid(),
+                pid = peer.pid(),
+                "a client other than root is refused"
+            );
+            false
+        }
+        Err(error) => {
+            tracing::debug!(%error, "a client is gone already");
+            false
+        }
+    }
 }
 
 /// Serves one connection to its end; after `stop` it takes no further request.

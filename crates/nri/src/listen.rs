@@ -132,6 +132,10 @@ pub(crate) async fn accept(shared: Arc<Shared>, listening: Listening) {
         loop {
             match listening.listener.accept().await {
                 Ok((stream, _)) => {
+                    if !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) {
+                        tracing::warn!("a plugin is refused: it is not root's");
+                        continue;
+                    }
                     let Ok(room) = Arc::clone(&room).try_acquire_owned() else {
                         tracing::warn!("a plugin is refused: there are {MAX_PLUGINS} already");
                         continue;

@@ -9,11 +9,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_sys::descriptor::close_on_exec_from;
+use futures_util::Stream;
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::socket::{Backlog, listen};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 use ttrpc::asynchronous::{Server, transport::Listener};
@@ -132,13 +134,31 @@ impl Daemon {
         let shim = Shim::new(&self.id, Publisher::new(&self.events, &self.namespace));
         shim.sandbox.keep(place);
         listener.set_nonblocking(true).map_err(|source| Error::Io("listen", source))?;
-        let listener =
-            Listener::try_from(listener).map_err(|source| Error::Io("listen", source))?;
-        let mut server = Server::new().add_listener(listener).register_service(service::all(&shim));
+        let listener = tokio::net::UnixListener::from_std(listener);
+        let listener = listener.map_err(|source| Error::Io("listen", source))?;
+        let mut server = Server::new()
+            .add_listener(Listener::new(roots(listener)))
+            .register_service(service::all(&shim));
         let started = server.start().await;
         started.map_err(|error| Error::Io("serve", io::Error::other(error)))?;
         Ok((shim, server))
     }
+}
+
+/// The connections that root makes, who alone may open the socket: it may have been made
+/// anybody's.
+fn roots(listener: tokio::net::UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+    futures_util::stream::unfold(listener, |listener| async {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) if stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) => {
+                    return Some((Ok(stream), listener));
+                }
+                Ok(_) => {}
+                Err(error) => return Some((Err(error), listener)),
+            }
+        }
+    })
 }
 
 /// A caller that is gone already needs no words.

@@ -131,15 +131,20 @@ fn count_lines(lines: &[u8]) -> u64 {
     u64::try_from(lines.iter().filter(|byte| **byte == b'\n').count()).unwrap_or(u64::MAX)
 }
 
-/// No symbolic link is followed at the path itself: whoever may write to a log directory
-/// must not be able to choose which file of the node grows.
+/// No symbolic link is followed at the path itself, and nothing but a file is written to:
+/// whoever may write to a log directory must not be able to choose which file or device of the
+/// node grows.
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(FILE_MODE)
-        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
-        .open(path)
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY)
+        .open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file")),
+    }
 }
 
 /// How much was written, and what stopped it.
@@ -197,6 +202,21 @@ mod tests {
         log.write(b"three\n");
         assert_eq!(std::fs::read(&old).unwrap(), b"one\ntwo\n");
         assert_eq!(std::fs::read(&path).unwrap(), b"three\n");
+    }
+
+    /// teeth: crates/shim/src/io/logfile.rs: `match file.metadata()?.is_file() {` → `match true {`
+    #[test]
+    fn a_device_or_a_pipe_in_the_place_of_a_log_is_refused() {
+        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+        let dir = tempfile::tempdir().unwrap();
+        for (name, kind) in [("null", SFlag::S_IFCHR), ("pipe", SFlag::S_IFIFO)] {
+            let path = dir.path().join(name);
+            mknod(&path, kind, Mode::from_bits_truncate(0o600), makedev(1, 3)).unwrap();
+            // Somebody who reads, so that the pipe can be opened.
+            let mut reader = OpenOptions::new();
+            let _reader = reader.read(true).custom_flags(nix::libc::O_NONBLOCK).open(&path);
+            assert!(LogFile::open(&path).is_err(), "{name}");
+        }
     }
 
     #[test]
