@@ -120,6 +120,25 @@ async fn paths_are_masked_and_read_only_but_for_the_privileged() -> Result<()> {
     node.assert_clean().await
 }
 
+/// As `kubectl debug --profile=sysadmin` has it: kubelet says anew what the pod is. All else of
+/// the pod is what it was run with.
+///
+/// teeth: crates/cri/src/container.rs: `if container && !sandbox && !now` → `if container && !sandbox || now`
+/// teeth: crates/cri/src/container.rs: `if container && !sandbox && !now` → `if false && !now`
+#[tokio::test(flavor = "multi_thread")]
+async fn a_privileged_container_may_come_late_to_a_pod() -> Result<()> {
+    let (mut node, image, mut pod) = Node::with_pod().await?;
+    let mut config = script(&image, "mount -t tmpfs none /tmp && echo mounted");
+    security(&mut config).privileged = true;
+    let refused = node.cri.create_container(&pod.id, &pod.config, &config).await.err();
+    let refused = refused.context("privileged, and the pod is not")?;
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused:?}");
+    assert!(refused.message().contains("privileged"), "{refused:?}");
+    sandbox_security(&mut pod.config).privileged = true;
+    assert_eq!(node.finish(&pod, &config).await?.stdout, "mounted\n");
+    node.assert_clean().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_run_later_is_held_like_the_first() -> Result<()> {
     let (mut node, image, pod) = Node::with_pod().await?;

@@ -135,7 +135,8 @@ pub(crate) fn write_in_some_order(
     }
 }
 
-/// Limits one size of huge pages, reservations too where the kernel counts them (5.7+).
+/// Limits one size of huge pages, reservations too where the kernel counts them (5.7+). kubelet
+/// says zero for every size: where nothing counts them, that is no limit to be missed.
 fn hugepages(mounts: &Mounts, path: &CgroupPath, size: &str, limit: u64) -> Result<(), Error> {
     let number = size.trim_end_matches(|unit: char| unit.is_ascii_uppercase());
     let unit = &size[number.len()..];
@@ -145,8 +146,15 @@ fn hugepages(mounts: &Mounts, path: &CgroupPath, size: &str, limit: u64) -> Resu
         return Err(Error::InvalidLimit { name: format!("hugepageLimits {size}"), reason });
     }
     let place = mounts.place(Controller::Hugetlb, path);
+    let Some(place) = place else {
+        return if limit == 0 {
+            Ok(())
+        } else {
+            Err(Error::MissingController(Controller::Hugetlb))
+        };
+    };
     let limit = limit.to_string();
-    match place.ok_or(Error::MissingController(Controller::Hugetlb))? {
+    match place {
         Place::V1(directory) => {
             directory.write(&format!("hugetlb.{size}.limit_in_bytes"), &limit)?;
             directory.write_if_there(&format!("hugetlb.{size}.rsvd.limit_in_bytes"), &limit)

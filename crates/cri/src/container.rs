@@ -6,6 +6,7 @@ use std::time::Duration;
 use berth_api::v1::*;
 use berth_engine::Engine;
 use berth_model::ContainerSpec;
+use berth_model::container::Security;
 use berth_model::sandbox::{NamespaceMode, NamespaceOptions};
 use serde_json::{Value, json};
 use tracing::Span;
@@ -22,7 +23,8 @@ pub(crate) async fn create(
     let has = Arc::clone(&engine.sandbox(&sandbox)?.spec);
     within(&spec.security.namespaces, &has.namespaces)?;
     same_users(&request, &spec.security.namespaces, &has.namespaces)?;
-    spec.security.namespaces.user.clone_from(&has.namespaces.user);
+    check_privileged(&request, spec.security.privileged, has.privileged)?;
+    as_the_sandbox(&mut spec.security, &has.namespaces);
     Span::current().record("image.ref", &spec.image);
     if let NamespaceMode::Target(target) = &mut spec.security.namespaces.pid {
         let field = "config.linux.security_context.namespace_options.target_id";
@@ -70,6 +72,38 @@ fn same_users(
         return Err(Error::invalid(field, "is not that of the sandbox"));
     }
     Ok(())
+}
+
+/// Refuses a privileged container in a sandbox that is not. kubelet says in the request what
+/// the sandbox would be now: an ephemeral container may make it privileged.
+fn check_privileged(
+    request: &CreateContainerRequest,
+    container: bool,
+    sandbox: bool,
+) -> Result<(), Error> {
+    let config = request.sandbox_config.as_ref().and_then(|config| config.linux.as_ref());
+    let now = config.and_then(|linux| linux.security_context.as_ref());
+    if container && !sandbox && !now.is_some_and(|security| security.privileged) {
+        let field = "config.linux.security_context.privileged";
+        return Err(Error::invalid(field, "needs a privileged sandbox"));
+    }
+    Ok(())
+}
+
+/// What a container has of its sandbox: its users and, where it asks for no other, its
+/// processes. With users of its own an empty list of paths means none (`procMount: Unmasked`);
+/// else it cannot be told from an absent one.
+fn as_the_sandbox(security: &mut Security, sandbox: &NamespaceOptions) {
+    let namespaces = &mut security.namespaces;
+    namespaces.user.clone_from(&sandbox.user);
+    if namespaces.pid == NamespaceMode::Pod {
+        namespaces.pid.clone_from(&sandbox.pid);
+    }
+    let says_nothing = security.masked_paths.is_none() && security.readonly_paths.is_none();
+    if sandbox.user.is_some() && says_nothing {
+        security.masked_paths = Some(Vec::new());
+        security.readonly_paths = Some(Vec::new());
+    }
 }
 
 pub(crate) async fn start(
@@ -191,6 +225,36 @@ mod tests {
             let error = within(&asked, &own).unwrap_err().to_string();
             assert!(error.contains(&format!("namespace_options.{kind} is NODE")), "{error}");
         }
+    }
+
+    /// teeth: crates/cri/src/container.rs: `namespaces.pid.clone_from(&sandbox.pid);` → ``
+    /// teeth: crates/cri/src/container.rs: `if sandbox.user.is_some() && says_nothing {` → `if says_nothing {`
+    /// teeth: crates/cri/src/container.rs: `if sandbox.user.is_some() && says_nothing {` → `if false {`
+    #[test]
+    fn what_a_container_leaves_open_is_its_sandboxs() {
+        let of = |sandbox: &NamespaceOptions, mut security: Security| {
+            as_the_sandbox(&mut security, sandbox);
+            security
+        };
+        for pid in [NamespaceMode::Pod, NamespaceMode::Container, NamespaceMode::Node] {
+            let sandbox = NamespaceOptions { pid: pid.clone(), ..NamespaceOptions::default() };
+            assert_eq!(of(&sandbox, Security::default()).namespaces.pid, pid);
+        }
+        let mut own = Security::default();
+        own.namespaces.pid = NamespaceMode::Container;
+        let node = NamespaceOptions { pid: NamespaceMode::Node, ..NamespaceOptions::default() };
+        let told = of(&node, own);
+        assert_eq!(told.namespaces.pid, NamespaceMode::Container);
+        assert_eq!((told.masked_paths, told.readonly_paths), (None, None));
+
+        let mappings = berth_model::IdMappings { uids: Vec::new(), gids: Vec::new() };
+        let users = NamespaceOptions { user: Some(mappings), ..node };
+        let told = of(&users, Security::default());
+        assert_eq!(told.namespaces.user, users.user);
+        assert_eq!((told.masked_paths, told.readonly_paths), (Some(vec![]), Some(vec![])));
+        let paths = Some(vec!["/proc/kcore".to_owned()]);
+        let some = Security { masked_paths: paths.clone(), ..Security::default() };
+        assert_eq!(of(&users, some).masked_paths, paths);
     }
 
     #[test]

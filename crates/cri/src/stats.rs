@@ -124,7 +124,7 @@ fn sandbox_stats(stats: &engine::SandboxStats, filesystem: &str) -> PodSandboxSt
         linux: Some(LinuxPodSandboxStats {
             cpu: sample.and_then(cpu),
             memory: sample.and_then(memory),
-            network: stats.network.as_ref().map(network),
+            network: stats.network.as_ref().and_then(network),
             process: sample.and_then(|sample| {
                 Some(ProcessUsage {
                     timestamp: sample.usage.at.0,
@@ -192,18 +192,16 @@ fn psi(pressure: Pressure) -> PsiStats {
     PsiStats { full: Some(data(pressure.full)), some: Some(data(pressure.some)) }
 }
 
-/// The default interface is not among the others (`NetworkUsage.interfaces`).
-fn network(usage: &engine::NetworkUsage) -> NetworkUsage {
-    let mut told = NetworkUsage { timestamp: usage.at.0, ..NetworkUsage::default() };
-    for counters in usage.interfaces.iter() {
-        let interface = interface(counters);
-        if counters.name == DEFAULT_INTERFACE {
-            told.default_interface = Some(interface);
-        } else {
-            told.interfaces.push(interface);
-        }
-    }
-    told
+/// The default interface is not among the others (`NetworkUsage.interfaces`). There is always
+/// one, kubelet relies on it: in a pod that has renamed its own that is the first; of a pod that
+/// has none left nothing is told.
+fn network(usage: &engine::NetworkUsage) -> Option<NetworkUsage> {
+    let all = &usage.interfaces;
+    let default = all.iter().position(|counters| counters.name == DEFAULT_INTERFACE).unwrap_or(0);
+    let default_interface = Some(interface(all.get(default)?));
+    let others = all.iter().enumerate().filter(|(at, _)| *at != default);
+    let interfaces = others.map(|(_, counters)| interface(counters)).collect();
+    Some(NetworkUsage { timestamp: usage.at.0, default_interface, interfaces })
 }
 
 fn interface(counters: &InterfaceCounters) -> NetworkInterfaceUsage {
@@ -298,8 +296,9 @@ mod tests {
         assert_eq!(cpu(&unlimited).unwrap().usage_nano_cores, None);
     }
 
+    /// teeth: crates/cri/src/stats.rs: `== DEFAULT_INTERFACE).unwrap_or(0);` → `== DEFAULT_INTERFACE).unwrap_or(9);`
     #[test]
-    fn the_default_interface_is_not_among_the_others() {
+    fn the_default_interface_is_there_and_not_among_the_others() {
         let counters = |name: &str, rx_bytes| InterfaceCounters {
             name: name.into(),
             rx_bytes,
@@ -309,7 +308,7 @@ mod tests {
             ..InterfaceCounters::default()
         };
         let interfaces = [counters("eth0", 1), counters("net1", 5)].into();
-        let told = network(&engine::NetworkUsage { at: Timestamp(9), interfaces });
+        let told = network(&engine::NetworkUsage { at: Timestamp(9), interfaces }).unwrap();
         assert_eq!(told.timestamp, 9);
         let eth0 = told.default_interface.unwrap();
         assert_eq!(eth0.name, "eth0");
@@ -318,6 +317,14 @@ mod tests {
         let others: Vec<_> =
             told.interfaces.iter().map(|it| (&*it.name, value(it.rx_bytes))).collect();
         assert_eq!(others, [("net1", Some(5))]);
+
+        let renamed = [counters("renamed", 6), counters("net1", 5)].into();
+        let told = network(&engine::NetworkUsage { at: Timestamp(9), interfaces: renamed });
+        let told = told.unwrap();
+        assert_eq!(told.default_interface.unwrap().name, "renamed");
+        assert_eq!((told.interfaces.len(), &*told.interfaces[0].name), (1, "net1"));
+        let nothing = engine::NetworkUsage { at: Timestamp(9), interfaces: [].into() };
+        assert_eq!(network(&nothing), None);
     }
 
     #[test]

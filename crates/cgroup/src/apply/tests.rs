@@ -237,6 +237,19 @@ fn an_absent_controller_is_named() {
     assert!(matches!(error, Error::MissingController(Controller::Devices)));
 }
 
+/// kubelet sends a limit for each size of pages that the node has.
+///
+/// teeth: crates/cgroup/src/apply.rs: `return if limit == 0 {` → `return if false {`
+/// teeth: crates/cgroup/src/apply.rs: `return if limit == 0 {` → `return if true {`
+#[test]
+fn no_huge_pages_are_no_limit_that_a_host_without_them_lacks() {
+    let path = CgroupPath::new("/a").unwrap();
+    let of = |limit| Limits { hugepages: [("2MB".to_owned(), limit)].into(), ..Limits::default() };
+    apply(&Mounts::default(), &path, &of(0)).unwrap();
+    let error = apply(&Mounts::default(), &path, &of(1)).unwrap_err();
+    assert!(matches!(error, Error::MissingController(Controller::Hugetlb)));
+}
+
 #[test]
 fn limits_that_contradict_themselves_are_refused() {
     let shares = |shares| Limits {
