@@ -103,9 +103,9 @@ async fn a_host_port_leads_to_the_pod() -> Result<()> {
 /// While the daemon runs, whoever asks for the node's status has it made again; after that the
 /// next daemon does.
 ///
-/// teeth: crates/engine/src/network.rs: `broken || network.ready().is_err()` → `broken`
+/// teeth: crates/engine/src/network.rs: `if !broken && shared.network.ready().is_ok() {` → `if !broken {`
 /// teeth: crates/engine/src/network.rs: `core.tasks.spawn(reattach_all(Arc::clone(core)));` → `drop(reattach_all(Arc::clone(core)));`
-/// teeth: crates/engine/src/engine.rs: `if !core.network_was_there {` → `if false {`
+/// teeth: crates/engine/src/network.rs: `let owed = AtomicBool::new(true);` → `let owed = AtomicBool::new(false);`
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_that_somebody_deleted_is_made_again_and_pods_are_reached() -> Result<()> {
     let mut node = Node::start().await?;

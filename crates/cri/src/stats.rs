@@ -193,7 +193,7 @@ fn psi(pressure: Pressure) -> PsiStats {
 }
 
 /// The default interface is not among the others (`NetworkUsage.interfaces`). There is always
-/// one, kubelet relies on it: in a pod that has renamed its own that is the first; of a pod that
+/// one, kubelet relies on it: in a pod that has renamed its own that is some other; of a pod that
 /// has none left nothing is told.
 fn network(usage: &engine::NetworkUsage) -> Option<NetworkUsage> {
     let all = &usage.interfaces;

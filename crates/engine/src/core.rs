@@ -43,8 +43,7 @@ pub(crate) struct Core {
     pub(crate) network: Arc<Network>,
     /// Why the network cannot be used, if it cannot; hostNetwork sandboxes still run.
     pub(crate) network_fault: Published<Option<String>>,
-    /// Whether the daemon before has left the network as it needs it.
-    pub(crate) network_was_there: bool,
+    pub(crate) network_care: crate::network::Care,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) sampler: Arc<Sampler>,
     /// Descriptors that statistics may keep.

@@ -60,9 +60,7 @@ impl Engine {
         tracing::debug!(?recovered, "images recovered");
         step(Point::RECOVER_IMAGES).await?;
         recovery::recover(&core, stored).instrument(info_span!("recover")).await?;
-        if !core.network_was_there {
-            core.tasks.spawn(network::reattach_all(Arc::clone(&core)));
-        }
+        core.tasks.spawn(network::reattach_all(Arc::clone(&core)));
         berth_failpoint::reached(Point::RECOVER_RECOVERED).await;
         // Plugins are told what is true, and hear of every request there will be.
         if let Some(nri) = &core.nri {

@@ -67,7 +67,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         source,
     })?;
     let network = network(&config, &pods)?;
-    let (network_was_there, network_fault) = crate::network::open(&network);
+    let network_fault = crate::network::open(&network);
     let (tasks, shutdown, budget) = (TaskTracker::new(), CancellationToken::new(), budget());
     let core = Core {
         snapshots: images.snapshots().clone(),
@@ -76,7 +76,7 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         store: Worker::start("berth-store", STORE_QUEUE)?,
         network: Arc::new(network),
         network_fault: Published::new(network_fault),
-        network_was_there,
+        network_care: crate::network::Care::new(),
         defaults: Published::new(Arc::new(defaults(&config, &hierarchy)?)),
         spawner: Spawner::default(),
         users: crate::users::Users::default(),
