@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use berth_api::v1;
-use berth_testkit::{Node, container_config, sandbox_security, security};
+use berth_testkit::{Node, NodeOptions, container_config, sandbox_security, security};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 /// A user who is nobody here.
@@ -48,7 +48,9 @@ fn is_socket(path: &Path) -> bool {
 /// A node with a pod of the node's network that runs, and that strangers can reach as far as
 /// the daemon lets them.
 async fn open_node() -> Result<(Node, String, String)> {
-    let mut node = Node::start().await?;
+    // A plugin that says nothing is not dropped for that.
+    let nri = "registration_timeout_ms = 60000".to_owned();
+    let mut node = Node::start_with(NodeOptions { nri, ..NodeOptions::default() }).await?;
     let image = node.busybox().await?;
     let mut config = node.sandbox_config("pod");
     let options = sandbox_security(&mut config).namespace_options.get_or_insert_default();

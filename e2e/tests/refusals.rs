@@ -107,7 +107,7 @@ async fn verbs_on_what_does_not_exist_say_so_or_are_done() -> Result<()> {
 
 /// A path of the request may lead where the kernel makes nothing: that is no fault of Berth.
 ///
-/// teeth: crates/oci-runtime/src/error.rs: `ErrorKind::Internal => ErrorKind::FailedPrecondition,` → `ErrorKind::Internal => ErrorKind::Internal,`
+/// teeth: crates/oci-runtime/src/error.rs: `| Errno::EOPNOTSUPP => ErrorKind::FailedPrecondition,` → `| Errno::EOPNOTSUPP => ErrorKind::Internal,`
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_kernel_does_not_make_at_a_path_is_the_requests_fault() -> Result<()> {
     let (mut node, image, pod) = Node::with_pod().await?;

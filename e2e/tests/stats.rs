@@ -149,7 +149,7 @@ async fn the_network_of_a_pod_that_is_watched_ends_when_it_is_stopped() -> Resul
 /// kubelet makes a cgroup for each pod and names it as the parent: what is used in there
 /// beside the containers is the pod's too. Others give several pods the same parent.
 ///
-/// teeth: crates/engine/src/stats/mod.rs: `sandboxes < 2` → `sandboxes < 9`
+/// teeth: crates/engine/src/stats/mod.rs: `and_modify(|owner| *owner = None)` → `and_modify(|_| {})`
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pods_usage_is_that_of_its_own_cgroup_and_never_anothers() -> Result<()> {
     let mut node = Node::start().await?;

@@ -286,7 +286,7 @@ mod tests {
 
     use super::*;
 
-    /// teeth: crates/engine/src/hooks/mod.rs: `all.memory_swap_limit = all.memory_limit;` → `all.memory_swap_limit = 100;`
+    /// teeth: crates/engine/src/hooks/mod.rs: `let mut all = asked.changed(&limits);` → `let mut all = asked.clone();`
     #[test]
     fn limits_that_are_noted_are_those_that_the_container_gets() {
         let asked = Resources {
