@@ -21,8 +21,8 @@ impl Driver {
     /// Kills the containers and lets go of shim, namespaces, network and cgroup. The first
     /// failure is returned; another stop tries again.
     pub(super) async fn stop(&mut self) -> Result<(), Error> {
-        // A container in the making would be missed below. One that takes for ever cannot be
-        // started in a sandbox that is not ready.
+        // A container in the making would be missed below. One that takes for ever (its volume
+        // hangs) fails the stop, which is tried again.
         let closed = timeout(CLOSE, self.sandbox.members.close()).await;
         let late = |_| Error::Deadline {
             what: format!("containers in the making in sandbox {}", self.sandbox.id),

@@ -7,8 +7,9 @@
 //!
 //! Nothing is read off the socket that no stream has room for, and nothing is taken from a
 //! session that the socket has no room for: a slow side slows the other one down, and the
-//! memory of a connection has a limit: 2 MiB of what was read, 2 MiB of what is to be sent,
-//! and 4 KiB more for each stream. Streams that have something to send take turns.
+//! bytes of a connection have a limit: 2 MiB of what was read, 2 MiB of what is to be sent,
+//! and 4 KiB more for each stream; the buffers that hold them may be up to four times as
+//! large. Streams that have something to send take turns.
 
 mod half;
 mod state;
