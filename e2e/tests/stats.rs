@@ -149,7 +149,7 @@ async fn the_network_of_a_pod_that_is_watched_ends_when_it_is_stopped() -> Resul
 /// kubelet makes a cgroup for each pod and names it as the parent: what is used in there
 /// beside the containers is the pod's too. Others give several pods the same parent.
 ///
-/// teeth: crates/engine/src/stats/mod.rs: `and_modify(|owner| *owner = None)` → `and_modify(|_| {})`
+/// teeth: crates/engine/src/sandbox/driver.rs: `self.core.parents.remove(&self.sandbox.cgroup, &self.sandbox.id);` → ``
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pods_usage_is_that_of_its_own_cgroup_and_never_anothers() -> Result<()> {
     let mut node = Node::start().await?;
@@ -177,6 +177,12 @@ async fn a_pods_usage_is_that_of_its_own_cgroup_and_never_anothers() -> Result<(
         assert!(working_set > 0 && value(linux.cpu.context("no cpu")?.usage_core_nano_seconds) > 0);
     }
     assert_eq!(processes, [2, 1, 2], "own with overhead, and what each of the others has");
+    overhead.end()?;
+    // Once it is the only one that is left.
+    node.cri.stop_sandbox(&pods[1].id).await?;
+    let mut overhead = Overhead::new(&format!("{base}/shared/overhead"))?;
+    let left = linux_of(&mut node, &pods[2].id).await?;
+    assert_eq!(value(left.process.context("no processes")?.process_count), 3);
     overhead.end()?;
     for pod in &pods {
         node.cri.stop_sandbox(&pod.id).await?;

@@ -2,7 +2,7 @@
 //! extension of our shim.
 //!
 //! Features: `shim` for [`shim`], `nri` for [`nri`], `cri` for the messages of [`v1`], `client` and
-//! `server` for its two services. Nothing is on by default, so that the static shim
+//! `server` for its two services and [`Encoded`]. Nothing is on by default, so that the static shim
 //! links prost alone.
 //!
 //! Invariants: a test holds every message, field, enum and RPC of [`v1`] against
@@ -14,6 +14,19 @@
 #[allow(clippy::all, clippy::pedantic, missing_docs, missing_debug_implementations)]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
+    #[cfg(feature = "server")]
+    include!(concat!(env!("OUT_DIR"), "/served/runtime.v1.rs"));
+}
+
+/// An answer that is one list, as its server sends it: every item is encoded by whoever made
+/// it, and no tree of all items is ever made. On the wire it is the same as the answer it
+/// stands for, whose items are its field 1 (a message and bytes are encoded alike).
+#[cfg(feature = "server")]
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Encoded {
+    /// The items.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub items: Vec<Vec<u8>>,
 }
 
 /// The extension service of `containerd-shim-berth-v1`, package `berth.shim.v1`.

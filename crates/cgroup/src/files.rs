@@ -17,19 +17,28 @@ const MOST: usize = 1 << 20;
 
 /// The directory of a cgroup in one hierarchy.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Directory(PathBuf);
+pub(crate) struct Directory {
+    path: PathBuf,
+    /// The number of its hierarchy, where that tells it from the others of its cgroup.
+    hierarchy: Option<usize>,
+}
 
 impl Directory {
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self(path)
+        Self { path, hierarchy: None }
+    }
+
+    /// That of a cgroup in the hierarchy of that number.
+    pub(crate) fn within(hierarchy: usize, path: PathBuf) -> Self {
+        Self { path, hierarchy: Some(hierarchy) }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.path.join(name)
     }
 
     /// Writes `value` to `name` in one write(2).
@@ -40,7 +49,7 @@ impl Directory {
             .open(&path)
             .and_then(|mut file| file.write_all(value.as_bytes()));
         written.map_err(|error| match errno(&error) {
-            Errno::ENOENT if self.0.is_dir() => Error::MissingFile { path },
+            Errno::ENOENT if self.path.is_dir() => Error::MissingFile { path },
             source => Error::Write { path, value: value.to_owned(), source },
         })
     }
@@ -90,8 +99,8 @@ impl Directory {
 /// What is kept of a cgroup that is read again and again.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
-    /// Directories that were entered.
-    pub(crate) directories: Vec<(PathBuf, OwnedFd)>,
+    /// Directories that were entered, by the numbers of their hierarchies: all are of one cgroup.
+    pub(crate) directories: Vec<(usize, OwnedFd)>,
     /// See `usage::v1::limits`.
     pub(crate) limits: Option<KnownLimits>,
 }
@@ -131,20 +140,20 @@ impl Reader {
     /// Finds the directory once for all of its files that are read next: to find one from the
     /// root is most of what a small file costs. One that is not there shows at the first file.
     pub(crate) fn enter(&mut self, directory: &Directory) {
+        let Some(hierarchy) = directory.hierarchy else { return };
         if self.entered(directory).is_some() {
             return;
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         if let Ok(opened) = rustix::fs::open(directory.path(), flags, Mode::empty()) {
-            self.kept.directories.push((directory.path().to_owned(), opened));
+            self.kept.directories.push((hierarchy, opened));
         }
     }
 
     fn entered(&self, directory: &Directory) -> Option<&OwnedFd> {
-        // Not as paths: those of v1 have equal ends, of which each part would be looked at.
-        let same = |path: &Path| path.as_os_str() == directory.path().as_os_str();
+        let wanted = directory.hierarchy?;
         let mut all = self.kept.directories.iter();
-        all.find_map(|(path, entered)| same(path).then_some(entered))
+        all.find_map(|(hierarchy, entered)| (*hierarchy == wanted).then_some(entered))
     }
 
     fn open(&mut self, directory: &Directory, name: &str) -> Result<OwnedFd, rustix::io::Errno> {
@@ -271,21 +280,25 @@ mod tests {
         assert_eq!(gone.read_if_there("pids.max").unwrap(), None);
     }
 
+    /// teeth: crates/cgroup/src/files.rs: `(*hierarchy == wanted)` → `true`
     #[test]
     fn a_reader_reads_files_of_any_length_in_any_directory() {
         let root = tempfile::tempdir().unwrap();
-        let (here, below) =
-            (Directory::new(root.path().to_owned()), Directory::new(root.path().join("below")));
+        let (here, below) = (
+            Directory::within(0, root.path().to_owned()),
+            Directory::within(1, root.path().join("below")),
+        );
         std::fs::create_dir(below.path()).unwrap();
         let mut reader = Reader::new();
         for length in [0, 1, (8 << 10) - 1, 8 << 10, (8 << 10) + 1, 100_000] {
             std::fs::write(here.file("f"), "x".repeat(length)).unwrap();
             std::fs::write(below.file("f"), "y".repeat(length)).unwrap();
             reader.enter(&here);
+            reader.enter(&below);
             assert_eq!(reader.text(&here, "f").unwrap(), "x".repeat(length));
             assert_eq!(reader.text(&below, "f").unwrap(), "y".repeat(length));
         }
-        reader.enter(&Directory::new(root.path().join("gone")));
+        reader.enter(&Directory::within(2, root.path().join("gone")));
         assert_eq!(reader.text_if_there(&here, "g").unwrap(), None);
         assert_eq!(reader.text(&below, "f").unwrap().len(), 100_000);
     }

@@ -137,19 +137,21 @@ impl Mounts {
 
     /// Where `controller` is for the cgroup at `path`.
     pub(crate) fn place(&self, controller: Controller, path: &CgroupPath) -> Option<Place> {
-        let legacy = self.legacy.iter().find(|legacy| legacy.controllers.contains(&controller));
-        if let Some(legacy) = legacy {
-            return Some(Place::V1(Directory::new(path.below(&legacy.mount))));
+        let mut legacy = self.legacy.iter().enumerate();
+        if let Some((number, legacy)) = legacy.find(|(_, it)| it.controllers.contains(&controller))
+        {
+            return Some(Place::V1(Directory::within(number, path.below(&legacy.mount))));
         }
         let unified = self.unified.as_ref()?;
         let there = controller.built_in() || unified.controllers.contains(&controller);
-        there.then(|| Place::V2(Directory::new(path.below(&unified.mount))))
+        self.unified(path).filter(|_| there).map(Place::V2)
     }
 
     /// The v2 directory of the cgroup at `path`.
     pub(crate) fn unified(&self, path: &CgroupPath) -> Option<Directory> {
         let unified = self.unified.as_ref()?;
-        Some(Directory::new(path.below(&unified.mount)))
+        // The v1 hierarchies have the numbers before.
+        Some(Directory::within(self.legacy.len(), path.below(&unified.mount)))
     }
 
     pub(crate) fn version(&self) -> Version {
@@ -266,6 +268,7 @@ mod tests {
         Mounts { legacy, unified }
     }
 
+    /// teeth: crates/cgroup/src/hierarchy.rs: `Directory::within(self.legacy.len(), ` → `Directory::within(0, `
     #[test]
     fn a_controller_is_found_where_it_is_bound() {
         use Controller::{Cpu, Devices, Freezer, Hugetlb, Memory};
@@ -278,6 +281,8 @@ mod tests {
         assert!(matches!(place(Hugetlb), Some(Place::V2(d)) if d.path() == Path::new("/v2/a")));
         assert!(matches!(place(Freezer), Some(Place::V2(_))));
         assert!(place(Memory).is_none());
+        let unified = mounts.unified(&path);
+        assert_eq!(unified, Some(Directory::within(2, "/v2/a".into())), "after those of v1");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::Error;
 
@@ -11,9 +12,10 @@ const MAX_LENGTH: usize = 3072;
 const MAX_COMPONENT: usize = 255;
 
 /// An absolute path in the cgroup file system (`/kubepods/pod1/container`), the same in every
-/// hierarchy. Never the root; no empty, `.` or `..` component, no control characters.
+/// hierarchy. Never the root; no empty, `.` or `..` component, no control characters. Copies
+/// share the text: it is long, and the key of much that is looked up for every list.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct CgroupPath(String);
+pub struct CgroupPath(Arc<str>);
 
 impl CgroupPath {
     /// Checks `path`; repeated and trailing slashes are dropped.
@@ -34,7 +36,7 @@ impl CgroupPath {
             clean.push('/');
             clean.push_str(component);
         }
-        if clean.is_empty() { Err(invalid()) } else { Ok(Self(clean)) }
+        if clean.is_empty() { Err(invalid()) } else { Ok(Self(clean.into())) }
     }
 
     /// The cgroup `name` directly below this one.
@@ -52,7 +54,7 @@ impl CgroupPath {
     pub fn parent(&self) -> Option<Self> {
         match self.0.rfind('/') {
             None | Some(0) => None,
-            Some(end) => Some(Self(self.0[..end].to_owned())),
+            Some(end) => Some(Self(self.0[..end].into())),
         }
     }
 

@@ -3,19 +3,23 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use berth_api::Encoded;
 use berth_api::v1::*;
 use berth_engine::{ContainerStatus, Engine, SandboxStatus};
 
 use crate::Error;
 use crate::batch::{Parts, parts};
-use crate::translate::{container_item, container_state, sandbox_item, sandbox_state};
+use crate::translate::{
+    container_item, container_state, encoded_container, encoded_sandbox, sandbox_item,
+    sandbox_state,
+};
 
 pub(crate) async fn sandboxes(
     engine: &Engine,
     request: ListPodSandboxRequest,
-) -> Result<ListPodSandboxResponse, Error> {
+) -> Result<Encoded, Error> {
     let items = selected_sandboxes(engine, request.filter)?;
-    Ok(ListPodSandboxResponse { items: items.iter().map(|status| sandbox_item(status)).collect() })
+    Ok(Encoded { items: items.iter().map(|status| encoded_sandbox(status).to_vec()).collect() })
 }
 
 pub(crate) async fn sandboxes_in_parts(
@@ -46,10 +50,9 @@ fn selected_sandboxes(
 pub(crate) async fn containers(
     engine: &Engine,
     request: ListContainersRequest,
-) -> Result<ListContainersResponse, Error> {
+) -> Result<Encoded, Error> {
     let items = selected_containers(engine, request.filter)?;
-    let containers = items.iter().map(|status| container_item(status)).collect();
-    Ok(ListContainersResponse { containers })
+    Ok(Encoded { items: items.iter().map(|status| encoded_container(status).to_vec()).collect() })
 }
 
 pub(crate) async fn containers_in_parts(

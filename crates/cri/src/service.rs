@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use berth_api::Encoded;
 use berth_api::v1::image_service_server::ImageService;
 use berth_api::v1::runtime_service_server::RuntimeService;
 use berth_api::v1::*;
@@ -96,10 +97,7 @@ impl RuntimeService for Service {
         .await
     }
 
-    async fn list_pod_sandbox(
-        &self,
-        request: Request<ListPodSandboxRequest>,
-    ) -> Answer<ListPodSandboxResponse> {
+    async fn list_pod_sandbox(&self, request: Request<ListPodSandboxRequest>) -> Answer<Encoded> {
         answer(request_span!(DEBUG, "cri.list_pod_sandbox"), request, async |request| {
             list::sandboxes(&self.engine, request).await
         })
@@ -157,10 +155,7 @@ impl RuntimeService for Service {
         .await
     }
 
-    async fn list_containers(
-        &self,
-        request: Request<ListContainersRequest>,
-    ) -> Answer<ListContainersResponse> {
+    async fn list_containers(&self, request: Request<ListContainersRequest>) -> Answer<Encoded> {
         answer(request_span!(DEBUG, "cri.list_containers"), request, async |request| {
             list::containers(&self.engine, request).await
         })
@@ -252,7 +247,7 @@ impl RuntimeService for Service {
     async fn list_container_stats(
         &self,
         request: Request<ListContainerStatsRequest>,
-    ) -> Answer<ListContainerStatsResponse> {
+    ) -> Answer<Encoded> {
         answer(request_span!(DEBUG, "cri.list_container_stats"), request, async |request| {
             stats::containers(self, request).await
         })
@@ -283,7 +278,7 @@ impl RuntimeService for Service {
     async fn list_pod_sandbox_stats(
         &self,
         request: Request<ListPodSandboxStatsRequest>,
-    ) -> Answer<ListPodSandboxStatsResponse> {
+    ) -> Answer<Encoded> {
         answer(request_span!(DEBUG, "cri.list_pod_sandbox_stats"), request, async |request| {
             stats::sandboxes(self, request).await
         })

@@ -1,15 +1,17 @@
 //! What containers and sandboxes use.
 
+use berth_api::Encoded;
 use berth_api::v1::*;
 use berth_engine as engine;
 use berth_model::container::Timestamp;
 use berth_model::stats::{self, DiskUsage, Pressure, Stall};
 use berth_network::InterfaceCounters;
 use berth_stats::Sample;
+use prost::Message as _;
 
 use crate::batch::{Parts, parts};
 use crate::service::Service;
-use crate::translate::{container_metadata, sandbox_metadata};
+use crate::translate::{container_item, sandbox_item};
 use crate::{Error, ids, list};
 
 /// The interface that the network of a sandbox makes.
@@ -28,29 +30,33 @@ pub(crate) async fn container(
 pub(crate) async fn containers(
     service: &Service,
     request: ListContainerStatsRequest,
-) -> Result<ListContainerStatsResponse, Error> {
-    Ok(ListContainerStatsResponse { stats: told_containers(service, request.filter).await? })
+) -> Result<Encoded, Error> {
+    let encode = |stats: ContainerStats| stats.encode_to_vec();
+    Ok(Encoded { items: told_containers(service, request.filter, encode).await? })
 }
 
 pub(crate) async fn stream_containers(
     service: &Service,
     request: StreamContainerStatsRequest,
 ) -> Result<Parts<StreamContainerStatsResponse>, Error> {
-    let stats = told_containers(service, request.filter).await?.into_iter();
+    let stats = told_containers(service, request.filter, |stats| stats).await?.into_iter();
     Ok(parts(stats, |stats| StreamContainerStatsResponse { container_stats: stats }))
 }
 
-/// Only what is asked for is read.
-async fn told_containers(
+/// Only what is asked for is read, and each answer given its `form` on the thread that read it:
+/// encoded at once, for a list, so that no tree of all answers is made of memory that was in no
+/// cache for seconds.
+async fn told_containers<T: Send + 'static>(
     service: &Service,
     filter: Option<ContainerStatsFilter>,
-) -> Result<Vec<ContainerStats>, Error> {
+    form: impl Fn(ContainerStats) -> T + Send + Sync + 'static,
+) -> Result<Vec<T>, Error> {
     let ContainerStatsFilter { id, pod_sandbox_id, label_selector } = filter.unwrap_or_default();
     let wanted = move |status: &engine::ContainerStatus| {
         list::is_container(status, &id, &pod_sandbox_id, &label_selector)
     };
     let filesystem = service.filesystem().await?.to_owned();
-    let tell = move |stats: engine::ContainerStats| container_stats(&stats, &filesystem);
+    let tell = move |stats: engine::ContainerStats| form(container_stats(&stats, &filesystem));
     Ok(service.engine().containers_stats(wanted, tell).await?)
 }
 
@@ -67,40 +73,43 @@ pub(crate) async fn sandbox(
 pub(crate) async fn sandboxes(
     service: &Service,
     request: ListPodSandboxStatsRequest,
-) -> Result<ListPodSandboxStatsResponse, Error> {
-    Ok(ListPodSandboxStatsResponse { stats: told_sandboxes(service, request.filter).await? })
+) -> Result<Encoded, Error> {
+    let encode = |stats: PodSandboxStats| stats.encode_to_vec();
+    Ok(Encoded { items: told_sandboxes(service, request.filter, encode).await? })
 }
 
 pub(crate) async fn stream_sandboxes(
     service: &Service,
     request: StreamPodSandboxStatsRequest,
 ) -> Result<Parts<StreamPodSandboxStatsResponse>, Error> {
-    let stats = told_sandboxes(service, request.filter).await?.into_iter();
+    let stats = told_sandboxes(service, request.filter, |stats| stats).await?.into_iter();
     Ok(parts(stats, |stats| StreamPodSandboxStatsResponse { pod_sandbox_stats: stats }))
 }
 
-async fn told_sandboxes(
+/// As [`told_containers`].
+async fn told_sandboxes<T: Send + 'static>(
     service: &Service,
     filter: Option<PodSandboxStatsFilter>,
-) -> Result<Vec<PodSandboxStats>, Error> {
+    form: impl Fn(PodSandboxStats) -> T + Send + Sync + 'static,
+) -> Result<Vec<T>, Error> {
     let PodSandboxStatsFilter { id, label_selector } = filter.unwrap_or_default();
     let wanted =
         move |status: &engine::SandboxStatus| list::is_sandbox(status, &id, &label_selector);
     let filesystem = service.filesystem().await?.to_owned();
-    let tell = move |stats: engine::SandboxStats| sandbox_stats(&stats, &filesystem);
+    let tell = move |stats: engine::SandboxStats| form(sandbox_stats(&stats, &filesystem));
     Ok(service.engine().sandboxes_stats(wanted, tell).await?)
 }
 
 /// A container that does not run has no cgroup to read: only its disk is told.
 fn container_stats(stats: &engine::ContainerStats, filesystem: &str) -> ContainerStats {
-    let status = &stats.status;
+    let item = container_item(&stats.status);
     let sample = stats.cgroup.as_ref();
     ContainerStats {
         attributes: Some(ContainerAttributes {
-            id: status.id.to_string(),
-            metadata: Some(container_metadata(status)),
-            labels: status.spec.labels.clone(),
-            annotations: status.spec.annotations.clone(),
+            id: item.id,
+            metadata: item.metadata,
+            labels: item.labels,
+            annotations: item.annotations,
         }),
         cpu: sample.and_then(cpu),
         memory: sample.and_then(memory),
@@ -111,15 +120,15 @@ fn container_stats(stats: &engine::ContainerStats, filesystem: &str) -> Containe
 }
 
 fn sandbox_stats(stats: &engine::SandboxStats, filesystem: &str) -> PodSandboxStats {
-    let status = &stats.status;
+    let item = sandbox_item(&stats.status);
     let sample = stats.cgroup.as_ref();
     let containers = stats.containers.iter();
     PodSandboxStats {
         attributes: Some(PodSandboxAttributes {
-            id: status.id.to_string(),
-            metadata: Some(sandbox_metadata(status)),
-            labels: status.spec.labels.clone(),
-            annotations: status.spec.annotations.clone(),
+            id: item.id,
+            metadata: item.metadata,
+            labels: item.labels,
+            annotations: item.annotations,
         }),
         linux: Some(LinuxPodSandboxStats {
             cpu: sample.and_then(cpu),

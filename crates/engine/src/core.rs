@@ -46,6 +46,7 @@ pub(crate) struct Core {
     pub(crate) network_care: crate::network::Care,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) sampler: Arc<Sampler>,
+    pub(crate) parents: crate::stats::Parents,
     /// Descriptors that statistics may keep.
     pub(crate) budget: Budget,
     /// What containers get that name nothing else; may change while the daemon runs.

@@ -327,6 +327,7 @@ mod tests {
                 shim_pid: 0,
                 netns: None,
                 limits: Arc::default(),
+                list_item: crate::ListItem::default(),
             }),
             containers: Vec::new(),
         });

@@ -57,8 +57,8 @@ pub use error::Error;
 pub use events::{Event, EventKind, Events, EventsEnd};
 pub use status::{
     Condition, ContainerMetrics, ContainerStats, ContainerStatus, ExecOutput, FilesystemUsage,
-    Handler, NetworkUsage, NodeMetrics, NodeStatus, SandboxMetrics, SandboxStats, SandboxStatus,
-    UndoStatus, UnfinishedUndo,
+    Handler, ListItem, NetworkUsage, NodeMetrics, NodeStatus, SandboxMetrics, SandboxStats,
+    SandboxStatus, UndoStatus, UnfinishedUndo,
 };
 
 /// Most bytes kept of each output stream of [`Engine::exec_sync`] (what kubelet expects).

@@ -61,16 +61,13 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         source: Box::new(source),
     })?;
     let pods = Arc::new(pods);
-    let hierarchy = Hierarchy::detect().map_err(|source| Error::Cgroup {
-        action: "find cgroups of",
-        path: "this host".to_owned(),
-        source,
-    })?;
+    let hierarchy = hierarchy()?;
     let network = network(&config, &pods)?;
     let network_fault = crate::network::open(&network);
     let (tasks, shutdown, budget) = (TaskTracker::new(), CancellationToken::new(), budget());
     let core = Core {
         snapshots: images.snapshots().clone(),
+        parents: crate::stats::Parents::default(),
         sampler: Arc::new(Sampler::new(config.stats_age, budget.clone())),
         budget,
         store: Worker::start("berth-store", STORE_QUEUE)?,
@@ -107,6 +104,11 @@ pub(crate) fn open(config: Config, images: Images) -> Result<(Core, Pods), Error
         hierarchy,
     };
     Ok((core, stored))
+}
+
+fn hierarchy() -> Result<Hierarchy, Error> {
+    let (action, path) = ("find cgroups of", "this host".to_owned());
+    Hierarchy::detect().map_err(|source| Error::Cgroup { action, path, source })
 }
 
 fn network(config: &Config, pods: &Arc<PodStore>) -> Result<Network, Error> {

@@ -4,9 +4,10 @@
 //! whoever asks gets the last one without waiting for the driver.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use berth_model::container::{Resources, Timestamp};
@@ -25,6 +26,43 @@ pub struct Handler {
     /// Whether its program is the one that comes with the daemon, which can all that the
     /// daemon can.
     pub in_tree: bool,
+}
+
+/// A snapshot as the CRI has it in a list, encoded; kept with the snapshot and gone with it.
+///
+/// Lists are asked for every second. The parts of a snapshot lie on half a dozen pages, which
+/// after a second are in no cache any more; this is one piece. It is made once the snapshot is
+/// published, which then never changes; a changed copy has none.
+#[derive(Default)]
+pub struct ListItem(OnceLock<Box<[u8]>>);
+
+impl ListItem {
+    /// The item; encoded with `encode` at the first question.
+    pub fn or_encode(&self, encode: impl FnOnce() -> Vec<u8>) -> &[u8] {
+        self.0.get_or_init(|| encode().into_boxed_slice())
+    }
+}
+
+/// A copy is made to be changed.
+impl Clone for ListItem {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+/// It is made of the rest.
+impl PartialEq for ListItem {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for ListItem {}
+
+impl fmt::Debug for ListItem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ListItem").field(&self.0.get().map(|bytes| bytes.len())).finish()
+    }
 }
 
 /// A sandbox as its driver last published it.
@@ -48,6 +86,8 @@ pub struct SandboxStatus {
     pub netns: Option<PathBuf>,
     /// What the whole pod may use, as its client says.
     pub limits: Arc<PodLimits>,
+    /// What lists say of it.
+    pub list_item: ListItem,
 }
 
 /// A container as its driver last published it.
@@ -81,6 +121,8 @@ pub struct ContainerStatus {
     pub volumes: Arc<BTreeMap<String, Digest>>,
     /// Its limits now.
     pub limits: Arc<Resources>,
+    /// What lists say of it.
+    pub list_item: ListItem,
 }
 
 impl ContainerStatus {

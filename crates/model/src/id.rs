@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -45,23 +46,24 @@ macro_rules! id_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         ///
-        /// Safe as one path component: it never holds `/` and never starts with a dot.
+        /// Safe as one path component: it never holds `/` and never starts with a dot. Copies
+        /// share the text.
         #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks `id` and wraps it.
             pub fn new(id: impl Into<String>) -> Result<Self, InvalidId> {
                 let id = id.into();
                 validate(&id)?;
-                Ok(Self(id))
+                Ok(Self(id.into()))
             }
 
             /// Makes an identifier of 64 hexadecimal digits out of 32 random bytes.
             #[must_use]
             pub fn from_random(bytes: [u8; 32]) -> Self {
-                Self(crate::digest::hex(&bytes))
+                Self(crate::digest::hex(&bytes).into())
             }
 
             /// The identifier as text.
@@ -93,13 +95,13 @@ macro_rules! id_type {
 
         impl From<$name> for String {
             fn from(id: $name) -> Self {
-                id.0
+                id.as_str().to_owned()
             }
         }
 
         impl AsRef<std::path::Path> for $name {
             fn as_ref(&self) -> &std::path::Path {
-                self.0.as_ref()
+                self.as_str().as_ref()
             }
         }
     };

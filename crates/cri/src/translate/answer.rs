@@ -7,6 +7,7 @@ use berth_model::container::ContainerState;
 use berth_model::image::ImageRecord;
 use berth_model::mount::{BindMount, ImageMount, Propagation};
 use berth_model::sandbox::{NamespaceMode, NamespaceOptions, SandboxState};
+use prost::Message as _;
 
 use super::{resources, signal};
 
@@ -17,21 +18,27 @@ pub(crate) fn sandbox_state(status: &SandboxStatus) -> v1::PodSandboxState {
     }
 }
 
-pub(crate) fn sandbox_metadata(status: &SandboxStatus) -> v1::PodSandboxMetadata {
+/// A sandbox in a list, encoded.
+pub(crate) fn encoded_sandbox(status: &SandboxStatus) -> &[u8] {
+    status.list_item.or_encode(|| built_sandbox_item(status).encode_to_vec())
+}
+
+/// A sandbox in a list, out of one piece of memory.
+pub(crate) fn sandbox_item(status: &SandboxStatus) -> v1::PodSandbox {
+    v1::PodSandbox::decode(encoded_sandbox(status)).expect("it was encoded by us")
+}
+
+fn built_sandbox_item(status: &SandboxStatus) -> v1::PodSandbox {
     let name = status.spec.name.clone();
-    v1::PodSandboxMetadata {
+    let metadata = v1::PodSandboxMetadata {
         name: name.name,
         uid: name.uid,
         namespace: name.namespace,
         attempt: name.attempt,
-    }
-}
-
-/// A sandbox in a list.
-pub(crate) fn sandbox_item(status: &SandboxStatus) -> v1::PodSandbox {
+    };
     v1::PodSandbox {
         id: status.id.to_string(),
-        metadata: Some(sandbox_metadata(status)),
+        metadata: Some(metadata),
         state: sandbox_state(status).into(),
         created_at: status.created_at.0,
         labels: status.spec.labels.clone(),
@@ -42,7 +49,7 @@ pub(crate) fn sandbox_item(status: &SandboxStatus) -> v1::PodSandbox {
 
 /// All that is known of a sandbox.
 pub(crate) fn sandbox_status(status: &SandboxStatus) -> v1::PodSandboxStatus {
-    let item = sandbox_item(status);
+    let item = built_sandbox_item(status);
     let options = namespace_options(&status.spec.namespaces);
     let ip = status.ip.map(|ip| ip.to_string()).unwrap_or_default();
     v1::PodSandboxStatus {
@@ -100,11 +107,6 @@ pub(crate) fn container_state(status: &ContainerStatus) -> v1::ContainerState {
     }
 }
 
-pub(crate) fn container_metadata(status: &ContainerStatus) -> v1::ContainerMetadata {
-    let name = status.spec.name.clone();
-    v1::ContainerMetadata { name: name.name, attempt: name.attempt }
-}
-
 /// The name people know the image under. kubelet asks for containers by image id and
 /// passes what the user wrote beside it.
 fn image_spec(status: &ContainerStatus) -> v1::ImageSpec {
@@ -119,12 +121,22 @@ fn image_spec(status: &ContainerStatus) -> v1::ImageSpec {
     v1::ImageSpec { image, user_specified_image, ..Default::default() }
 }
 
-/// A container in a list.
+/// A container in a list, encoded.
+pub(crate) fn encoded_container(status: &ContainerStatus) -> &[u8] {
+    status.list_item.or_encode(|| built_container_item(status).encode_to_vec())
+}
+
+/// A container in a list, out of one piece of memory.
 pub(crate) fn container_item(status: &ContainerStatus) -> v1::Container {
+    v1::Container::decode(encoded_container(status)).expect("it was encoded by us")
+}
+
+fn built_container_item(status: &ContainerStatus) -> v1::Container {
+    let name = status.spec.name.clone();
     v1::Container {
         id: status.id.to_string(),
         pod_sandbox_id: status.sandbox.to_string(),
-        metadata: Some(container_metadata(status)),
+        metadata: Some(v1::ContainerMetadata { name: name.name, attempt: name.attempt }),
         image: Some(image_spec(status)),
         image_ref: status.image_ref.to_string(),
         state: container_state(status).into(),
@@ -137,7 +149,7 @@ pub(crate) fn container_item(status: &ContainerStatus) -> v1::Container {
 
 /// All that is known of a container.
 pub(crate) fn container_status(status: &ContainerStatus) -> v1::ContainerStatus {
-    let item = container_item(status);
+    let item = built_container_item(status);
     let user = v1::LinuxContainerUser {
         uid: status.uid.into(),
         gid: status.gid.into(),

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use berth_engine::ListItem;
 use berth_model::container::{Exit, ExitReason, Resources, Timestamp};
 use berth_model::mount::MountOption;
 use berth_model::{ContainerId, ContainerSpec, Digest, SandboxId, SandboxSpec};
@@ -24,6 +25,7 @@ pub(crate) fn sandbox() -> SandboxStatus {
         shim_pid: 1,
         netns: None,
         limits: Arc::default(),
+        list_item: ListItem::default(),
     }
 }
 
@@ -48,6 +50,7 @@ pub(crate) fn container(state: ContainerState) -> ContainerStatus {
         gid: 2,
         groups: [2, 3].into(),
         volumes: Arc::default(),
+        list_item: ListItem::default(),
     }
 }
 
@@ -189,4 +192,20 @@ fn an_images_user_is_a_number_or_a_name() {
     assert_eq!(with("www-data:1004"), (None, "www-data".to_owned()));
     assert_eq!(with("+0"), (None, "+0".to_owned()));
     assert_eq!(with("99999999999"), (None, "99999999999".to_owned()));
+}
+
+/// teeth: crates/engine/src/status.rs: `        Self::default()\n    }\n}\n\n/// It is made of the rest.` → `        Self(self.0.clone())\n    }\n}\n\n/// It is made of the rest.`
+#[test]
+fn the_list_item_of_a_snapshot_is_not_that_of_its_successor() {
+    let created = container(ContainerState::Created);
+    let first = container_item(&created);
+    assert_eq!(first.state(), v1::ContainerState::ContainerCreated);
+    assert_eq!(container_item(&created), first);
+    let state = ContainerState::Running { pid: 7, started_at: Timestamp(3) };
+    let running = ContainerStatus { state, ..created.clone() };
+    assert_eq!(container_item(&running).state(), v1::ContainerState::ContainerRunning);
+    let ready = sandbox();
+    assert_eq!(sandbox_item(&ready).state(), v1::PodSandboxState::SandboxReady);
+    let stopped = SandboxStatus { state: SandboxState::NotReady, ..ready.clone() };
+    assert_eq!(sandbox_item(&stopped).state(), v1::PodSandboxState::SandboxNotready);
 }

@@ -13,8 +13,8 @@ mod signal;
 #[cfg(test)]
 pub(crate) use answer::tests as samples;
 pub(crate) use answer::{
-    container_item, container_metadata, container_state, container_status, image, sandbox_item,
-    sandbox_metadata, sandbox_state, sandbox_status,
+    container_item, container_state, container_status, encoded_container, encoded_sandbox, image,
+    sandbox_item, sandbox_state, sandbox_status,
 };
 pub(crate) use container::container_spec;
 pub(crate) use fields::refuse_windows;

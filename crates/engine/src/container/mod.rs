@@ -39,6 +39,7 @@ pub(crate) use self::start::unless_silent;
 use crate::board::Published;
 use crate::core::{Core, cgroup_path};
 use crate::sandbox::{QUEUE, Reply, Sandbox};
+use crate::status::ListItem;
 use crate::{ContainerStatus, Error};
 
 /// A command, and the span of the request that it is for.
@@ -131,5 +132,6 @@ pub(crate) fn status_of(record: &ContainerRecord, spec: Arc<ContainerSpec>) -> C
         groups: record.groups.as_slice().into(),
         volumes: Arc::new(volumes::ids(&record.volumes)),
         limits: update::limits_of(record).clone().into(),
+        list_item: ListItem::default(),
     }
 }

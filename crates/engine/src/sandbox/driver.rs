@@ -64,6 +64,9 @@ pub(crate) fn spawn(
     new: bool,
 ) {
     let span = info_span!(parent: None, "sandbox", sandbox.id = %sandbox.id);
+    if sandbox.is_ready() {
+        core.parents.add(&sandbox.cgroup, &sandbox.id);
+    }
     core.sandboxes.insert(sandbox.id.clone(), Arc::clone(&sandbox));
     if new {
         // It is its namespaces, and these are there.
@@ -209,11 +212,15 @@ impl Driver {
         self.record = record;
         let status = status_of(&self.record, Arc::clone(&self.sandbox.spec));
         let ended = status.netns.is_none();
+        let ready = self.record.phase == SandboxPhase::Ready;
         self.sandbox.status.set(Arc::new(status));
+        if !ready {
+            self.core.parents.remove(&self.sandbox.cgroup, &self.sandbox.id);
+        }
         if ended {
             self.sandbox.counters.release();
         }
-        if !self.sandbox.is_ready() {
+        if !ready {
             self.core.sampler.let_go(&self.sandbox.cgroup);
         }
         Ok(())

@@ -39,6 +39,7 @@ use crate::core::{Core, cgroup_path};
 use crate::names::Names;
 use crate::spawner::NET_FD;
 use crate::stats::Counters;
+use crate::status::ListItem;
 use crate::{Error, SandboxStatus};
 
 /// Most requests that wait in a driver's queue; further callers wait themselves.
@@ -148,6 +149,7 @@ pub(crate) fn status_of(record: &SandboxRecord, spec: Arc<SandboxSpec>) -> Sandb
         netns: (ready && own_net && shim_pid != 0)
             .then(|| PathBuf::from(format!("/proc/{shim_pid}/fd/{NET_FD}"))),
         limits: record.limits.as_ref().unwrap_or(&spec.limits).clone().into(),
+        list_item: ListItem::default(),
         spec,
     }
 }

@@ -1,11 +1,11 @@
 //! All that is measured, for monitoring.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use berth_model::ContainerState;
 
-use super::{Parents, details, layers, members, network, read_each};
+use super::{details, layers, members, network, read_each};
 use crate::container::Container;
 use crate::core::Core;
 use crate::sandbox::Sandbox;
@@ -13,10 +13,10 @@ use crate::{ContainerMetrics, Error, NodeMetrics, SandboxMetrics};
 
 /// What is measured of every ready sandbox and its running containers.
 pub(crate) async fn metrics(core: &Arc<Core>) -> Result<NodeMetrics, Error> {
-    let parents = OnceLock::new();
-    let read = move |core: &Core, sandbox: &Arc<Sandbox>| {
-        let parents = parents.get_or_init(|| Parents::of(core));
-        sandbox.is_ready().then(|| of(core, sandbox, parents))
+    let read = |core: &Core, sandbox: &Arc<Sandbox>| {
+        // As in statistics: before it is asked whether it is ready.
+        let own = core.parents.is_own(&sandbox.cgroup, &sandbox.id);
+        sandbox.is_ready().then(|| of(core, sandbox, own))
     };
     let sandboxes = read_each(core, |core| &core.sandboxes, read).await?;
     let shared = Arc::clone(core);
@@ -25,8 +25,7 @@ pub(crate) async fn metrics(core: &Arc<Core>) -> Result<NodeMetrics, Error> {
     Ok(NodeMetrics { sandboxes, filesystem, devices })
 }
 
-fn of(core: &Core, sandbox: &Arc<Sandbox>, parents: &Parents) -> SandboxMetrics {
-    let own = parents.is_own(sandbox);
+fn of(core: &Core, sandbox: &Arc<Sandbox>, own: bool) -> SandboxMetrics {
     let cgroup = own.then(|| details(core, &sandbox.cgroup, None, &sandbox.removed));
     SandboxMetrics {
         cgroup_path: sandbox.cgroup.to_string(),

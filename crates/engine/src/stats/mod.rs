@@ -7,21 +7,22 @@ mod filesystem;
 mod layers;
 mod metrics;
 mod network;
+mod parents;
 mod total;
 
-use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use berth_cgroup::CgroupPath;
-use berth_model::{ContainerState, SandboxId};
+use berth_model::ContainerState;
 use berth_stats::{Details, Sample};
 
 pub(crate) use self::filesystem::Filesystem;
 pub(crate) use self::layers::Layers;
 pub(crate) use self::metrics::metrics;
 pub(crate) use self::network::Counters;
+pub(crate) use self::parents::Parents;
 use crate::board::{Board, Part};
 use crate::container::Container;
 use crate::core::{Core, cgroup_error, warn_failure};
@@ -58,7 +59,7 @@ pub(crate) async fn sandbox(
     core: &Arc<Core>,
     sandbox: Arc<Sandbox>,
 ) -> Result<SandboxStats, Error> {
-    read_one(core, move |core| sandbox_now(core, &sandbox, &Parents::of(core))).await
+    read_one(core, move |core| sandbox_now(core, &sandbox)).await
 }
 
 /// What `tell` makes of the usage of every sandbox that is `wanted`.
@@ -67,10 +68,8 @@ pub(crate) async fn sandboxes<T: Send + 'static>(
     wanted: impl Fn(&SandboxStatus) -> bool + Send + Sync + 'static,
     tell: impl Fn(SandboxStats) -> T + Send + Sync + 'static,
 ) -> Result<Vec<T>, Error> {
-    let parents = OnceLock::new();
     let read = move |core: &Core, sandbox: &Arc<Sandbox>| {
-        let parents = parents.get_or_init(|| Parents::of(core));
-        wanted(&sandbox.status.get()).then(|| tell(sandbox_now(core, sandbox, parents)))
+        wanted(&sandbox.status.get()).then(|| tell(sandbox_now(core, sandbox)))
     };
     read_each(core, |core| &core.sandboxes, read).await
 }
@@ -114,28 +113,6 @@ where
     Ok(answers.into_iter().flatten().collect())
 }
 
-/// Which ready sandbox has each parent cgroup for itself; `None` where several have it. kubelet
-/// makes one for each pod, so that what it says is the pod's, overhead included; other clients
-/// give several pods the same.
-#[derive(Debug)]
-pub(crate) struct Parents(HashMap<CgroupPath, Option<SandboxId>>);
-
-impl Parents {
-    fn of(core: &Core) -> Self {
-        let mut parents = HashMap::new();
-        for sandbox in core.sandboxes.all().into_iter().filter(|sandbox| sandbox.is_ready()) {
-            let owner = parents.entry(sandbox.cgroup.clone());
-            owner.and_modify(|owner| *owner = None).or_insert_with(|| Some(sandbox.id.clone()));
-        }
-        Self(parents)
-    }
-
-    /// Not of a sandbox that has become ready since: it may share the cgroup of another.
-    fn is_own(&self, sandbox: &Sandbox) -> bool {
-        self.0.get(&sandbox.cgroup).is_some_and(|owner| owner.as_ref() == Some(&sandbox.id))
-    }
-}
-
 fn container_now(core: &Core, container: &Arc<Container>) -> ContainerStats {
     let status = container.status.get();
     let running = matches!(status.state, ContainerState::Running { .. });
@@ -149,10 +126,12 @@ fn container_now(core: &Core, container: &Arc<Container>) -> ContainerStats {
     }
 }
 
-fn sandbox_now(core: &Core, sandbox: &Arc<Sandbox>, parents: &Parents) -> SandboxStats {
+fn sandbox_now(core: &Core, sandbox: &Arc<Sandbox>) -> SandboxStats {
     let containers: Vec<ContainerStats> =
         members(core, sandbox).map(|container| container_now(core, &container)).collect();
-    let cgroup = match (sandbox.is_ready(), parents.is_own(sandbox)) {
+    // First: of one that is stopped meanwhile it ends later than that it is ready.
+    let own = core.parents.is_own(&sandbox.cgroup, &sandbox.id);
+    let cgroup = match (sandbox.is_ready(), own) {
         (false, _) => None,
         (true, true) => sample(core, &sandbox.cgroup, &sandbox.removed),
         (true, false) => total::of(containers.iter().filter_map(|container| container.cgroup)),
