@@ -177,28 +177,31 @@ async fn connect<B: Backend>(
 
 /// Forwards the promised ports over numbered channels: two each, for data and for errors,
 /// that begin with the port's number, lowest byte first.
-pub(crate) async fn over_channels<B: Backend>(
+///
+/// The channels are open when this returns, before anything is read: a client may send at once.
+pub(crate) fn over_channels<B: Backend>(
     backend: Arc<B>,
     target: Target,
-    mux: Mux,
-) -> Vec<Reader> {
-    let mut connections = JoinSet::new();
-    let mut channel = 0;
-    for port in target.ports.clone() {
-        let (reader, mut data) = mux.open(channel, false);
-        let (unread, mut error) = mux.open(channel + 1, false);
-        channel += 2;
-        // Both have room for two bytes.
-        _ = data.write_all(&port.to_le_bytes()).await;
-        _ = error.write_all(&port.to_le_bytes()).await;
-        let (backend, target) = (backend.clone(), target.clone());
-        let pair = Pair(reader, data);
-        connections.spawn(connect(backend, target, port, pair, (unread, error)));
-    }
-    while let Some(ended) = connections.join_next().await {
-        if let Err(error) = ended {
-            tracing::error!(error = &error as &dyn std::error::Error, "port-forward died");
+    mux: &Mux,
+) -> impl Future<Output = Vec<Reader>> + use<B> {
+    let ports: Vec<_> = (target.ports.iter().zip((0..).step_by(2)))
+        .map(|(port, channel)| (*port, mux.open(channel, false), mux.open(channel + 1, false)))
+        .collect();
+    async move {
+        let mut connections = JoinSet::new();
+        for (port, (reader, mut data), (unread, mut error)) in ports {
+            // Both have room for two bytes.
+            _ = data.write_all(&port.to_le_bytes()).await;
+            _ = error.write_all(&port.to_le_bytes()).await;
+            let (backend, target) = (backend.clone(), target.clone());
+            let pair = Pair(reader, data);
+            connections.spawn(connect(backend, target, port, pair, (unread, error)));
         }
+        while let Some(ended) = connections.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(error = &error as &dyn std::error::Error, "port-forward died");
+            }
+        }
+        Vec::new()
     }
-    Vec::new()
 }

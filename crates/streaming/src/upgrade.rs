@@ -197,7 +197,7 @@ async fn forward_channels<B: Backend>(
     context: &Context<B>,
 ) -> Result<(), Error> {
     let mux = Mux::new(context.peer.clone());
-    let session = forward::over_channels(context.backend.clone(), target, mux.clone());
+    let session = forward::over_channels(context.backend.clone(), target, &mux);
     over_websocket(socket, protocol, &mux, session, context).await
 }
 

@@ -240,6 +240,38 @@ async fn numbered_channels_forward_the_ports_of_the_request() {
     node.end().await;
 }
 
+/// Which of them is asked first, the socket or the session, is left to chance: hence many times.
+///
+/// teeth: crates/streaming/src/upgrade.rs: `let session = forward::over_channels(context.backend.clone(), target, &mux);` → `let session = async { forward::over_channels(context.backend.clone(), target, &mux).await };`
+#[tokio::test]
+async fn what_a_client_sends_at_once_reaches_the_port() {
+    let node = Node::start();
+    for _ in 0..30 {
+        let url = node.forward(&[80]);
+        let (address, path) = split(&url);
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
+             Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Protocol: v4.channel.k8s.io\r\n\r\n"
+        );
+        // One message on channel 0, masked with zeros, right behind the request.
+        let frame = b"\x82\x86\0\0\0\0\0hello";
+        socket.write_all(&[head.as_bytes(), frame].concat()).await.unwrap();
+        let mut heard = Vec::new();
+        let echo = async {
+            while !heard.windows(5).any(|bytes| bytes == b"hello") {
+                assert_ne!(socket.read_buf(&mut heard).await.unwrap(), 0, "{heard:?}");
+            }
+        };
+        let echoed = tokio::time::timeout(LIMIT, echo).await;
+        assert!(echoed.is_ok(), "{:?}", String::from_utf8_lossy(&heard));
+    }
+    node.fake.is_idle().await;
+    node.end().await;
+}
+
 /// teeth: crates/streaming/src/websocket/mod.rs: `pub(crate) const MAX_PORTS: usize = 128;` → `pub(crate) const MAX_PORTS: usize = usize::MAX;`
 #[tokio::test]
 async fn d11_more_ports_than_there_are_channels_are_refused() {
