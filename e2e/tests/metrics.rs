@@ -48,7 +48,8 @@ async fn metrics(node: &mut Node) -> Result<Vec<v1::PodSandboxMetrics>> {
 async fn every_metric_has_a_descriptor_and_its_value() -> Result<()> {
     let (mut node, image, pod) = Node::with_pod().await?;
     let work = "head -c 3000000 /dev/zero > /written; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); \
-                done; nc -l -p 5 & echo used; exec sleep 1000";
+                done; nc -l -p 5 & until grep -qs ':0005 ' /proc/net/tcp /proc/net/tcp6; do :; \
+                done; echo used; exec sleep 1000";
     let mut config = script(&image, work);
     let limits = resources(&mut config);
     (limits.cpu_period, limits.cpu_quota, limits.cpu_shares) = (100_000, 90_000, 1024);

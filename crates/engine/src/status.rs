@@ -30,7 +30,7 @@ pub struct Handler {
 
 /// A snapshot as the CRI has it in a list, encoded; kept with the snapshot and gone with it.
 ///
-/// Lists are asked for every second. The parts of a snapshot lie on half a dozen pages, which
+/// Lists are asked for every second. The parts of a snapshot lie on several pages, which
 /// after a second are in no cache any more; this is one piece. It is made once the snapshot is
 /// published, which then never changes; a changed copy has none.
 #[derive(Default)]

@@ -214,13 +214,11 @@ impl Driver {
         let ended = status.netns.is_none();
         let ready = self.record.phase == SandboxPhase::Ready;
         self.sandbox.status.set(Arc::new(status));
-        if !ready {
-            self.core.parents.remove(&self.sandbox.cgroup, &self.sandbox.id);
-        }
         if ended {
             self.sandbox.counters.release();
         }
         if !ready {
+            self.core.parents.remove(&self.sandbox.cgroup, &self.sandbox.id);
             self.core.sampler.let_go(&self.sandbox.cgroup);
         }
         Ok(())

@@ -129,7 +129,7 @@ fn container_now(core: &Core, container: &Arc<Container>) -> ContainerStats {
 fn sandbox_now(core: &Core, sandbox: &Arc<Sandbox>) -> SandboxStats {
     let containers: Vec<ContainerStats> =
         members(core, sandbox).map(|container| container_now(core, &container)).collect();
-    // First: of one that is stopped meanwhile it ends later than that it is ready.
+    // Asked before whether it is ready, which ends first when it is stopped meanwhile.
     let own = core.parents.is_own(&sandbox.cgroup, &sandbox.id);
     let cgroup = match (sandbox.is_ready(), own) {
         (false, _) => None,
